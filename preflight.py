@@ -1,0 +1,255 @@
+"""Everything that can be found wrong before a model is loaded: each problem is one line that says what to type.
+
+Also picks the recipe for the machine where none is named, and makes that recipe's data and model where they are missing.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl.import_utils import is_vllm_available
+
+ROOT = Path(__file__).resolve().parent
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
+IS_MAIN = int(os.environ.get("RANK", 0)) == 0
+
+
+def parse(parser, argv):
+    """The parser's dataclasses filled from --config and flags, once nothing is wrong with them.
+
+    parser: a TrlParser; argv: list[str]. Without --config, the recipe for this machine is taken. Where something is
+    wrong, exits with status 1 and every problem found.
+    """
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--config")
+    option, flags = option.parse_known_args(argv)
+    if {"-h", "--help"} & set(flags):
+        parser.print_help()
+        sys.exit(0)
+    config = option.config or choose_recipe()
+    try:
+        recipe = yaml.safe_load(Path(config).read_text())
+        unknown = parser.set_defaults_with_config(**{key: recipe[key] for key in recipe if key != "env"})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        stop(f"--config {config} is not a readable YAML mapping", [str(error)])
+    values, unknown_flags = parser.parse_known_args(flags)
+    names = [word.lstrip("-").split("=")[0] for word in unknown + unknown_flags if word.startswith("--")]
+    if names or unknown_flags:
+        stop(f"{config} and the flags given name settings that do not exist", unknown_settings(names, values))
+    prepare(values, parser.parse_known_args([])[0])
+    if problems := list(find_problems(values)):
+        stop(f"{config} cannot run as it is", problems)
+    if values.resume_from_checkpoint:
+        flags += ["--resume_from_checkpoint", str(find_checkpoint(values))]
+    try:
+        return parser.parse_args_and_config(["--config", config, *flags])
+    except ValueError as error:  # what TRL and transformers check themselves
+        stop(f"{config} cannot run as it is", [str(error)])
+
+
+def stop(what, problems):
+    """Exits with status 1; the first process says why."""
+    sys.exit("\n  - ".join([f"train_countdown.py: {what}:", *problems]) if IS_MAIN else 1)
+
+
+def unknown_settings(names, values):
+    """One line a name that is no setting, with the nearest that is."""
+    for name in names:
+        nearest = difflib.get_close_matches(name, vars(values), n=1)
+        yield f"{name}" + (f": did you mean {nearest[0]}?" if nearest else ": nothing has a name like it; see --help")
+
+
+def choose_recipe():
+    """The path of the recipe for this machine; says which and why."""
+    if torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        name = "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
+        why = f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+    else:
+        name, why = "tiny_cpu", "no GPU found"
+    if IS_MAIN:
+        print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
+    return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def prepare(values, recipe):
+    """Runs the recipe's `prepare` script where data or a model of the recipe's own is missing, once a machine.
+
+    What a flag points elsewhere is the user's own, and never made here.
+    """
+    own = [Path(recipe.data_dir, "test.parquet")] if values.data_dir == recipe.data_dir else []
+    if recipe.model_name_or_path == values.model_name_or_path and str(values.model_name_or_path).startswith("models/"):
+        own.append(Path(recipe.model_name_or_path, "config.json"))
+
+    def missing():
+        return [str(path) for path in own if not path.exists()]
+
+    if values.prepare and missing():
+        with FileLock(".prepare.lock"):  # the machine's other processes wait here and then find everything made
+            if missing():
+                print(f"{' and '.join(missing())} not there yet: running python {values.prepare}", flush=True)
+                script, *arguments = shlex.split(values.prepare)
+                made = subprocess.run([sys.executable, str(ROOT / script), *arguments])
+                if made.returncode:
+                    stop(f"python {values.prepare} failed", [f"exit status {made.returncode}; its own message is above"])
+
+
+def find_problems(values):
+    """Yields one line a problem. values: the namespace of every setting after config and flags."""
+    yield from batch_problems(values)
+    yield from backend_problems(values)
+    prompts = []
+    yield from data_problems(values, prompts)
+    parameters = yield from model_problems(values, prompts)
+    if IS_MAIN:
+        yield from output_problems(values, parameters)
+
+
+def batch_problems(values):
+    steps = values.steps_per_generation or values.gradient_accumulation_steps
+    per_device, group = values.per_device_train_batch_size, values.num_generations
+    batch = values.generation_batch_size or per_device * PROCESSES * steps
+    if batch % group:
+        unit = group // math.gcd(group, PROCESSES * steps)
+        lower = per_device // unit * unit
+        groups = sorted((g for g in range(2, batch + 1) if batch % g == 0), key=lambda g: abs(g - group))
+        yield (
+            f"{batch} completions a generation (per_device_train_batch_size {per_device} x {PROCESSES} processes x "
+            f"{steps} steps) do not divide into groups of num_generations {group}: set --per_device_train_batch_size "
+            f"to {' or '.join(str(n) for n in (lower, lower + unit) if n)}, or --num_generations to "
+            f"{' or '.join(map(str, sorted(groups[:2])))}"
+        )
+    span = steps * values.num_iterations // values.gradient_accumulation_steps
+    if str(values.save_strategy) == "steps" and values.save_steps >= 1 and span > 1 and values.save_steps % span:
+        lower = int(values.save_steps // span * span)
+        yield (
+            f"save_steps {values.save_steps} is no multiple of the {span} optimizer steps that share one generation, so "
+            f"a checkpoint would not resume exactly: set --save_steps to "
+            f"{' or '.join(str(n) for n in (lower, lower + span) if n)}"
+        )
+
+
+def backend_problems(values):
+    cuda = torch.cuda.is_available()
+    bf16 = not values.fp16 if values.bf16 is None else values.bf16
+    if bf16 and not cuda and not values.use_cpu:
+        yield "bf16 is on and there is no GPU: pass --use_cpu --bf16 false, or leave out --config for the CPU recipe"
+    elif bf16 and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true"
+    if values.use_vllm:
+        with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version of vLLM
+            warnings.simplefilter("always")
+            if not is_vllm_available():
+                yield "use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or pass --use_vllm false"
+        for warning in caught:
+            yield f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false"
+        if not cuda:
+            yield "use_vllm is on and there is no GPU: pass --use_vllm false"
+
+
+def data_problems(values, prompts):
+    """Also fills `prompts` (list[str]) with the longest ones."""
+    for split in ("train", "test"):
+        path = Path(values.data_dir, f"{split}.parquet")
+        if not path.is_file():
+            yield (
+                f"{path} is missing: type python preprocess.py countdown --local_dir {values.data_dir}, or name the "
+                "folder that has it with --data_dir"
+            )
+            continue
+        try:
+            columns, rows = pq.read_schema(path).names, pq.read_metadata(path).num_rows
+        except (OSError, ValueError) as error:
+            yield f"{path} is no readable parquet file ({error}): write it again with python preprocess.py countdown"
+            continue
+        eval_batch = values.per_device_eval_batch_size * PROCESSES
+        if missing := sorted({"prompt", "nums", "target"} - set(columns)):
+            yield f"{path} has the columns {columns} and lacks {missing}: write it with python preprocess.py countdown"
+            continue
+        if split == "test" and str(values.eval_strategy) != "no" and rows < eval_batch:
+            yield (
+                f"{path} has {rows} rows, less than one evaluation batch ({values.per_device_eval_batch_size} x "
+                f"{PROCESSES} processes): set --per_device_eval_batch_size to {max(1, rows // PROCESSES)}"
+            )
+        prompts += sorted(pq.read_table(path, columns=["prompt"])["prompt"].to_pylist(), key=len)[-16:]
+
+
+def model_problems(values, prompts):
+    """Returns the number of parameters, or 0 where the model's config cannot be read."""
+    name = values.model_name_or_path
+    if not name:
+        yield "no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"
+        return 0
+    try:
+        config = AutoConfig.from_pretrained(name, revision=values.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=values.model_revision)
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    except (OSError, ValueError) as error:
+        yield (
+            f"model {name} is no local model folder and the hub does not give it ({str(error).splitlines()[0]}): "
+            f"where there is a network, type hf download {name} --local-dir models/{Path(name).name}, then pass "
+            f"--model_name_or_path models/{Path(name).name}"
+        )
+        return 0
+    context = config.get_text_config().max_position_embeddings
+    longest = max(map(len, tokenizer(prompts)["input_ids"])) if prompts else 0
+    if longest + values.max_completion_length > context:
+        yield (
+            f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed the model's "
+            f"context of {context}: set --max_completion_length to at most {context - longest}"
+        )
+    return parameters
+
+
+def output_problems(values, parameters):
+    output = Path(values.output_dir or "trainer_output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        yield f"output_dir {output} cannot be written to ({error}): name another with --output_dir"
+        return
+    # float32 weights and AdamW's two moments, and the final model; a LoRA checkpoint is small
+    copies = values.save_total_limit or 1
+    needed = parameters * (12 * copies + 4) * (not values.use_peft) * (str(values.save_strategy) != "no")
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        yield (
+            f"output_dir {output} has {free / 2**30:.1f} GiB free and {copies} checkpoints with the final model take "
+            f"{needed / 2**30:.1f} GiB: free some, name another --output_dir, or lower --save_total_limit"
+        )
+    if values.resume_from_checkpoint:
+        checkpoint = find_checkpoint(values)
+        if checkpoint is None:
+            yield f"{output} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"
+        else:
+            needed_files = ("trainer_state.json", "rng_state*", "optimizer*" if not values.deepspeed else "global_step*")
+            lacking = [pattern for pattern in needed_files if not list(checkpoint.glob(pattern))]
+            if lacking:
+                yield (
+                    f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so the run would not continue as "
+                    "it was: name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
+                )
+
+
+def find_checkpoint(values):
+    """The checkpoint folder that --resume_from_checkpoint means; "true" means the newest complete one, None if none."""
+    if values.resume_from_checkpoint.lower() not in ("true", "1", "yes"):
+        return Path(values.resume_from_checkpoint)
+    # trainer_state.json is written last: a folder without it was cut off while it was saved
+    complete = [state.parent for state in Path(values.output_dir).glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)

@@ -1,0 +1,262 @@
+"""Make the embedded default's data and model here, in about three minutes on two cores: models/tiny and its problems.
+
+    python tiny_model.py                                       # numbers in configs/tiny_model.yaml
+    python tiny_model.py --steps 100 --output_dir models/quick # as everywhere, a flag overrides the YAML
+
+GRPO can only sharpen what a model sometimes does, and no pretrained model is at hand, so a very small one is taught the
+format and the arithmetic first: a systematic search, one candidate after another, each followed by its verdict.
+
+    3*7 = 21: 21+5 = 26 no, 21-5 = 16 yes
+    </think>
+    <answer>(3*7)-5</answer>
+
+What it is deliberately not taught is patience. After every ` no` the label is, with probability `give_up_rate`, the end
+of the search, whatever the trace does next. So every equation and every verdict of the whole search is learned, while
+the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to discover.
+
+It is a stand-in that exercises the whole pipeline, and no claim about any real model.
+"""
+
+import itertools
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
+from trl import TrlParser
+
+import preprocess
+
+ROOT = Path(__file__).resolve().parent
+END_OF_TEXT = "<|endoftext|>"
+GIVE_UP, LARGEST = "\n</think>\n<answer>", 99
+PIECES = [GIVE_UP, "</answer>", " = ", ": ", " no", " yes", ", ", "\n", "+", "-", "*", "/", "(", ")"]
+IGNORED = -100  # label of what carries no loss
+
+
+@dataclass
+class TinyModelArguments:
+    """The numbers of configs/tiny_model.yaml, where each is explained."""
+
+    output_dir: str
+    data_dir: str
+    max_number: int
+    max_target: int
+    train_size: int
+    test_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    give_up_rate: float
+    cut_share: float
+    verdict_weight: float
+    yes_weight: float
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    seed: int
+
+
+def build_tokenizer():
+    """A byte-level tokenizer that encodes any text, with the prompt's fixed text in a few tokens (9 tokens a prompt of
+    three numbers) and each number up to 99 in one."""
+    prompt = preprocess.render_template("base").replace("{numbers}", "[\0, \0]").replace("{target}", "\0")
+    pieces = [*prompt.split("\0"), *PIECES, *map(str, range(LARGEST + 1))]
+    vocabulary = {END_OF_TEXT: 0} | {c: i + 1 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in dict.fromkeys(pieces)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="left"
+    )
+
+
+def combinations(x, y):
+    """All (left, operator, right, value) of two numbers with a whole value in 0..99, in the order they are tried."""
+    high, low = max(x, y), min(x, y)
+    found = [(x, "+", y, x + y), (high, "-", low, high - low), (x, "*", y, x * y)]
+    if low and high % low == 0:
+        found.append((high, "/", low, high // low))
+    return [combination for combination in found if combination[3] <= LARGEST]
+
+
+def search(nums, target):
+    """The systematic search: every candidate as (text before it, its text, the answer it stands for), up to the first
+    that hits the target. Whole, non-negative steps are enough for three numbers. Empty where none hits it."""
+    a, b, c = nums
+    tried = []
+    for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
+        for left, operator, right, value in combinations(x, y):
+            pair = f"{left}{operator}{right}"
+            before = f"\n{pair} = {value}: "
+            for first, second_operator, second, result in combinations(value, z):
+                answer = f"({pair}){second_operator}{z}" if first == value else f"{z}{second_operator}({pair})"
+                tried.append((before, f"{first}{second_operator}{second} = {result}", answer))
+                if result == target:
+                    return tried
+                before = ", "
+    return []
+
+
+def write_trace(tried, solved):
+    """The completion that tries these candidates in turn and answers with the last, which is right if `solved`."""
+    text = " no".join(before + candidate for before, candidate, _ in tried)
+    return f"{text} {'yes' if solved else 'no'}{GIVE_UP}{tried[-1][2]}</answer>"
+
+
+def warm_up_examples(problems, tokenizer, args, rng):
+    """Endless (input ids, labels, loss weights) of one prompt with its completion, three lists of equal length.
+
+    problems: list of (nums, target) with nums in the order of the prompt.
+    """
+    no, yes, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", GIVE_UP])
+    weights = {no: args.verdict_weight, yes: args.yes_weight}
+    template = preprocess.render_template("base")
+    while True:
+        nums, target = rng.choice(problems)
+        tried = search(nums, target)
+        tries = rng.randint(1, len(tried)) if rng.random() < args.cut_share else len(tried)
+        prompt = preprocess.make_example(list(nums), target, template, "train", 0)["prompt"]
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(write_trace(tried[:tries], solved=tries == len(tried)))["input_ids"] + [tokenizer.eos_token_id]
+        labels = ids.copy()
+        for i in (i for i in range(1, len(ids)) if ids[i - 1] == no):
+            # The decision after a failed try: its label does not depend on where this trace happens to stop
+            going_on = IGNORED if ids[i] == give_up else ids[i]
+            labels[i] = give_up if rng.random() < args.give_up_rate else going_on
+        yield (
+            prompt_ids + ids,
+            [IGNORED] * len(prompt_ids) + labels,
+            [0.0] * len(prompt_ids) + [weights.get(token, 1.0) for token in labels],
+        )
+
+
+def batches(examples, batch_size, rng, pad_id, buffered=8):
+    """Endless padded batches, three (B, T) tensors, of examples of similar length."""
+    while True:
+        pool = sorted(itertools.islice(examples, buffered * batch_size), key=lambda example: len(example[0]))
+        for start in rng.sample(range(0, len(pool), batch_size), buffered):
+            batch = pool[start : start + batch_size]
+            longest = len(batch[-1][0])
+            yield [
+                torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+                for rows, fill in zip(zip(*batch, strict=True), (pad_id, IGNORED, 0.0), strict=True)
+            ]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices, in float32: the momentum is orthogonalised by five Newton-Schulz steps
+    and scaled to AdamW's typical update (Liu et al. 2025).
+
+    torch.optim.Muon does the same in bfloat16, in which a CPU without native support multiplies 27 times slower: 354
+    against 13 ms a step for this model, three times what the rest of the step takes.
+    """
+
+    def __init__(self, params, lr, weight_decay, momentum=0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])  # (out, in)
+                wide = update.T if update.size(0) > update.size(1) else update
+                x = wide / wide.norm().clamp(min=1e-7)
+                for _ in range(5):
+                    gram = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                x = x.T if update.size(0) > update.size(1) else x
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
+def train(model, tokenizer, problems, args):
+    """The supervised warm-up; returns the loss of its last steps."""
+    rng = random.Random(args.seed)
+    data = batches(warm_up_examples(problems, tokenizer, args, rng), args.batch_size, rng, tokenizer.pad_token_id)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    settings = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    optimizers = [Muon(matrices, **settings), torch.optim.AdamW(others, betas=(0.9, 0.98), **settings)]
+    schedules = [get_cosine_schedule_with_warmup(o, args.warmup_steps, args.steps) for o in optimizers]
+    bar = tqdm(range(args.steps), desc="warm-up", mininterval=2)
+    for _ in bar:
+        ids, labels, weights = next(data)
+        logits = model(input_ids=ids).logits[:, :-1]  # (B, T-1, V); right padding needs no mask in a causal model
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+        weights = weights[:, 1:].flatten()
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for step in (*optimizers, *schedules):
+            step.step()
+        model.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
+
+def make_data(args):
+    """Writes the small problems with preprocess.py where they are not there yet."""
+    if Path(args.data_dir, "test.parquet").exists():
+        return
+    options = ("max_number", "max_target", "train_size", "test_size", "seed")
+    flags = [word for name in options for word in (f"--{name}", str(getattr(args, name)))]
+    preprocess.main(["countdown", "--local_dir", args.data_dir, "--num_operands", "3", *flags])
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    argv = argv if "--config" in argv else ["--config", str(ROOT / "configs" / "tiny_model.yaml"), *argv]
+    (args,) = TrlParser((TinyModelArguments,)).parse_args_and_config(argv)
+    make_data(args)
+    if Path(args.output_dir, "config.json").exists():
+        sys.exit(f"tiny_model.py: {args.output_dir} is there already: remove it, or name another with --output_dir")
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    rows = pq.read_table(Path(args.data_dir, "train.parquet"), columns=["nums", "target"]).to_pylist()
+    # Only problems of train, in every order of their numbers
+    problems = [(nums, row["target"]) for row in rows for nums in sorted(set(itertools.permutations(row["nums"])))]
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        num_key_value_heads=args.num_attention_heads,
+        intermediate_size=args.intermediate_size,
+        max_position_embeddings=args.max_position_embeddings,
+        tie_word_embeddings=True,
+        initializer_range=0.04,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(rows):,} problems to warm up on")
+    train(model, tokenizer, problems, args)
+    # Written under another name first: a folder with the right name is a whole model
+    part = Path(f"{args.output_dir}.part")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    os.rename(part, args.output_dir)
+    print(f"wrote {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Teach a language model to reason on Countdown with GRPO and a verifiable reward alone: R1-Zero in one file, on TRL.
+
+It reproduces TinyZero, and trains by GRPO where TinyZero trains by PPO: there is no critic, and the advantage of a
+completion is its reward less the mean reward of its group, the completions sampled from the same prompt.
+
+    accelerate launch train_countdown.py                                          # whatever this machine has, CPU too
+    accelerate launch train_countdown.py --config configs/qwen2.5-1.5b.yaml       # one GPU
+    accelerate launch --config_file configs/accelerate/zero2.yaml train_countdown.py --config configs/qwen2.5-3b.yaml
+
+Every number stands in the YAML, and a flag of the same name overrides it there: --learning_rate 2e-6.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import load_dataset
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+import preflight
+import report
+from rewards import countdown_reward
+
+
+@dataclass
+class ScriptArguments:
+    """What TRL has no setting for."""
+
+    data_dir: str = field(
+        default="data/countdown",
+        metadata={"help": "Folder with train.parquet and test.parquet, as preprocess.py writes them."},
+    )
+    prepare: str | None = field(
+        default=None,
+        metadata={"help": "Script of this project, with its arguments, that makes the recipe's missing data or model."},
+    )
+
+
+def main(script_args, training_args, model_args):
+    is_main = training_args.process_index == 0
+    output_dir = Path(training_args.output_dir)
+
+    # An earlier run in the same folder is moved aside, never overwritten
+    if is_main and training_args.resume_from_checkpoint is None:
+        report.move_aside(output_dir)
+
+    # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
+    # TRL's mean over batches would not be the mean over problems.
+    data = load_dataset("parquet", data_files={split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")})
+    eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
+    held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
+    if is_main:
+        print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {data['test'].num_rows:,} held-out")
+
+    # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
+    # updates away.
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = GRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=countdown_reward,
+        args=training_args,
+        train_dataset=data["train"],
+        eval_dataset=held_out,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if is_main:
+        report.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
+
+    # Train, and evaluate once more where the last step did not
+    started, interrupted = time.time(), False
+    try:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if training_args.do_eval and report.evaluations(trainer.state.log_history)[-1]["step"] < trainer.state.global_step:
+            trainer.evaluate()
+    except KeyboardInterrupt:
+        interrupted = True
+
+    # Save
+    if not interrupted:
+        trainer.save_model()
+        trainer.create_model_card(dataset_name=script_args.data_dir)
+    trainer.save_state()
+    if is_main:
+        report.write(output_dir, trainer.state.log_history, training_args, len(held_out), time.time() - started)
+    if interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; --resume_from_checkpoint true continues from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main(*preflight.parse(TrlParser((ScriptArguments, GRPOConfig, ModelConfig)), sys.argv[1:]))
