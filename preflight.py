@@ -104,7 +104,9 @@ def prepare(values, recipe):
                 script, *arguments = shlex.split(values.prepare)
                 made = subprocess.run([sys.executable, str(ROOT / script), *arguments])
                 if made.returncode:
-                    stop(f"python {values.prepare} failed", [f"exit status {made.returncode}; its own message is above"])
+                    stop(
+                        f"python {values.prepare} failed", [f"exit status {made.returncode}; its own message is above"]
+                    )
 
 
 def find_problems(values):
@@ -162,14 +164,14 @@ def backend_problems(values):
 
 def data_problems(values, prompts):
     """Also fills `prompts` (list[str]) with the longest ones."""
-    for split in ("train", "test"):
-        path = Path(values.data_dir, f"{split}.parquet")
-        if not path.is_file():
-            yield (
-                f"{path} is missing: type python preprocess.py countdown --local_dir {values.data_dir}, or name the "
-                "folder that has it with --data_dir"
-            )
-            continue
+    paths = [Path(values.data_dir, f"{split}.parquet") for split in ("train", "test")]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        yield (
+            f"missing data: {' and '.join(missing)}; type python preprocess.py countdown --local_dir {values.data_dir}, "
+            "or name the folder that has it with --data_dir"
+        )
+        return
+    for path in paths:
         try:
             columns, rows = pq.read_schema(path).names, pq.read_metadata(path).num_rows
         except (OSError, ValueError) as error:
@@ -179,7 +181,7 @@ def data_problems(values, prompts):
         if missing := sorted({"prompt", "nums", "target"} - set(columns)):
             yield f"{path} has the columns {columns} and lacks {missing}: write it with python preprocess.py countdown"
             continue
-        if split == "test" and str(values.eval_strategy) != "no" and rows < eval_batch:
+        if path.stem == "test" and str(values.eval_strategy) != "no" and rows < eval_batch:
             yield (
                 f"{path} has {rows} rows, less than one evaluation batch ({values.per_device_eval_batch_size} x "
                 f"{PROCESSES} processes): set --per_device_eval_batch_size to {max(1, rows // PROCESSES)}"
@@ -193,6 +195,11 @@ def model_problems(values, prompts):
     if not name:
         yield "no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"
         return 0
+    # A path is not asked of the hub, which offline would take half a minute of retries
+    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
+    if local and not Path(name).is_dir():
+        yield f"model {name} is a folder that does not exist: pass --model_name_or_path FOLDER_OR_HUB_ID"
+        return 0
     try:
         config = AutoConfig.from_pretrained(name, revision=values.model_revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=values.model_revision)
@@ -200,9 +207,8 @@ def model_problems(values, prompts):
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     except (OSError, ValueError) as error:
         yield (
-            f"model {name} is no local model folder and the hub does not give it ({str(error).splitlines()[0]}): "
-            f"where there is a network, type hf download {name} --local-dir models/{Path(name).name}, then pass "
-            f"--model_name_or_path models/{Path(name).name}"
+            f"model {name} cannot be had ({str(error).splitlines()[0]}): where there is a network, type hf download "
+            f"{name} --local-dir models/{Path(name).name}, then pass --model_name_or_path models/{Path(name).name} here"
         )
         return 0
     context = config.get_text_config().max_position_embeddings
@@ -237,7 +243,11 @@ def output_problems(values, parameters):
         if checkpoint is None:
             yield f"{output} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"
         else:
-            needed_files = ("trainer_state.json", "rng_state*", "optimizer*" if not values.deepspeed else "global_step*")
+            needed_files = (
+                "trainer_state.json",
+                "rng_state*",
+                "optimizer*" if not values.deepspeed else "global_step*",
+            )
             lacking = [pattern for pattern in needed_files if not list(checkpoint.glob(pattern))]
             if lacking:
                 yield (

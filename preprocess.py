@@ -123,7 +123,6 @@ def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
     return nums[alive], target[alive]
 
 
-
 def make_problems(rng, size, num_operands, min_number, max_number, max_target):
     """`size` different problems (nums (size, num_operands), target (size,)) in random order.
 
@@ -157,9 +156,7 @@ def generate(args):
     for part, k in enumerate(args.num_operands):
         # An odd remainder goes to the first parts: sizes differ by one at most.
         n_train, n_test = (len(range(part, n, len(args.num_operands))) for n in (args.train_size, args.test_size))
-        nums, target = make_problems(
-            rng, n_train + n_test, k, args.min_number, args.max_number, args.max_target
-        )
+        nums, target = make_problems(rng, n_train + n_test, k, args.min_number, args.max_number, args.max_target)
         problems = list(zip(nums.tolist(), target.tolist(), strict=True))
         train += problems[:n_train]
         test += problems[n_train:]
@@ -167,12 +164,12 @@ def generate(args):
 
 
 def read_source(source):
-    """All (nums, target) of an existing set: a parquet, json or csv file, a folder of them, or a hub id."""
+    """All (nums, target) of an existing set: a parquet or json file, a folder of them, or a hub id."""
     path = Path(source)
     if path.is_file():
         kind = {".jsonl": "json"}.get(path.suffix, path.suffix.lstrip("."))
-        if kind not in ("parquet", "json", "csv"):
-            raise ValueError(f"--source {source} is a {path.suffix or 'nameless'} file; give parquet, json, jsonl or csv")
+        if kind not in ("parquet", "json"):
+            raise ValueError(f"--source {source} is no parquet, json or jsonl file: give one of these")
         data = load_dataset(kind, data_files=str(path), split="train")
     elif path.is_dir() or (len(path.parts) == 2 and not path.is_absolute()):
         try:
@@ -183,9 +180,8 @@ def read_source(source):
                 "without network, download it elsewhere and give its path"
             ) from error
     else:
-        raise ValueError(f"--source {source} does not exist; give a parquet, json or csv file, a folder or a hub id")
-    missing = {"nums", "target"} - set(data.column_names)
-    if missing:
+        raise ValueError(f"--source {source} does not exist; give a parquet or json file, a folder or a hub id")
+    if not {"nums", "target"} <= set(data.column_names):
         raise ValueError(f"--source {source} has the columns {data.column_names}; wanted nums and target")
     return list(zip(data["nums"], data["target"], strict=True))
 
@@ -280,11 +276,15 @@ def main(argv=None):
         default="unique",
         help="unique: no duplicates, no leakage; tinyzero: its first --train_size rows and the next --test_size",
     )
-    task.add_argument("--local_dir", default="data/countdown", help="folder to write train.parquet and test.parquet to")
+    task.add_argument(
+        "--local_dir", default="data/countdown", help="folder to write train.parquet and test.parquet to"
+    )
     task.add_argument("--train_size", type=int, default=327680, help="problems in train")
     task.add_argument("--test_size", type=int, default=1024, help="problems in test")
     task.add_argument("--seed", type=int, default=0, help="seed of the problems and of their order")
-    task.add_argument("--template", choices=sorted(TEMPLATES), default="base", help="prompt for a base or a chat model")
+    task.add_argument(
+        "--template", choices=sorted(TEMPLATES), default="base", help="prompt for a base or a chat model"
+    )
     task.add_argument("--tokenizer", help="model folder or hub id, for its chat template and --max_prompt_length")
     task.add_argument("--max_prompt_length", type=int, help="drop prompts of more tokens than this (256 is plenty)")
     args = parser.parse_args(argv)

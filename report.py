@@ -1,6 +1,6 @@
 """What a run leaves in its folder: metrics.json, config.yaml and report.png.
 
-    python report.py outputs/RUN     # draws the picture and prints the table again
+python report.py outputs/RUN     # draws the picture and prints the table again
 """
 
 import argparse
@@ -86,7 +86,9 @@ def summarize(log_history, training_args, held_out, train_seconds):
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
-    span = training_args.steps_per_generation * training_args.num_iterations / training_args.gradient_accumulation_steps
+    span = (
+        training_args.steps_per_generation * training_args.num_iterations / training_args.gradient_accumulation_steps
+    )
     last_step, completions, tokens = 0, 0, 0.0
     for entry in log_history:
         if "completions/mean_length" in entry:
@@ -136,28 +138,48 @@ def plot(log_history, path):
     plt.close(figure)
 
 
-def print_table(metrics, output_dir):
-    """The held-out set before and after, on the console."""
+def results(metrics):
+    """The held-out set before and after, as rows of (name, before, after) with the header first."""
     before, after = metrics["before"], metrics["after"]
-    if before:
-        table = Table(title=f"{before['n']} held-out problems")
-        for column in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
-            table.add_column(column, justify="right" if column else "left")
-        for key, form in (("accuracy", "{:.1%}"), ("format_rate", "{:.1%}"), ("mean_completion_tokens", "{:.1f}")):
-            table.add_row(key, form.format(before[key]), form.format(after[key]))
+    rows = [(f"{before['n']} held-out problems", f"before (step {before['step']})", f"after (step {after['step']})")]
+    for key, form in (("accuracy", "{:.1%}"), ("format_rate", "{:.1%}"), ("mean_completion_tokens", "{:.1f}")):
+        rows.append((key, form.format(before[key]), form.format(after[key])))
+    return rows
+
+
+def print_table(metrics, output_dir):
+    """The held-out set before and after, and what it took, on the console."""
+    if metrics["before"]:
+        (title, *columns), *rows = results(metrics)
+        table = Table("", *columns, title=title)
+        for row in rows:
+            table.add_row(*row)
         Console().print(table)
     print(
         f"{metrics['completions']:,} completions, {metrics['completion_tokens']:,} completion tokens, "
-        f"{metrics['train_seconds']:.0f} s; see {output_dir}/report.png"
+        f"{metrics['train_seconds']:.0f} s; picture in {output_dir}/report.png"
     )
 
 
+def complete_card(path, metrics, model):
+    """Adds the results to the model card that TRL wrote at `path`, and names the local base model it cannot link."""
+    card = path.read_text().replace("[None](https://huggingface.co/None)", f"`{model}`")
+    card = card.replace('model="None"', f'model="{path.parent}"')
+    if metrics["before"]:
+        header, *rows = results(metrics)
+        lines = [header, ("---",) * 3, *rows]
+        card += "\n## Results\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        card += "\n\n![curves over training](report.png)\n\nSettings, versions and commit: `config.yaml`\n"
+    path.write_text(card)
+
+
 def write(output_dir, log_history, training_args, held_out, train_seconds):
-    """Writes metrics.json and report.png into output_dir (Path) and prints the table."""
+    """Writes metrics.json and report.png into output_dir (Path), prints the table, and returns the metrics."""
     metrics = summarize(log_history, training_args, held_out, train_seconds)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     plot(log_history, output_dir / "report.png")
     print_table(metrics, output_dir)
+    return metrics
 
 
 if __name__ == "__main__":

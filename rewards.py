@@ -78,9 +78,11 @@ def evaluate(tokens):
             pending.pop()
         else:
             raise ValueError(f"{token} where {'a value' if value_is_next else 'an operator'} belongs")
+    if value_is_next:
+        raise ValueError("an expression that stops where a value belongs")
     apply_down_to(0)
-    if value_is_next or pending:
-        raise ValueError("an expression that stops early")
+    if pending:
+        raise ValueError("a parenthesis that was never closed")
     return values[0]
 
 

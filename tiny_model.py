@@ -17,6 +17,7 @@ the model itself stops after a few tries and answers with the last one. Patience
 It is a stand-in that exercises the whole pipeline, and no claim about any real model.
 """
 
+import bisect
 import itertools
 import os
 import random
@@ -64,6 +65,8 @@ class TinyModelArguments:
     cut_share: float
     verdict_weight: float
     yes_weight: float
+    curriculum: float
+    shortest_cap: int
     steps: int
     batch_size: int
     learning_rate: float
@@ -123,14 +126,18 @@ def write_trace(tried, solved):
 def warm_up_examples(problems, tokenizer, args, rng):
     """Endless (input ids, labels, loss weights) of one prompt with its completion, three lists of equal length.
 
-    problems: list of (nums, target) with nums in the order of the prompt.
+    problems: list of (nums, target) with nums in the order of the prompt. The longest search drawn from grows over the
+    first `curriculum` of the warm-up: a " yes" is rare in long ones, and telling it from " no" is the slowest to learn.
     """
     no, yes, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", GIVE_UP])
     weights = {no: args.verdict_weight, yes: args.yes_weight}
     template = preprocess.render_template("base")
-    while True:
-        nums, target = rng.choice(problems)
-        tried = search(nums, target)
+    searches = sorted(((nums, target, search(nums, target)) for nums, target in problems), key=lambda s: len(s[2]))
+    lengths = [len(tried) for *_, tried in searches]
+    for drawn in itertools.count():
+        progress = min(1.0, drawn / max(1, args.curriculum * args.steps * args.batch_size))
+        longest = args.shortest_cap + progress * (lengths[-1] - args.shortest_cap)
+        nums, target, tried = searches[rng.randrange(bisect.bisect_right(lengths, longest))]
         tries = rng.randint(1, len(tried)) if rng.random() < args.cut_share else len(tried)
         prompt = preprocess.make_example(list(nums), target, template, "train", 0)["prompt"]
         prompt_ids = tokenizer(prompt)["input_ids"]
@@ -143,12 +150,12 @@ def warm_up_examples(problems, tokenizer, args, rng):
         yield (
             prompt_ids + ids,
             [IGNORED] * len(prompt_ids) + labels,
-            [0.0] * len(prompt_ids) + [weights.get(token, 1.0) for token in labels],
+            [0.0] * len(prompt_ids) + [weights.get(token, float(token != IGNORED)) for token in labels],
         )
 
 
 def batches(examples, batch_size, rng, pad_id, buffered=8):
-    """Endless padded batches, three (B, T) tensors, of examples of similar length."""
+    """Endless padded batches (ids, labels, loss weights), three (B, T) tensors, of examples of similar length."""
     while True:
         pool = sorted(itertools.islice(examples, buffered * batch_size), key=lambda example: len(example[0]))
         for start in rng.sample(range(0, len(pool), batch_size), buffered):

@@ -33,7 +33,9 @@ class ScriptArguments:
     )
     prepare: str | None = field(
         default=None,
-        metadata={"help": "Script of this project, with its arguments, that makes the recipe's missing data or model."},
+        metadata={
+            "help": "Script of this project, with its arguments, that makes the recipe's missing data or model."
+        },
     )
 
 
@@ -47,11 +49,14 @@ def main(script_args, training_args, model_args):
 
     # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
     # TRL's mean over batches would not be the mean over problems.
-    data = load_dataset("parquet", data_files={split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")})
+    files = {split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")}
+    data = load_dataset("parquet", data_files=files)
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
     held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
     if is_main:
-        print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {data['test'].num_rows:,} held-out")
+        print(
+            f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {data['test'].num_rows:,} held-out"
+        )
 
     # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
     # updates away.
@@ -77,20 +82,24 @@ def main(script_args, training_args, model_args):
     started, interrupted = time.time(), False
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        if training_args.do_eval and report.evaluations(trainer.state.log_history)[-1]["step"] < trainer.state.global_step:
+        evaluated = report.evaluations(trainer.state.log_history)
+        if evaluated and evaluated[-1]["step"] < trainer.state.global_step:
             trainer.evaluate()
     except KeyboardInterrupt:
         interrupted = True
+    seconds = time.time() - started
 
     # Save
     if not interrupted:
         trainer.save_model()
-        trainer.create_model_card(dataset_name=script_args.data_dir)
+        trainer.create_model_card(model_name=output_dir.name)
     trainer.save_state()
     if is_main:
-        report.write(output_dir, trainer.state.log_history, training_args, len(held_out), time.time() - started)
-    if interrupted:
-        sys.exit(f"stopped at step {trainer.state.global_step}; --resume_from_checkpoint true continues from the last checkpoint")
+        metrics = report.write(output_dir, trainer.state.log_history, training_args, held_out.num_rows, seconds)
+        if interrupted:
+            step = trainer.state.global_step
+            sys.exit(f"stopped at step {step}: the same command with --resume_from_checkpoint true goes on from there")
+        report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
 
 
 if __name__ == "__main__":

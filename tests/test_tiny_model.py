@@ -1,0 +1,98 @@
+"""The embedded default's data, tokenizer and traces.   bash tests/run.sh tests/test_tiny_model.py"""
+
+import itertools
+import random
+import re
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny_model as tiny
+from preprocess import problem_id
+from rewards import solves_countdown
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_data):
+    return {split: pq.read_table(tiny_data / f"{split}.parquet").to_pylist() for split in ("train", "test")}
+
+
+def every_order(rows):
+    return [(nums, row["target"]) for row in rows for nums in sorted(set(itertools.permutations(row["nums"])))]
+
+
+def test_no_held_out_problem_is_in_the_warm_up_or_the_rl_data(rows, tokenizer):
+    """Read back from the very token ids that the warm-up trains on, and from the RL prompts."""
+    held_out = {problem_id(row["nums"], row["target"]) for row in rows["test"]}
+    seen = {problem_id(row["nums"], row["target"]) for row in rows["train"]}
+    args = type("Args", (), dict(give_up_rate=0.4, cut_share=0.1, verdict_weight=5.0, yes_weight=10.0))
+    args.curriculum, args.shortest_cap, args.steps, args.batch_size = 0.0, 4, 1, 1
+    examples = tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0))
+    for ids, _, _ in itertools.islice(examples, 5000):
+        nums, target = re.search(
+            r"numbers \[([\d, ]+)\], create an equation that equals (\d+)", tokenizer.decode(ids)
+        ).groups()
+        seen.add(problem_id([int(n) for n in nums.split(",")], int(target)))
+    assert len(held_out) == 256 and len(seen) == 913
+    assert not held_out & seen
+
+
+def test_search_solves_every_problem_and_never_states_a_wrong_equation(rows):
+    for nums, target in every_order(rows["train"] + rows["test"]):
+        tried = tiny.search(nums, target)
+        assert solves_countdown(tried[-1][2], nums, target)
+        assert not any(solves_countdown(answer, nums, target) for *_, answer in tried[:-1])
+        for before, candidate, _ in tried:
+            for equation in re.findall(r"(\d+)([-+*/])(\d+) = (\d+)", before + candidate):
+                left, operator, right, value = equation
+                assert solves_countdown(left + operator + right, [int(left), int(right)], int(value))
+
+
+def test_trace_of_a_small_problem_reads_as_documented():
+    tried = tiny.search((3, 7, 5), 16)
+    assert tiny.write_trace(tried[-2:], solved=True).endswith(
+        "21+5 = 26 no, 21-5 = 16 yes\n</think>\n<answer>(3*7)-5</answer>"
+    )
+    assert tiny.write_trace(tried[:1], solved=False) == "\n3+7 = 10: 10+5 = 15 no\n</think>\n<answer>(3+7)+5</answer>"
+
+
+def test_prompt_is_nine_tokens_and_each_number_one(rows, tokenizer):
+    for row in rows["test"]:
+        ids = tokenizer(row["prompt"])["input_ids"]
+        assert len(ids) == 9 and tokenizer.decode(ids) == row["prompt"]
+    assert all(len(tokenizer(str(number))["input_ids"]) == 1 for number in range(100))
+
+
+@pytest.mark.parametrize("text", ["Hällo wörld", "x = 1.5 🙂\n\n\t 123456", "<think> no yes </think>", ""])
+def test_tokenizer_encodes_any_text(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_decision_labels_give_up_at_the_given_rate_wherever_the_trace_stops(rows, tokenizer):
+    args = type("Args", (), dict(give_up_rate=0.4, cut_share=0.5, verdict_weight=5.0, yes_weight=10.0))
+    args.curriculum, args.shortest_cap, args.steps, args.batch_size = 0.0, 4, 1, 1
+    no, give_up = tokenizer.convert_tokens_to_ids([" no", tiny.GIVE_UP])
+    labels = []
+    for ids, targets, weights in itertools.islice(
+        tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0)), 1000
+    ):
+        assert len(ids) == len(targets) == len(weights)
+        labels += [targets[i] == give_up for i in range(1, len(ids)) if ids[i - 1] == no]
+    assert sum(labels) / len(labels) == pytest.approx(0.4, abs=0.02)
+
+
+def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert 0.3e6 < model.num_parameters() < 1e6
+
+
+def test_existing_model_is_not_overwritten(tiny_model, tiny_data):
+    with pytest.raises(SystemExit, match="is there already: remove it"):
+        tiny.main(["--output_dir", str(tiny_model), "--data_dir", str(tiny_data)])

@@ -1,0 +1,164 @@
+"""Real runs of train_countdown.py through accelerate, with the embedded default's model.
+
+bash tests/run.sh tests/test_training.py
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import make_tiny_model
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
+# The tiny recipe, small: 8 completions of 2 prompts a step, 16 held-out problems
+SMALL = {
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "steps_per_generation": 1,
+    "max_completion_length": 16,
+    "per_device_eval_batch_size": 128,
+    "logging_steps": 1,
+}
+
+
+def start(output_dir, model, data, **flags):
+    settings = SMALL | flags | {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    command = [*LAUNCH, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def train(output_dir, model, data, **flags):
+    process = start(output_dir, model, data, **flags)
+    output = process.communicate(timeout=1200)[0]
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, tiny_data):
+    """A run of two steps with a checkpoint after each; (folder, console)."""
+    folder = tmp_path_factory.mktemp("run") / "two"
+    return folder, train(folder, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, log_completions=True)
+
+
+def test_weights_change_and_model_and_checkpoints_are_saved(run, tiny_model):
+    folder, _ = run
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_metrics_hold_before_and_after(run):
+    metrics = json.loads((run[0] / "metrics.json").read_text())
+    for moment, step in (("before", 0), ("after", 2)):
+        assert metrics[moment].keys() == {"step", "accuracy", "format_rate", "mean_completion_tokens", "n"}
+        assert metrics[moment]["step"] == step and metrics[moment]["n"] == 256
+        assert 0 < metrics[moment]["mean_completion_tokens"] <= 16
+    assert metrics["steps"] == 2 and metrics["completions"] == 16
+    assert 16 <= metrics["completion_tokens"] <= 16 * 16
+    assert metrics["train_seconds"] > 0
+
+
+def test_config_is_written_with_versions_and_trains_again(run, tmp_path, tiny_model, tiny_data):
+    text = (run[0] / "config.yaml").read_text()
+    assert text.startswith("# commit ") and "trl 1.16.0" in text
+    config = yaml.safe_load(text)
+    assert config["num_generations"] == 4 and config["learning_rate"] > 0 and config["data_dir"] == str(tiny_data)
+    command = [
+        sys.executable,
+        "train_countdown.py",
+        "--config",
+        run[0] / "config.yaml",
+        "--output_dir",
+        tmp_path / "x",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    assert load_file(tmp_path / "x" / "model.safetensors").keys()
+    again, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "x", run[0]))
+    assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
+
+
+def test_card_state_and_picture_are_there(run):
+    folder, output = run
+    card = (folder / "README.md").read_text()
+    assert "None" not in card and "| accuracy" in card
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "before (step 0)" in output and "after (step 2)" in output
+
+
+def test_table_of_completions_shows_target_numbers_equation_verdict(run):
+    table = pq.read_table(run[0] / "completions" / "completions_00002.parquet")
+    assert {"target", "numbers", "equation", "verdict", "countdown_reward"} <= set(table.column_names)
+    assert "verdict" in run[1]
+
+
+def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tiny_data):
+    whole = tmp_path / "resumed"
+    shutil.copytree(run[0] / "checkpoint-1", whole / "checkpoint-1")
+    train(whole, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, resume_from_checkpoint="true")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run[0], whole))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert json.loads((whole / "metrics.json").read_text())["before"]["step"] == 0
+
+
+def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data):
+    folder = tmp_path / "again"
+    shutil.copytree(run[0], folder)
+    output = train(folder, tiny_model, tiny_data, max_steps=1, eval_strategy="no", save_strategy="no")
+    (aside,) = tmp_path.glob("again-*")
+    assert f"moved to {aside}" in output and (aside / "checkpoint-2").is_dir()
+    assert not list(folder.glob("checkpoint-*"))
+    assert json.loads((folder / "metrics.json").read_text())["after"] is None
+
+
+def test_lora_trains_and_saves_an_adapter(tmp_path, tiny_model, tiny_data):
+    train(tmp_path, tiny_model, tiny_data, max_steps=1, use_peft=True, lora_target_modules="all-linear")
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_ctrl_c_leaves_report_and_says_how_to_go_on(tmp_path, tiny_model, tiny_data):
+    process = start(tmp_path, tiny_model, tiny_data, max_steps=10**6, save_steps=1, save_total_limit=2)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("checkpoint-*/trainer_state.json")) and time.time() < deadline:
+        time.sleep(0.5)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[0]), signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert "--resume_from_checkpoint true" in output and "before (step 0)" in output
+    assert (tmp_path / "report.png").is_file() and (tmp_path / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_shortened_embedded_default_learns_patience(tmp_path):
+    """A warm-up long enough to spell equations, then a few generations: reward, accuracy and length must rise."""
+    model, data = make_tiny_model(tmp_path, steps=400)
+    flags = {"learning_rate": 3e-4, "max_steps": 20, "eval_steps": 20, "save_strategy": "no", "logging_steps": 4}
+    recipe = yaml.safe_load((ROOT / "configs" / "tiny_cpu.yaml").read_text())
+    flags |= {key: recipe[key] for key in SMALL if key in recipe} | {"max_completion_length": 128}
+    train(tmp_path / "run", model, data, **flags)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    before, after = metrics["before"], metrics["after"]
+    # One held-out accuracy of 256 has a standard error of at most 0.031
+    assert after["accuracy"] > before["accuracy"] + 0.1
+    assert after["mean_completion_tokens"] > 1.3 * before["mean_completion_tokens"]
+    rewards = [
+        entry["reward"]
+        for entry in json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+        if "reward" in entry
+    ]
+    assert sum(rewards[-2:]) > sum(rewards[:2])
