@@ -1,6 +1,6 @@
 """Everything that can be found wrong before a model is loaded: each problem is one line that says what to type.
 
-Also picks the recipe for the machine where none is named, and makes that recipe's data and model where they are missing.
+Also picks the recipe for the machine where none is named, and makes a recipe's own data and model where missing.
 """
 
 import argparse
@@ -138,8 +138,8 @@ def batch_problems(values):
     if str(values.save_strategy) == "steps" and values.save_steps >= 1 and span > 1 and values.save_steps % span:
         lower = int(values.save_steps // span * span)
         yield (
-            f"save_steps {values.save_steps} is no multiple of the {span} optimizer steps that share one generation, so "
-            f"a checkpoint would not resume exactly: set --save_steps to "
+            f"save_steps {values.save_steps} is no multiple of the {span} optimizer steps that share one generation, "
+            f"so a checkpoint would not resume exactly: set --save_steps to "
             f"{' or '.join(str(n) for n in (lower, lower + span) if n)}"
         )
 
@@ -155,7 +155,7 @@ def backend_problems(values):
         with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version of vLLM
             warnings.simplefilter("always")
             if not is_vllm_available():
-                yield "use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or pass --use_vllm false"
+                yield "use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"
         for warning in caught:
             yield f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false"
         if not cuda:
@@ -167,8 +167,8 @@ def data_problems(values, prompts):
     paths = [Path(values.data_dir, f"{split}.parquet") for split in ("train", "test")]
     if missing := [str(path) for path in paths if not path.is_file()]:
         yield (
-            f"missing data: {' and '.join(missing)}; type python preprocess.py countdown --local_dir {values.data_dir}, "
-            "or name the folder that has it with --data_dir"
+            f"missing data: {' and '.join(missing)}; type python preprocess.py countdown --local_dir {values.data_dir}"
+            ", or name the folder that has it with --data_dir"
         )
         return
     for path in paths:
@@ -208,15 +208,15 @@ def model_problems(values, prompts):
     except (OSError, ValueError) as error:
         yield (
             f"model {name} cannot be had ({str(error).splitlines()[0]}): where there is a network, type hf download "
-            f"{name} --local-dir models/{Path(name).name}, then pass --model_name_or_path models/{Path(name).name} here"
+            f"{name} --local-dir models/{Path(name).name}; here, pass --model_name_or_path models/{Path(name).name}"
         )
         return 0
     context = config.get_text_config().max_position_embeddings
     longest = max(map(len, tokenizer(prompts)["input_ids"])) if prompts else 0
     if longest + values.max_completion_length > context:
         yield (
-            f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed the model's "
-            f"context of {context}: set --max_completion_length to at most {context - longest}"
+            f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed the "
+            f"model's context of {context}: set --max_completion_length to at most {context - longest}"
         )
     return parameters
 
@@ -251,13 +251,13 @@ def output_problems(values, parameters):
             lacking = [pattern for pattern in needed_files if not list(checkpoint.glob(pattern))]
             if lacking:
                 yield (
-                    f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so the run would not continue as "
-                    "it was: name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
+                    f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so the run would not continue "
+                    "as it was: name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
                 )
 
 
 def find_checkpoint(values):
-    """The checkpoint folder that --resume_from_checkpoint means; "true" means the newest complete one, None if none."""
+    """The folder that --resume_from_checkpoint means; "true" means the newest complete checkpoint, None if none."""
     if values.resume_from_checkpoint.lower() not in ("true", "1", "yes"):
         return Path(values.resume_from_checkpoint)
     # trainer_state.json is written last: a folder without it was cut off while it was saved

@@ -4,9 +4,9 @@
     python preprocess.py countdown --source tasks.parquet  # or read an existing set (a file, a folder, a hub id)
 
 Rows have TinyZero's schema: nums, target, data_source, prompt, ability, reward_model{style, ground_truth{target,
-numbers}}, extra_info{split, index}. `prompt` is a plain string that already holds the prefilled assistant turn, because
-TRL would close that turn if it were given as chat messages. No test problem stands in train, whatever the order of its
-numbers, unless TinyZero's own (leaking) split is asked for.
+numbers}}, extra_info{split, index}. `prompt` is a plain string that already holds the prefilled assistant turn: given
+as chat messages, TRL would close that turn. No test problem stands in train, whatever the order of its numbers,
+unless TinyZero's own (leaking) split is asked for.
 """
 
 import argparse
@@ -24,8 +24,8 @@ OPERATION_SHARES = (0.1, 0.1, 0.4, 0.4)
 # TinyZero's two templates (examples/data_preprocess/countdown.py). Training and evaluation both start from these.
 TASK = (
     "Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic operations "
-    "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the final "
-    "answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+    "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
+    "final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
 )
 RESPONSE_START = "Let me solve this step by step.\n<think>"
 SYSTEM = (
@@ -114,8 +114,9 @@ def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
         (a, b), (c, d) = (top[rows, i], bottom[rows, i]), (top[rows, j], bottom[rows, j])
         op = rng.choice(4, draws, p=OPERATION_SHARES)
         alive &= (op != 3) | (c != 0)
-        top[rows, i] = np.choose(op, [a * d + c * b, a * d - c * b, a * c, a * d])
-        bottom[rows, i] = np.choose(op, [b * d, b * d, b * d, b * np.where(c == 0, 1, c)])
+        ad, bc = a * d, b * c
+        top[rows, i] = np.choose(op, [ad + bc, ad - bc, a * c, ad])
+        bottom[rows, i] = np.where(op == 3, np.where(c == 0, 1, bc), b * d)
         top[rows, j], bottom[rows, j] = top[:, left - 1], bottom[:, left - 1]  # close the gap
     top, bottom = top[:, 0], bottom[:, 0]
     target = top // bottom
@@ -130,16 +131,17 @@ def make_problems(rng, size, num_operands, min_number, max_number, max_target):
     """
     nums = np.empty((0, num_operands), dtype=np.int64)
     target = np.empty(0, dtype=np.int64)
-    draws_without_news = 0
+    rounds_without_news = 0
     while len(nums) < size:
-        more_nums, more_target = draw_problems(rng, 1 << 18, num_operands, min_number, max_number, max_target)
-        all_nums, all_target = np.concatenate([nums, more_nums]), np.concatenate([target, more_target])
+        ranges = (num_operands, min_number, max_number, max_target)
+        found = [(nums, target), *(draw_problems(rng, 1 << 16, *ranges) for _ in range(8))]
+        all_nums, all_target = (np.concatenate(parts) for parts in zip(*found, strict=True))
         if len(all_nums):
             first = np.unique(problem_keys(all_nums, all_target), return_index=True)[1]
             all_nums, all_target = all_nums[first], all_target[first]
-        draws_without_news = 0 if len(all_nums) > len(nums) else draws_without_news + 1
+        rounds_without_news = 0 if len(all_nums) > len(nums) else rounds_without_news + 1
         nums, target = all_nums, all_target
-        if draws_without_news == 8:
+        if rounds_without_news == 8:
             raise ValueError(
                 f"found {len(nums):,} different problems of {num_operands} numbers {min_number}..{max_number} with "
                 f"targets {MIN_TARGET}..{max_target}, wanted {size:,}: lower --train_size and --test_size, or widen "

@@ -80,9 +80,9 @@ def evaluations(log_history):
 
 
 def summarize(log_history, training_args, held_out, train_seconds):
-    """metrics.json as a dict: the held-out set before and after, and what it took. Rates are fractions, lengths tokens.
+    """What metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
 
-    held_out: number of problems in an evaluation; train_seconds: seconds in this process, evaluations included.
+    held_out: problems in an evaluation; train_seconds: seconds of this process, evaluations included.
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1

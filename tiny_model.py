@@ -3,16 +3,16 @@
     python tiny_model.py                                       # numbers in configs/tiny_model.yaml
     python tiny_model.py --steps 100 --output_dir models/quick # as everywhere, a flag overrides the YAML
 
-GRPO can only sharpen what a model sometimes does, and no pretrained model is at hand, so a very small one is taught the
-format and the arithmetic first: a systematic search, one candidate after another, each followed by its verdict.
+GRPO can only sharpen what a model sometimes does, and no pretrained model is at hand, so a very small one is taught
+the format and the arithmetic first: a systematic search, one candidate after another, each followed by its verdict.
 
     3*7 = 21: 21+5 = 26 no, 21-5 = 16 yes
     </think>
     <answer>(3*7)-5</answer>
 
-What it is deliberately not taught is patience. After every ` no` the label is, with probability `give_up_rate`, the end
-of the search, whatever the trace does next. So every equation and every verdict of the whole search is learned, while
-the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to discover.
+What it is deliberately not taught is patience. After every ` no` the label is, with probability `give_up_rate`, the
+end of the search, whatever the trace does next. So every equation and every verdict of the whole search is learned,
+while the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to discover.
 
 It is a stand-in that exercises the whole pipeline, and no claim about any real model.
 """
@@ -126,8 +126,8 @@ def write_trace(tried, solved):
 def warm_up_examples(problems, tokenizer, args, rng):
     """Endless (input ids, labels, loss weights) of one prompt with its completion, three lists of equal length.
 
-    problems: list of (nums, target) with nums in the order of the prompt. The longest search drawn from grows over the
-    first `curriculum` of the warm-up: a " yes" is rare in long ones, and telling it from " no" is the slowest to learn.
+    problems: list of (nums, target) with nums in the order of the prompt. The longest search drawn from grows over
+    the first `curriculum` of the warm-up: " yes" is rare in long ones, and to tell it from " no" is learned last.
     """
     no, yes, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", GIVE_UP])
     weights = {no: args.verdict_weight, yes: args.yes_weight}

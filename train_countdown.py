@@ -54,9 +54,8 @@ def main(script_args, training_args, model_args):
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
     held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
     if is_main:
-        print(
-            f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {data['test'].num_rows:,} held-out"
-        )
+        total = data["test"].num_rows
+        print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {total:,} held-out ones")
 
     # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
     # updates away.

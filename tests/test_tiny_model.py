@@ -7,6 +7,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import TrlParser
 
 import tiny_model as tiny
 from preprocess import problem_id
@@ -27,14 +28,18 @@ def every_order(rows):
     return [(nums, row["target"]) for row in rows for nums in sorted(set(itertools.permutations(row["nums"])))]
 
 
+def warm_up_examples(rows, tokenizer, count):
+    config = ["--config", str(tiny.ROOT / "configs" / "tiny_model.yaml"), "--curriculum", "0"]
+    (args,) = TrlParser((tiny.TinyModelArguments,)).parse_args_and_config(config)
+    examples = tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0))
+    return itertools.islice(examples, count)
+
+
 def test_no_held_out_problem_is_in_the_warm_up_or_the_rl_data(rows, tokenizer):
     """Read back from the very token ids that the warm-up trains on, and from the RL prompts."""
     held_out = {problem_id(row["nums"], row["target"]) for row in rows["test"]}
     seen = {problem_id(row["nums"], row["target"]) for row in rows["train"]}
-    args = type("Args", (), dict(give_up_rate=0.4, cut_share=0.1, verdict_weight=5.0, yes_weight=10.0))
-    args.curriculum, args.shortest_cap, args.steps, args.batch_size = 0.0, 4, 1, 1
-    examples = tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0))
-    for ids, _, _ in itertools.islice(examples, 5000):
+    for ids, _, _ in warm_up_examples(rows, tokenizer, count=5000):
         nums, target = re.search(
             r"numbers \[([\d, ]+)\], create an equation that equals (\d+)", tokenizer.decode(ids)
         ).groups()
@@ -75,13 +80,9 @@ def test_tokenizer_encodes_any_text(tokenizer, text):
 
 
 def test_decision_labels_give_up_at_the_given_rate_wherever_the_trace_stops(rows, tokenizer):
-    args = type("Args", (), dict(give_up_rate=0.4, cut_share=0.5, verdict_weight=5.0, yes_weight=10.0))
-    args.curriculum, args.shortest_cap, args.steps, args.batch_size = 0.0, 4, 1, 1
     no, give_up = tokenizer.convert_tokens_to_ids([" no", tiny.GIVE_UP])
     labels = []
-    for ids, targets, weights in itertools.islice(
-        tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0)), 1000
-    ):
+    for ids, targets, weights in warm_up_examples(rows, tokenizer, count=1000):
         assert len(ids) == len(targets) == len(weights)
         labels += [targets[i] == give_up for i in range(1, len(ids)) if ids[i - 1] == no]
     assert sum(labels) / len(labels) == pytest.approx(0.4, abs=0.02)
