@@ -54,6 +54,8 @@ def parse(parser, argv):
         stop(f"{config} cannot run as it is", problems)
     if values.resume_from_checkpoint:
         flags += ["--resume_from_checkpoint", str(find_checkpoint(values))]
+    if values.use_cpu and PROCESSES == 1 and torch.get_num_threads() < os.cpu_count():
+        print(f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads in use: set OMP_NUM_THREADS to use more")
     try:
         return parser.parse_args_and_config(["--config", config, *flags])
     except ValueError as error:  # what TRL and transformers check themselves
