@@ -5,6 +5,7 @@ Also picks the recipe for the machine where none is named, and makes a recipe's 
 
 import argparse
 import difflib
+import importlib.util
 import math
 import os
 import shlex
@@ -115,6 +116,9 @@ def find_problems(values):
     """Yields one line a problem. values: the namespace of every setting after config and flags."""
     yield from batch_problems(values)
     yield from backend_problems(values)
+    for tracker in {values.report_to} if isinstance(values.report_to, str) else set(values.report_to):
+        if tracker not in ("none", "all") and importlib.util.find_spec(tracker) is None:
+            yield f"report_to names {tracker}, which is not installed: type pip install {tracker}"
     prompts = []
     yield from data_problems(values, prompts)
     parameters = yield from model_problems(values, prompts)
@@ -153,15 +157,15 @@ def backend_problems(values):
         yield "bf16 is on and there is no GPU: pass --use_cpu --bf16 false, or leave out --config for the CPU recipe"
     elif bf16 and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true"
-    if values.use_vllm:
+    if values.use_vllm and not cuda:
+        yield "use_vllm is on and there is no GPU: pass --use_vllm false"
+    elif values.use_vllm:
         with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version of vLLM
             warnings.simplefilter("always")
             if not is_vllm_available():
                 yield "use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"
         for warning in caught:
             yield f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false"
-        if not cuda:
-            yield "use_vllm is on and there is no GPU: pass --use_vllm false"
 
 
 def data_problems(values, prompts):
@@ -225,16 +229,16 @@ def model_problems(values, prompts):
 
 def output_problems(values, parameters):
     output = Path(values.output_dir or "trainer_output")
+    existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         yield f"output_dir {output} cannot be written to ({error}): name another with --output_dir"
         return
     # float32 weights and AdamW's two moments, and the final model; a LoRA checkpoint is small
     copies = values.save_total_limit or 1
     needed = parameters * (12 * copies + 4) * (not values.use_peft) * (str(values.save_strategy) != "no")
-    free = shutil.disk_usage(output).free
+    free = shutil.disk_usage(existing).free
     if free < needed:
         yield (
             f"output_dir {output} has {free / 2**30:.1f} GiB free and {copies} checkpoints with the final model take "
@@ -244,18 +248,16 @@ def output_problems(values, parameters):
         checkpoint = find_checkpoint(values)
         if checkpoint is None:
             yield f"{output} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"
-        else:
-            needed_files = (
-                "trainer_state.json",
-                "rng_state*",
-                "optimizer*" if not values.deepspeed else "global_step*",
+            return
+        # Trainer would go on without an optimizer or a random state that is missing, and say nothing
+        parts = {"trainer_state.json": ["trainer_state.json"], "random state": ["rng_state*"]}
+        parts["optimizer"] = ["optimizer*", "global_step*"]  # DeepSpeed's is in global_step*
+        lacking = [part for part, names in parts.items() if not any(list(checkpoint.glob(name)) for name in names)]
+        if lacking:
+            yield (
+                f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so it would not go on as it was: "
+                "name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
             )
-            lacking = [pattern for pattern in needed_files if not list(checkpoint.glob(pattern))]
-            if lacking:
-                yield (
-                    f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so the run would not continue "
-                    "as it was: name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
-                )
 
 
 def find_checkpoint(values):

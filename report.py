@@ -44,8 +44,9 @@ def write_config(path, *arguments):
         values = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
         settings |= {key: value for key, value in values.items() if value is not None}
     # TRL derives this from the others and refuses to be given both; the gradient_checkpointing names are old aliases
-    for derived in ("generation_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs"):
-        settings.pop(derived, None)
+    for key in ("generation_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        settings.pop(key, None)
+    settings.pop("resume_from_checkpoint", None)
     versions = [f"python {platform.python_version()}"]
     for package in PACKAGES:
         try:

@@ -7,8 +7,7 @@ cd "$(dirname "$0")"
 source setup.sh "" # the empty argument keeps our own flags from it
 
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
-if [ "$gpus" -eq 0 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}; fi # accelerate would leave one
-strategy=single
-if [ "$gpus" -gt 1 ]; then strategy=zero2; fi
-exec accelerate launch --config_file "configs/accelerate/$strategy.yaml" --num_processes "$((gpus > 1 ? gpus : 1))" \
-    train_countdown.py "$@"
+if [ "$gpus" -gt 1 ]; then
+    exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" train_countdown.py "$@"
+fi
+exec python train_countdown.py "$@" # one process needs no launcher, and has all CPU threads

@@ -97,7 +97,7 @@ def main(script_args, training_args, model_args):
         metrics = report.write(output_dir, trainer.state.log_history, training_args, held_out.num_rows, seconds)
         if interrupted:
             step = trainer.state.global_step
-            sys.exit(f"stopped at step {step}: the same command with --resume_from_checkpoint true goes on from there")
+            sys.exit(f"stopped at step {step}: --resume_from_checkpoint true goes on from the newest checkpoint")
         report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
 
 

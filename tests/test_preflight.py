@@ -92,6 +92,7 @@ def test_the_recipe_itself_passes_and_flags_override_it(parse):
             "--per_device_eval_batch_size to 256",
             id="evaluation batch",
         ),
+        pytest.param(("--report_to", "wandb"), "wandb, which is not installed", "pip install wandb", id="no wandb"),
         pytest.param(("--use_vllm", "true"), "vllm is not installed", "--use_vllm false", id="no vllm"),
         pytest.param(
             ("--resume_from_checkpoint", "true"), "no complete checkpoint", "leave out", id="nothing to resume"
