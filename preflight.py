@@ -105,11 +105,12 @@ def prepare(values, recipe):
             if missing():
                 print(f"{' and '.join(missing())} not there yet: running python {values.prepare}", flush=True)
                 script, *arguments = shlex.split(values.prepare)
-                made = subprocess.run([sys.executable, str(ROOT / script), *arguments])
-                if made.returncode:
-                    stop(
-                        f"python {values.prepare} failed", [f"exit status {made.returncode}; its own message is above"]
-                    )
+                try:
+                    status = subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode
+                except KeyboardInterrupt:
+                    status = "interrupted"
+                if status:
+                    stop(f"python {values.prepare} failed ({status})", ["its own message is above"])
 
 
 def find_problems(values):
@@ -241,8 +242,8 @@ def output_problems(values, parameters):
     free = shutil.disk_usage(existing).free
     if free < needed:
         yield (
-            f"output_dir {output} has {free / 2**30:.1f} GiB free and {copies} checkpoints with the final model take "
-            f"{needed / 2**30:.1f} GiB: free some, name another --output_dir, or lower --save_total_limit"
+            f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoints with the final model take "
+            f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or lower --save_total_limit"
         )
     if values.resume_from_checkpoint:
         checkpoint = find_checkpoint(values)

@@ -10,12 +10,13 @@ unless TinyZero's own (leaking) split is asked for.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, load_dataset
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import load_dataset
 
 MIN_TARGET = 10
 # + - * /: products and quotients leave the range of targets more often than sums, so they are drawn more often.
@@ -233,14 +234,18 @@ def countdown(args):
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     template = render_template(args.template, tokenizer)
     splits = split_source(read_source(args.source), args) if args.source else generate(args)
-    os.makedirs(args.local_dir, exist_ok=True)
+    Path(args.local_dir).mkdir(parents=True, exist_ok=True)
     for split, problems in zip(("train", "test"), splits, strict=True):
         rows = [make_example(nums, target, template, split, i) for i, (nums, target) in enumerate(problems)]
         if args.max_prompt_length:
             rows = drop_long_prompts(rows, tokenizer, args.max_prompt_length, split)
         path = Path(args.local_dir) / f"{split}.parquet"
-        Dataset.from_list(rows).to_parquet(f"{path}.part")
-        os.replace(f"{path}.part", path)  # a half-written file never carries the real name
+        part = Path(f"{path}.part")  # a half-written file never carries the real name
+        try:
+            pq.write_table(pa.Table.from_pylist(rows), part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         describe(path, rows)
     print(f"\nOne example of {path}:")
     for key, value in rows[0].items():

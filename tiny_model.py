@@ -266,4 +266,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("tiny_model.py: stopped before the model was written; the same command starts again")

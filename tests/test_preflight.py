@@ -183,7 +183,7 @@ def test_output_folder_that_cannot_be_written_is_named(problem, tmp_path):
 
 def test_full_disk_is_noticed_before_training(problem, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-    assert "0.0 GiB free" in problem()
+    assert "has 1 MB free and 2 checkpoints with the final model take 13 MB" in problem()
 
 
 class TestResume:

@@ -122,7 +122,9 @@ def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tin
 def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data):
     folder = tmp_path / "again"
     shutil.copytree(run[0], folder)
-    output = train(folder, tiny_model, tiny_data, max_steps=1, eval_strategy="no", save_strategy="no")
+    output = train(
+        folder, tiny_model, tiny_data, max_steps=1, eval_strategy="no", eval_on_start=False, save_strategy="no"
+    )
     (aside,) = tmp_path.glob("again-*")
     assert f"moved to {aside}" in output and (aside / "checkpoint-2").is_dir()
     assert not list(folder.glob("checkpoint-*"))
