@@ -10,7 +10,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
         done
         if [ "$python" = none ]; then
             echo "setup.sh: found $(python3 --version 2>&1), wanted Python 3.11 or 3.12: install one of them" >&2
-            exit 1
+            return 1
         fi
         "$python" -m venv .venv
     fi
