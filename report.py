@@ -83,6 +83,7 @@ def evaluations(log_history):
 def summarize(log_history, training_args, held_out, train_seconds):
     """What metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
 
+    Completions and tokens are those of the logged steps: all of them where logging_steps divides the last step.
     held_out: problems in an evaluation; train_seconds: seconds of this process, evaluations included.
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]

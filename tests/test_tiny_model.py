@@ -3,9 +3,11 @@
 import itertools
 import random
 import re
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
@@ -97,3 +99,21 @@ def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
 def test_existing_model_is_not_overwritten(tiny_model, tiny_data):
     with pytest.raises(SystemExit, match="is there already: remove it"):
         tiny.main(["--output_dir", str(tiny_model), "--data_dir", str(tiny_data)])
+
+
+def test_muon_takes_the_step_of_torchs_muon():
+    """Which works in bfloat16, hence the tolerance."""
+    torch.manual_seed(0)
+    settings = {"lr": 1e-2, "weight_decay": 0.1}
+    for shape in ((8, 24), (24, 8), (16, 16)):
+        start, gradients = torch.randn(shape), torch.randn(3, *shape)
+        steps = []
+        for optimizer in (tiny.Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
+            p = torch.nn.Parameter(start.clone())
+            stepper = optimizer([p], **settings)
+            for gradient in gradients:
+                p.grad = gradient.clone()
+                stepper.step()
+            steps.append((p.detach() - start).flatten())
+        assert torch.nn.functional.cosine_similarity(*steps, dim=0) > 0.999
+        assert steps[0].norm() == pytest.approx(steps[1].norm().item(), rel=0.02)
