@@ -48,8 +48,9 @@ def parse(parser, argv):
         stop(f"--config {config} is not a readable YAML mapping", [str(error)])
     values, unknown_flags = parser.parse_known_args(flags)
     names = [word.lstrip("-").split("=")[0] for word in unknown + unknown_flags if word.startswith("--")]
-    if names or unknown_flags:
-        stop(f"{config} and the flags given name settings that do not exist", unknown_settings(names, values))
+    if unknown or unknown_flags:
+        problems = unknown_settings(names or unknown_flags, values)
+        stop(f"{config} and the flags given name settings that do not exist", problems)
     prepare(values, parser.parse_known_args([])[0])
     if problems := list(find_problems(values)):
         stop(f"{config} cannot run as it is", problems)

@@ -59,15 +59,18 @@ def render_template(name, tokenizer=None):
     return tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
 
 
+def fill_template(template, nums, target):
+    """The prompt of one problem. Not by str.format: a model's own chat template may hold other braces."""
+    return template.replace("{numbers}", str(nums)).replace("{target}", str(target))
+
+
 def make_example(nums, target, template, split, index):
     """One row in TinyZero's schema. `nums` list[int] and `target` int are the problem, `template` the open prompt."""
-    # Not str.format: a model's own chat template may hold other braces.
-    prompt = template.replace("{numbers}", str(nums)).replace("{target}", str(target))
     return {
         "nums": nums,
         "target": target,
         "data_source": "countdown",
-        "prompt": prompt,
+        "prompt": fill_template(template, nums, target),
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": {"target": target, "numbers": nums}},
         "extra_info": {"split": split, "index": index},
@@ -77,8 +80,7 @@ def make_example(nums, target, template, split, index):
 def problem_keys(nums, target):
     """One int64 per problem, equal for problems that differ only in the order of their numbers.
 
-    nums: (N, k) ints below 2**12, k <= 4, or in general anything for which the mixed radix fits in 63 bits.
-    target: (N,) ints.
+    nums: (N, k) ints, target: (N,) ints. Raises ValueError where k + 1 of the largest do not fit in 63 bits.
     """
     radix = int(max(nums.max(), target.max())) + 1
     if radix ** (nums.shape[1] + 1) >= 2**63:

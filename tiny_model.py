@@ -78,7 +78,7 @@ class TinyModelArguments:
 def build_tokenizer():
     """A byte-level tokenizer that encodes any text, with the prompt's fixed text in a few tokens (9 tokens a prompt of
     three numbers) and each number up to 99 in one."""
-    prompt = preprocess.render_template("base").replace("{numbers}", "[\0, \0]").replace("{target}", "\0")
+    prompt = preprocess.fill_template(preprocess.render_template("base"), "[\0, \0]", "\0")
     pieces = [*prompt.split("\0"), *PIECES, *map(str, range(LARGEST + 1))]
     vocabulary = {END_OF_TEXT: 0} | {c: i + 1 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -139,8 +139,7 @@ def warm_up_examples(problems, tokenizer, args, rng):
         longest = args.shortest_cap + progress * (lengths[-1] - args.shortest_cap)
         nums, target, tried = searches[rng.randrange(bisect.bisect_right(lengths, longest))]
         tries = rng.randint(1, len(tried)) if rng.random() < args.cut_share else len(tried)
-        prompt = preprocess.make_example(list(nums), target, template, "train", 0)["prompt"]
-        prompt_ids = tokenizer(prompt)["input_ids"]
+        prompt_ids = tokenizer(preprocess.fill_template(template, list(nums), target))["input_ids"]
         ids = tokenizer(write_trace(tried[:tries], solved=tries == len(tried)))["input_ids"] + [tokenizer.eos_token_id]
         labels = ids.copy()
         for i in (i for i in range(1, len(ids)) if ids[i - 1] == no):
@@ -196,7 +195,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def train(model, tokenizer, problems, args):
-    """The supervised warm-up; returns the loss of its last steps."""
+    """The supervised warm-up, in place."""
     rng = random.Random(args.seed)
     data = batches(warm_up_examples(problems, tokenizer, args, rng), args.batch_size, rng, tokenizer.pad_token_id)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
