@@ -23,6 +23,9 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.import_utils import is_vllm_available
 
+import rewards
+import sandbox
+
 ROOT = Path(__file__).resolve().parent
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 IS_MAIN = int(os.environ.get("RANK", 0)) == 0
@@ -172,22 +175,34 @@ def backend_problems(values):
 
 def data_problems(values, prompts):
     """Also fills `prompts` (list[str]) with the longest ones."""
+    known = {name: function for name, function in vars(rewards).items() if name.endswith("_reward")}
+    if unknown := [name for name in values.reward_funcs if name not in known]:
+        yield f"reward_funcs names {' and '.join(unknown)}; rewards.py has {', '.join(known)}"
+    if (
+        "code_reward" in values.reward_funcs
+        and not values.allow_unsandboxed_code
+        and (why := sandbox.why_unavailable())
+    ):
+        yield f"code_reward: {why}"
+    if values.reward_weights is not None and len(values.reward_weights) != len(values.reward_funcs):
+        yield (
+            f"reward_weights has {len(values.reward_weights)} numbers and reward_funcs {len(values.reward_funcs)} "
+            "names: give one weight for each"
+        )
+    write = f"type python {values.prepare or 'preprocess.py TASK'}"
     paths = [Path(values.data_dir, f"{split}.parquet") for split in ("train", "test")]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        yield (
-            f"missing data: {' and '.join(missing)}; type python preprocess.py countdown --local_dir {values.data_dir}"
-            ", or name the folder that has it with --data_dir"
-        )
+        yield f"missing data: {' and '.join(missing)}; {write}, or name the folder that has it with --data_dir"
         return
     for path in paths:
         try:
             columns, rows = pq.read_schema(path).names, pq.read_metadata(path).num_rows
         except (OSError, ValueError) as error:
-            yield f"{path} is no readable parquet file ({error}): write it again with python preprocess.py countdown"
+            yield f"{path} is no readable parquet file ({error}): {write} to have it anew"
             continue
         eval_batch = values.per_device_eval_batch_size * PROCESSES
-        if missing := sorted({"prompt", "nums", "target"} - set(columns)):
-            yield f"{path} has the columns {columns} and lacks {missing}: write it with python preprocess.py countdown"
+        if "prompt" not in columns:
+            yield f"{path} has the columns {columns} and lacks prompt: {write}"
             continue
         if path.stem == "test" and str(values.eval_strategy) != "no" and rows < eval_batch:
             yield (
@@ -195,6 +210,28 @@ def data_problems(values, prompts):
                 f"{PROCESSES} processes): set --per_device_eval_batch_size to {max(1, rows // PROCESSES)}"
             )
         prompts += sorted(pq.read_table(path, columns=["prompt"])["prompt"].to_pylist(), key=len)[-16:]
+        if not unknown:
+            yield from reward_problems(path, [known[name] for name in values.reward_funcs])
+
+
+def reward_problems(path, functions):
+    """Asks the reward functions for the rewards of empty completions, which shows what columns and rows they miss."""
+    first = next(pq.ParquetFile(path).iter_batches(1024)).to_pydict()
+    prompts = first.pop("prompt")
+    scores = []
+    for function in functions:
+        try:
+            scores.append(function(prompts=prompts, completions=[""] * len(prompts), **first))
+        except (TypeError, ValueError) as error:
+            yield f"{path} has the columns {[*first, 'prompt']}, with which {function.__name__} cannot work ({error})"
+            return
+    unscored = [i for i, row in enumerate(zip(*scores, strict=True)) if all(score is None for score in row)]
+    if unscored:
+        source = first.get("data_source", ["another task"] * len(prompts))[unscored[0]]
+        yield (
+            f"{len(unscored):,} of the first {len(prompts):,} rows of {path} get no reward from any of reward_funcs "
+            f"(row {unscored[0]} is of {source}): name the function for them too"
+        )
 
 
 def model_problems(values, prompts):
@@ -219,12 +256,18 @@ def model_problems(values, prompts):
             f"{name} --local-dir models/{Path(name).name}; here, pass --model_name_or_path models/{Path(name).name}"
         )
         return 0
-    context = config.get_text_config().max_position_embeddings
+    context, where, flag = config.get_text_config().max_position_embeddings, "the model's context", ""
+    if values.use_vllm and values.vllm_max_model_length and values.vllm_max_model_length < context:
+        context, where, flag = (
+            values.vllm_max_model_length,
+            "vllm_max_model_length",
+            ", or raise --vllm_max_model_length",
+        )
     longest = max(map(len, tokenizer(prompts)["input_ids"])) if prompts else 0
     if longest + values.max_completion_length > context:
         yield (
-            f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed the "
-            f"model's context of {context}: set --max_completion_length to at most {context - longest}"
+            f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed {where} "
+            f"of {context}: set --max_completion_length to at most {context - longest}{flag}"
         )
     return parameters
 

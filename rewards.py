@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 import math_answers
+import sandbox
 
 FORMAT_REWARD = 0.1
 CORRECT_REWARD = 1.0
@@ -120,14 +121,25 @@ def solves_countdown(answer, nums, target):
         return False
 
 
+def log_rates(log_metric, task, own, batch_size):
+    """Logs `accuracy` and `format_rate` as plain fractions, and `accuracy/<task>` where tasks share a batch.
+
+    own: whether it is right and whether it has an answer, for each row of the task. One value a row, because TRL
+    averages what is logged: so the mean over tasks and processes is the mean over rows.
+    """
+    for right, answered in own if log_metric is not None else ():
+        log_metric("accuracy", float(right))
+        log_metric("format_rate", float(answered))
+        if len(own) < batch_size:
+            log_metric(f"accuracy/{task}", float(right))
+
+
 def grade(task, completions, golds, extract, check, log_metric, wrong=FORMAT_REWARD, right=CORRECT_REWARD):
     """What all rewards share: the answers of a batch, their verdicts, their rewards, and the metrics of these.
 
     golds: B of what a right answer is judged by, None in rows of another task; extract(text) gives the answer in a
     completion, or None; check(answers, golds) says of each whether it is right, with None for undecided.
     Returns rewards (B floats, None in rows of another task), answers (B strs or None) and verdicts (B strs).
-    Logs `accuracy` and `format_rate`, and `accuracy/<task>` where tasks share a run: one value a row, because TRL
-    averages what is logged, so the mean over tasks and processes is the mean over rows.
     """
     answers = [
         None if gold is None else extract(completion_text(completion))
@@ -140,12 +152,8 @@ def grade(task, completions, golds, extract, check, log_metric, wrong=FORMAT_REW
         names[next(checked)] if answer is not None else "" if gold is None else "no answer"
         for answer, gold in zip(answers, golds, strict=True)
     ]
-    if log_metric is not None:
-        for verdict in filter(None, verdicts):
-            log_metric("accuracy", float(verdict == "correct"))
-            log_metric("format_rate", float(verdict != "no answer"))
-            if "" in verdicts:
-                log_metric(f"accuracy/{task}", float(verdict == "correct"))
+    own = [verdict for verdict in verdicts if verdict]
+    log_rates(log_metric, task, [(verdict == "correct", verdict != "no answer") for verdict in own], len(verdicts))
     values = {"": None, "no answer": 0.0, "wrong": wrong, "undecided": wrong, "correct": right}
     return [values[verdict] for verdict in verdicts], answers, verdicts
 
@@ -275,3 +283,28 @@ def boxed_math_reward(
         log_extra("boxed", answers)
         log_extra("boxed_verdict", verdicts)
     return rewards
+
+
+def code_reward(completions, tests, log_extra=None, log_metric=None, **kwargs):
+    r"""The share of its tests that the Python program of a completion passes: 0 without a program, 1.0 for all.
+
+    completions: B texts (or chat messages); tests: B JSON strs {"inputs": [...], "outputs": [...], "fn_name"
+    optional}, None in rows of another task. Returns B floats, None for those rows; ValueError for tests that cannot
+    be read, RuntimeError where there is no sandbox. The last complete ```python block counts, and runs in sandbox.py,
+    10 s a program.
+
+    >>> tests = '{"inputs": ["1\\n", "2\\n"], "outputs": ["2\\n", "3\\n"]}'
+    >>> code_reward(["```python\nprint(2)\n```", "print(2)"], [tests, tests])  # doctest: +SKIP
+    [0.5, 0.0]
+
+    Source: the code rows of PRIME-RL/Eurus-2-RL-Data, and their scoring in verl's prime_code.
+    """
+    own = [i for i, row_tests in enumerate(tests) if row_tests is not None]
+    programs = {i: sandbox.python_block(completion_text(completions[i])) for i in own}
+    shares = sandbox.share_passed(list(programs.values()), [sandbox.parse_tests(tests[i]) for i in own]) if own else []
+    shares = dict(zip(own, shares, strict=True))
+    log_rates(log_metric, "code", [(shares[i] == 1, programs[i] is not None) for i in own], len(completions))
+    if log_extra is not None:
+        log_extra("program", [programs.get(i) for i in range(len(completions))])
+        log_extra("tests_passed", [shares.get(i) for i in range(len(completions))])
+    return [shares.get(i) for i in range(len(completions))]

@@ -78,7 +78,7 @@ class TinyModelArguments:
 def build_tokenizer():
     """A byte-level tokenizer that encodes any text, with the prompt's fixed text in a few tokens (9 tokens a prompt of
     three numbers) and each number up to 99 in one."""
-    prompt = preprocess.fill_template(preprocess.render_template("base"), "[\0, \0]", "\0")
+    prompt = preprocess.fill_template(preprocess.render_template("countdown", "base"), numbers="[\0, \0]", target="\0")
     pieces = [*prompt.split("\0"), *PIECES, *map(str, range(LARGEST + 1))]
     vocabulary = {END_OF_TEXT: 0} | {c: i + 1 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -131,7 +131,7 @@ def warm_up_examples(problems, tokenizer, args, rng):
     """
     no, yes, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", GIVE_UP])
     weights = {no: args.verdict_weight, yes: args.yes_weight}
-    template = preprocess.render_template("base")
+    template = preprocess.render_template("countdown", "base")
     searches = sorted(((nums, target, search(nums, target)) for nums, target in problems), key=lambda s: len(s[2]))
     lengths = [len(tried) for *_, tried in searches]
     for drawn in itertools.count():
@@ -139,7 +139,7 @@ def warm_up_examples(problems, tokenizer, args, rng):
         longest = args.shortest_cap + progress * (lengths[-1] - args.shortest_cap)
         nums, target, tried = searches[rng.randrange(bisect.bisect_right(lengths, longest))]
         tries = rng.randint(1, len(tried)) if rng.random() < args.cut_share else len(tried)
-        prompt_ids = tokenizer(preprocess.fill_template(template, list(nums), target))["input_ids"]
+        prompt_ids = tokenizer(preprocess.fill_template(template, numbers=list(nums), target=target))["input_ids"]
         ids = tokenizer(write_trace(tried[:tries], solved=tries == len(tried)))["input_ids"] + [tokenizer.eos_token_id]
         labels = ids.copy()
         for i in (i for i in range(1, len(ids)) if ids[i - 1] == no):

@@ -1,7 +1,8 @@
-"""Teach a language model to reason on Countdown with GRPO and a verifiable reward alone: R1-Zero in one file, on TRL.
+"""Teach a language model to reason with GRPO and verifiable rewards alone: R1-Zero in one file, on TRL.
 
-It reproduces TinyZero, and trains by GRPO where TinyZero trains by PPO: there is no critic, and the advantage of a
-completion is its reward less the mean reward of its group, the completions sampled from the same prompt.
+It reproduces TinyZero on Countdown, and trains on every other task of preprocess.py, or several, by naming their data
+and their rewards in the YAML. It trains by GRPO where TinyZero trains by PPO: there is no critic, and the advantage of
+a completion is its reward less the mean reward of its group, the completions sampled from the same prompt.
 
     accelerate launch train_countdown.py                                          # whatever this machine has, CPU too
     accelerate launch train_countdown.py --config configs/qwen2.5-1.5b.yaml       # one GPU
@@ -20,7 +21,8 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 import preflight
 import report
-from rewards import countdown_reward
+import rewards
+import sandbox
 
 
 @dataclass
@@ -30,6 +32,16 @@ class ScriptArguments:
     data_dir: str = field(
         default="data/countdown",
         metadata={"help": "Folder with train.parquet and test.parquet, as preprocess.py writes them."},
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["countdown_reward"],
+        metadata={
+            "help": "Functions of rewards.py; each scores the rows of its own task. reward_weights weighs them."
+        },
+    )
+    allow_unsandboxed_code: bool = field(
+        default=False,
+        metadata={"help": "Let code_reward run what the model wrote without a sandbox, where bubblewrap is missing."},
     )
     prepare: str | None = field(
         default=None,
@@ -57,8 +69,9 @@ def main(script_args, training_args, model_args):
         total = data["test"].num_rows
         print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {total:,} held-out ones")
 
-    # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
-    # updates away.
+    # Rewards, model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would
+    # round the updates away.
+    sandbox.ALLOW_UNSANDBOXED_CODE = script_args.allow_unsandboxed_code
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -67,7 +80,7 @@ def main(script_args, training_args, model_args):
     }
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=countdown_reward,
+        reward_funcs=[getattr(rewards, name) for name in script_args.reward_funcs],
         args=training_args,
         train_dataset=data["train"],
         eval_dataset=held_out,

@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 import preflight
+import rewards
 import tiny_model
 from train_countdown import ScriptArguments
 
@@ -22,7 +23,12 @@ WANTED = {
     "qwen2.5-3b-instruct",
     "qwen2.5-7b",
     "qwen2.5-1.5b-lora-24gb",
+    "x_r1_750",
+    "multiply",
+    "mixture",
+    "eurus_r1_distill_1.5b",
 }
+COMPLETIONS_A_STEP = {"x_r1_750": 64, "eurus_r1_distill_1.5b": 128}  # the others: TinyZero's 256
 
 
 def settings_of(path):
@@ -62,7 +68,8 @@ class TestRecipe:
             * processes_in(path)
             * (values.steps_per_generation or values.gradient_accumulation_steps)
         )
-        assert per_generation == 256, "TinyZero's 256 completions"
+        assert per_generation == COMPLETIONS_A_STEP.get(path.stem, 256)
+        assert f"= {per_generation} completions" in path.read_text(), "the arithmetic is spelled out"
 
     def test_is_short_and_says_what_it_is_for(self, path):
         lines = path.read_text().splitlines()
@@ -75,13 +82,24 @@ class TestRecipe:
         values = settings_of(path)
         script, *arguments = values.prepare.split()
         assert (CONFIGS.parent / script).is_file()
-        if "--local_dir" in arguments:
-            assert arguments[arguments.index("--local_dir") + 1] == values.data_dir
+        if script == "preprocess.py":
+            given = arguments[arguments.index("--local_dir") + 1] if "--local_dir" in arguments else None
+            assert values.data_dir == (given or f"data/{arguments[0]}")
+
+    def test_reward_functions_exist(self, path):
+        values = settings_of(path)
+        assert all(callable(getattr(rewards, name)) for name in values.reward_funcs)
+        assert values.reward_weights is None or len(values.reward_weights) == len(values.reward_funcs)
 
     def test_context_of_vllm_holds_prompt_and_completion(self, path):
         values = settings_of(path)
         if values.use_vllm:
-            assert values.vllm_max_model_length == 256 + values.max_completion_length
+            prompt = re.search(r"# prompt (\d+) \+ completion", path.read_text())
+            assert values.vllm_max_model_length == int(prompt[1]) + values.max_completion_length
+            dropped = re.search(r"--max_prompt_length (\d+)", path.read_text())
+            assert int(prompt[1]) == (int(dropped[1]) if dropped else 256), (
+                "prompts of Countdown have under 256 tokens"
+            )
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -141,7 +141,7 @@ def test_config_that_does_not_exist_is_named(problem):
 def test_data_with_other_columns_is_refused(parse, tmp_path):
     for split in ("train", "test"):
         pq.write_table(pa.table({"question": ["?"] * 300}), tmp_path / f"{split}.parquet")
-    with pytest.raises(SystemExit, match=r"lacks \['nums', 'prompt', 'target'\]"):
+    with pytest.raises(SystemExit, match="lacks prompt: type python tiny_model.py"):
         parse("--data_dir", tmp_path)
 
 

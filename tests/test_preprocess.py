@@ -1,4 +1,4 @@
-"""preprocess.py countdown on small sizes.   bash tests/run.sh tests/test_preprocess.py"""
+"""preprocess.py on small sizes and on fixtures.   bash tests/run.sh tests/test_preprocess.py"""
 
 from fractions import Fraction
 
@@ -125,7 +125,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path, tiny_model, capsys):
     flags = ("--train_size", 20, "--test_size", 4, "--tokenizer", tiny_model, "--max_prompt_length", 10)
     train, test = make(tmp_path, *flags)
     assert {len(row["nums"]) for row in train + test} == {3}
-    assert "train: dropped 10 of 20 prompts over 10 tokens" in capsys.readouterr().out
+    assert "dropped 10 prompts over 10 tokens" in capsys.readouterr().out
 
 
 def test_source_is_deduplicated_and_split_without_leakage(tmp_path, capsys):

@@ -49,6 +49,15 @@ def train(output_dir, model, data, **flags):
     return output
 
 
+def run_to_end(command, env=ENVIRONMENT):
+    """What a command prints, once it has ended well."""
+    run = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    return run.stdout
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model, tiny_data):
     """A run of two steps with a checkpoint after each; (folder, console)."""
@@ -89,7 +98,7 @@ def test_config_is_written_with_versions_and_trains_again(run, tmp_path, tiny_mo
         "--output_dir",
         tmp_path / "x",
     ]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=300, capture_output=True)
+    run_to_end(command)
     assert load_file(tmp_path / "x" / "model.safetensors").keys()
     again, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "x", run[0]))
     assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
