@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,12 +24,23 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.import_utils import is_vllm_available
 
+import plan
 import rewards
 import sandbox
 
 ROOT = Path(__file__).resolve().parent
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 IS_MAIN = int(os.environ.get("RANK", 0)) == 0
+
+
+@dataclass
+class Facts:
+    """What the checks learn on their way: training rows, the longest prompts and their tokens, the model's shape."""
+
+    rows: int = 0
+    prompts: list = field(default_factory=list)
+    longest: int = 0
+    model: torch.nn.Module | None = None  # on the meta device, without weights
 
 
 def parse(parser, argv):
@@ -49,14 +61,28 @@ def parse(parser, argv):
         unknown = parser.set_defaults_with_config(**{key: recipe[key] for key in recipe if key != "env"})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         stop(f"--config {config} is not a readable YAML mapping", [str(error)])
+    accumulation = recipe.get("gradient_accumulation_steps", 1)
+    if (
+        option.config is None and PROCESSES > 1 and accumulation > 1
+    ):  # as many completions a step, on however many cards
+        flags = ["--gradient_accumulation_steps", str(max(1, accumulation // PROCESSES)), *flags]
     values, unknown_flags = parser.parse_known_args(flags)
     names = [word.lstrip("-").split("=")[0] for word in unknown + unknown_flags if word.startswith("--")]
     if unknown or unknown_flags:
         problems = unknown_settings(names or unknown_flags, values)
         stop(f"{config} and the flags given name settings that do not exist", problems)
-    prepare(values, parser.parse_known_args([])[0])
-    if problems := list(find_problems(values)):
+    if not values.dry_run:
+        prepare(values, parser.parse_known_args([])[0])
+    facts = Facts()
+    problems = list(find_problems(values, facts))
+    if facts.model is not None and IS_MAIN:
+        card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        lines = plan.describe(values, facts.model, facts.rows, facts.longest, plan.read_strategy(), card)
+        print("\n".join(lines), flush=True)
+    if problems:
         stop(f"{config} cannot run as it is", problems)
+    if values.dry_run:
+        sys.exit(0)
     if values.resume_from_checkpoint:
         flags += ["--resume_from_checkpoint", str(find_checkpoint(values))]
     if values.use_cpu and PROCESSES == 1 and torch.get_num_threads() < os.cpu_count():
@@ -117,18 +143,18 @@ def prepare(values, recipe):
                     stop(f"python {values.prepare} failed ({status})", ["its own message is above"])
 
 
-def find_problems(values):
-    """Yields one line a problem. values: the namespace of every setting after config and flags."""
+def find_problems(values, facts):
+    """Yields one line a problem. values: the namespace of every setting after config and flags. Fills in `facts`."""
     yield from batch_problems(values)
     yield from backend_problems(values)
+    yield from strategy_problems(values)
     for tracker in {values.report_to} if isinstance(values.report_to, str) else set(values.report_to):
         if tracker not in ("none", "all") and importlib.util.find_spec(tracker) is None:
             yield f"report_to names {tracker}, which is not installed: type pip install {tracker}"
-    prompts = []
-    yield from data_problems(values, prompts)
-    parameters = yield from model_problems(values, prompts)
+    yield from data_problems(values, facts)
+    yield from model_problems(values, facts)
     if IS_MAIN:
-        yield from output_problems(values, parameters)
+        yield from output_problems(values, facts.model.num_parameters() if facts.model else 0)
 
 
 def batch_problems(values):
@@ -173,8 +199,24 @@ def backend_problems(values):
             yield f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false"
 
 
-def data_problems(values, prompts):
-    """Also fills `prompts` (list[str]) with the longest ones."""
+def strategy_problems(values):
+    parallel = values.vllm_tensor_parallel_size
+    if values.use_vllm and values.vllm_mode == "colocate" and PROCESSES % parallel:
+        sizes = " or ".join(str(size) for size in range(1, PROCESSES + 1) if PROCESSES % size == 0)
+        yield (
+            f"vllm_tensor_parallel_size {parallel} does not divide the {PROCESSES} processes: set "
+            f"--vllm_tensor_parallel_size to {sizes}"
+        )
+    if plan.read_strategy().deepspeed:
+        if importlib.util.find_spec("deepspeed") is None:
+            yield "the launcher asks for DeepSpeed, which is not installed: type pip install -e ."
+        # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
+        missing = [package for tool, package in (("g++", "g++"), ("ninja", "ninja-build")) if not shutil.which(tool)]
+        if missing and (values.use_cpu or plan.read_strategy().offload):
+            yield f"DeepSpeed compiles an operator with g++ and ninja; type apt-get install {' '.join(missing)}"
+
+
+def data_problems(values, facts):
     known = {name: function for name, function in vars(rewards).items() if name.endswith("_reward")}
     if unknown := [name for name in values.reward_funcs if name not in known]:
         yield f"reward_funcs names {' and '.join(unknown)}; rewards.py has {', '.join(known)}"
@@ -204,12 +246,14 @@ def data_problems(values, prompts):
         if "prompt" not in columns:
             yield f"{path} has the columns {columns} and lacks prompt: {write}"
             continue
+        if path.stem == "train":
+            facts.rows = rows
         if path.stem == "test" and str(values.eval_strategy) != "no" and rows < eval_batch:
             yield (
                 f"{path} has {rows} rows, less than one evaluation batch ({values.per_device_eval_batch_size} x "
                 f"{PROCESSES} processes): set --per_device_eval_batch_size to {max(1, rows // PROCESSES)}"
             )
-        prompts += sorted(pq.read_table(path, columns=["prompt"])["prompt"].to_pylist(), key=len)[-16:]
+        facts.prompts += sorted(pq.read_table(path, columns=["prompt"])["prompt"].to_pylist(), key=len)[-16:]
         if not unknown:
             yield from reward_problems(path, [known[name] for name in values.reward_funcs])
 
@@ -234,28 +278,27 @@ def reward_problems(path, functions):
         )
 
 
-def model_problems(values, prompts):
-    """Returns the number of parameters, or 0 where the model's config cannot be read."""
+def model_problems(values, facts):
     name = values.model_name_or_path
     if not name:
         yield "no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"
-        return 0
+        return
     # A path is not asked of the hub, which offline would take half a minute of retries
     local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
     if local and not Path(name).is_dir():
         yield f"model {name} is a folder that does not exist: pass --model_name_or_path FOLDER_OR_HUB_ID"
-        return 0
+        return
     try:
         config = AutoConfig.from_pretrained(name, revision=values.model_revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=values.model_revision)
         with torch.device("meta"):
-            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+            facts.model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         yield (
             f"model {name} cannot be had ({str(error).splitlines()[0]}): where there is a network, type hf download "
             f"{name} --local-dir models/{Path(name).name}; here, pass --model_name_or_path models/{Path(name).name}"
         )
-        return 0
+        return
     context, where, flag = config.get_text_config().max_position_embeddings, "the model's context", ""
     if values.use_vllm and values.vllm_max_model_length and values.vllm_max_model_length < context:
         context, where, flag = (
@@ -263,13 +306,12 @@ def model_problems(values, prompts):
             "vllm_max_model_length",
             ", or raise --vllm_max_model_length",
         )
-    longest = max(map(len, tokenizer(prompts)["input_ids"])) if prompts else 0
+    longest = facts.longest = max(map(len, tokenizer(facts.prompts)["input_ids"])) if facts.prompts else 0
     if longest + values.max_completion_length > context:
         yield (
             f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed {where} "
             f"of {context}: set --max_completion_length to at most {context - longest}{flag}"
         )
-    return parameters
 
 
 def output_problems(values, parameters):

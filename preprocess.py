@@ -559,7 +559,9 @@ def mixture(args, tokenizer):
         for folder in args.folders:
             path = Path(folder) / f"{split}.parquet"
             if not path.is_file():
-                raise ValueError(f"{path} does not exist: write it first, with preprocess.py {Path(folder).name}")
+                raise ValueError(
+                    f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {folder}"
+                )
             # These two differ in type from task to task, and no reward reads them
             table = pq.read_table(path)
             tables.append(table.drop_columns(["reward_model", "extra_info"]))

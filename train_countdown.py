@@ -19,6 +19,7 @@ from pathlib import Path
 from datasets import load_dataset
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+import plan
 import preflight
 import report
 import rewards
@@ -42,6 +43,14 @@ class ScriptArguments:
     allow_unsandboxed_code: bool = field(
         default=False,
         metadata={"help": "Let code_reward run what the model wrote without a sandbox, where bubblewrap is missing."},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Print what the run will do and take, and what would stop it, and end before it starts."},
+    )
+    price_per_hour: float | None = field(
+        default=None,
+        metadata={"help": "Price of the whole machine an hour, in any currency, to say what the run costs."},
     )
     prepare: str | None = field(
         default=None,
@@ -86,6 +95,7 @@ def main(script_args, training_args, model_args):
         eval_dataset=held_out,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=[plan.TimeAndCost(script_args.price_per_hour)],
     )
     if is_main:
         report.write_config(output_dir / "config.yaml", script_args, training_args, model_args)

@@ -26,7 +26,8 @@ def parse(tmp_path, tiny_model, tiny_data, monkeypatch):
     def run(*flags, config=TINY):
         own = ["--model_name_or_path", tiny_model, "--data_dir", tiny_data, "--output_dir", tmp_path / "out"]
         parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
-        return preflight.parse(parser, ["--config", str(config), *map(str, own), *map(str, flags)])
+        named = ["--config", str(config)] if config else []
+        return preflight.parse(parser, [*named, *map(str, own), *map(str, flags)])
 
     return run
 
@@ -43,6 +44,13 @@ def problem(parse):
         return lines[1]
 
     return run
+
+
+def pretend_card(monkeypatch, gib=16, name="a card"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    properties = type("Properties", (), {"total_memory": gib * 2**30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
 def test_the_recipe_itself_passes_and_flags_override_it(parse):
@@ -108,7 +116,7 @@ def test_the_recipe_itself_passes_and_flags_override_it(parse):
 )
 def test_problem_says_what_was_found_and_what_to_type(problem, monkeypatch, flags, found, wanted):
     if "--use_vllm" in flags:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        pretend_card(monkeypatch)
         monkeypatch.setattr(preflight, "is_vllm_available", lambda: False)
     line = problem(*flags)
     assert found in line and wanted in line
@@ -157,9 +165,8 @@ def test_bf16_without_a_gpu_is_refused(problem):
 
 
 def test_bf16_on_a_card_without_it_is_refused(problem, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_card(monkeypatch, name="Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     line = problem("--use_cpu", "false", "--bf16", "true")
     assert "Tesla T4 has no bfloat16: pass --bf16 false --fp16 true" in line
 
@@ -171,9 +178,43 @@ def test_vllm_that_trl_does_not_know_is_refused(problem, monkeypatch):
         )
         return True
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_card(monkeypatch)
     monkeypatch.setattr(preflight, "is_vllm_available", old_vllm)
     assert "You have version 0.1.0. Type pip install" in problem("--use_vllm", "true")
+
+
+class TestStrategy:
+    @pytest.fixture
+    def vllm(self, monkeypatch):
+        """A card, and a vLLM that TRL knows."""
+        pretend_card(monkeypatch)
+        monkeypatch.setattr(preflight, "is_vllm_available", lambda: True)
+
+    def test_tensor_parallel_that_does_not_divide_the_processes_is_refused(self, problem, monkeypatch, vllm):
+        monkeypatch.setattr(preflight, "PROCESSES", 2)
+        flags = ("--use_vllm", "true", "--vllm_tensor_parallel_size", 3, "--per_device_eval_batch_size", 16)
+        line = problem(*flags)
+        assert "vllm_tensor_parallel_size 3 does not divide the 2 processes" in line and "to 1 or 2" in line
+
+    def test_context_of_vllm_that_is_too_short_is_refused(self, problem, vllm):
+        line = problem("--use_vllm", "true", "--vllm_max_model_length", 128, "--max_completion_length", 120)
+        assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
+        assert "or raise --vllm_max_model_length" in line
+
+    def test_deepspeed_without_what_it_compiles_with_is_refused(self, problem, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        monkeypatch.setattr(shutil, "which", lambda tool: None)
+        assert "apt-get install g++ ninja-build" in problem()
+
+    def test_more_processes_share_the_accumulation_of_the_chosen_recipe(self, parse, monkeypatch, tmp_path):
+        config = yaml.safe_load(TINY.read_text()) | {"gradient_accumulation_steps": 32}
+        del config["steps_per_generation"]  # then it is the accumulation
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config | {"per_device_eval_batch_size": 64}))
+        monkeypatch.setattr(preflight, "choose_recipe", lambda: str(tmp_path / "x.yaml"))
+        monkeypatch.setattr(preflight, "PROCESSES", 4)
+        assert parse(config=None)[1].gradient_accumulation_steps == 8
+        assert parse("--gradient_accumulation_steps", 16, config=None)[1].gradient_accumulation_steps == 16
+        assert parse(config=tmp_path / "x.yaml")[1].gradient_accumulation_steps == 32
 
 
 def test_output_folder_that_cannot_be_written_is_named(problem, tmp_path):
@@ -219,10 +260,9 @@ class TestRecipe:
         ids=["no GPU", "24 GB", "80 GB"],
     )
     def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, expected):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gib is not None)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-        properties = type("Properties", (), {"total_memory": (gib or 0) * 2**30})
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        if gib is not None:
+            pretend_card(monkeypatch, gib)
         assert Path(preflight.choose_recipe()) == ROOT / "configs" / f"{expected}.yaml"
         assert capsys.readouterr().out.startswith(f"recipe: configs/{expected}.yaml (")
 
