@@ -144,6 +144,16 @@ def memory(values, model, strategy, tokens, card):
         peaks["generation"] += parts["vLLM"]
         if not values.vllm_enable_sleep_mode:
             peaks["update"] += parts["vLLM"]
+    elif not values.use_vllm:
+        # transformers generates for all steps of a generation at once: keys and values of each, of the head's size
+        width = config.num_key_value_heads * (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        sequences = values.per_device_train_batch_size * (
+            values.steps_per_generation or values.gradient_accumulation_steps
+        )
+        parts["cache"] = sequences * tokens * config.num_hidden_layers * 2 * width * element
+        peaks["generation"] += parts["cache"]
     return {"parts": parts, "peaks": peaks}
 
 

@@ -111,6 +111,8 @@ def choose_recipe():
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
         name = "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
         why = f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            name, why = "qwen2.5-1.5b-lora-fp16", f"{why}, no bfloat16"
     else:
         name, why = "tiny_cpu", "no GPU found"
     if IS_MAIN:
@@ -183,10 +185,12 @@ def batch_problems(values):
 
 def backend_problems(values):
     cuda = torch.cuda.is_available()
-    bf16 = not values.fp16 if values.bf16 is None else values.bf16
-    if bf16 and not cuda and not values.use_cpu:
-        yield "bf16 is on and there is no GPU: pass --use_cpu --bf16 false, or leave out --config for the CPU recipe"
-    elif bf16 and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    half = plan.mixed_precision(values)
+    if half and not cuda and (half == "fp16" or not values.use_cpu):
+        yield f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config"
+    elif (
+        half == "bf16" and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         yield f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true"
     if values.use_vllm and not cuda:
         yield "use_vllm is on and there is no GPU: pass --use_vllm false"

@@ -23,6 +23,8 @@ WANTED = {
     "qwen2.5-3b-instruct",
     "qwen2.5-7b",
     "qwen2.5-1.5b-lora-24gb",
+    "qwen2.5-1.5b-lora-fp16",
+    "qwen2.5-3b-lora-24gb",
     "x_r1_750",
     "multiply",
     "mixture",

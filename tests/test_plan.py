@@ -165,6 +165,13 @@ class TestMemory:
         assert awake["update"] - asleep["update"] == int(0.3 * 80 * plan.GIB)
         assert awake["generation"] == asleep["generation"]
 
+    def test_transformers_generation_holds_keys_and_values_of_all_its_sequences(self, model):
+        found = plan.memory(values(use_vllm=False), model, plan.read_strategy({}), 1280, None)
+        # 256 sequences of 1,280 tokens, 28 layers, keys and values of 2 heads of 128 in float32
+        assert found["parts"]["cache"] == 256 * 1280 * 28 * 2 * 2 * 128 * 4
+        with_vllm = plan.memory(values(), model, plan.read_strategy({}), 1280, None)
+        assert found["peaks"]["generation"] - with_vllm["peaks"]["generation"] == found["parts"]["cache"]
+
     def test_what_does_not_fit_is_said_with_what_to_change(self, model):
         lines = plan.describe(values(), model, 327_680, 256, plan.read_strategy({}), 24 * plan.GIB)
         (line,) = [line for line in lines if line.startswith("will not fit in update")]

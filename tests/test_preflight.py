@@ -46,8 +46,9 @@ def problem(parse):
     return run
 
 
-def pretend_card(monkeypatch, gib=16, name="a card"):
+def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     properties = type("Properties", (), {"total_memory": gib * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -164,9 +165,12 @@ def test_bf16_without_a_gpu_is_refused(problem):
     assert "there is no GPU: pass --use_cpu --bf16 false" in problem("--use_cpu", "false", "--bf16", "true")
 
 
+def test_fp16_without_a_gpu_is_refused(problem):
+    assert "fp16 is on and there is no GPU" in problem("--fp16", "true")
+
+
 def test_bf16_on_a_card_without_it_is_refused(problem, monkeypatch):
-    pretend_card(monkeypatch, name="Tesla T4")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    pretend_card(monkeypatch, name="Tesla T4", bf16=False)
     line = problem("--use_cpu", "false", "--bf16", "true")
     assert "Tesla T4 has no bfloat16: pass --bf16 false --fp16 true" in line
 
@@ -255,14 +259,19 @@ class TestResume:
 
 class TestRecipe:
     @pytest.mark.parametrize(
-        ("gib", "expected"),
-        [(None, "tiny_cpu"), (24, "qwen2.5-1.5b-lora-24gb"), (80, "qwen2.5-1.5b")],
-        ids=["no GPU", "24 GB", "80 GB"],
+        ("gib", "bf16", "expected"),
+        [
+            (None, False, "tiny_cpu"),
+            (16, False, "qwen2.5-1.5b-lora-fp16"),
+            (24, True, "qwen2.5-1.5b-lora-24gb"),
+            (80, True, "qwen2.5-1.5b"),
+        ],
+        ids=["no GPU", "16 GB without bfloat16", "24 GB", "80 GB"],
     )
-    def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, expected):
+    def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, bf16, expected):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         if gib is not None:
-            pretend_card(monkeypatch, gib)
+            pretend_card(monkeypatch, gib, bf16=bf16)
         assert Path(preflight.choose_recipe()) == ROOT / "configs" / f"{expected}.yaml"
         assert capsys.readouterr().out.startswith(f"recipe: configs/{expected}.yaml (")
 
