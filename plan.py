@@ -7,12 +7,9 @@ arithmetic, and a float32 copy of the weights with the optimizer. Activations ar
 
 import math
 import os
-import time
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
-from transformers import TrainerCallback
 
 GIB = 2**30
 CONTEXT = 1.0 * GIB  # of CUDA, NCCL and fragmentation
@@ -176,24 +173,6 @@ def advice(values, strategy, phase):
     if strategy.shards["weights"] == 1:
         options.append("more GPUs with configs/accelerate/zero3.yaml")
     return ", or ".join(options)
-
-
-class TimeAndCost(TrainerCallback):
-    """Says, once two generations and their steps have been timed, what the run takes, and costs at a price an hour."""
-
-    def __init__(self, price_per_hour=None):
-        self.price_per_hour, self.step_ends = price_per_hour, []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        timed = 2 * math.ceil(args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps)
-        self.step_ends.append(time.monotonic())
-        if len(self.step_ends) == timed + 1 and state.is_world_process_zero:  # the first step is slow, and not timed
-            seconds = (self.step_ends[-1] - self.step_ends[0]) / timed
-            hours = seconds * state.max_steps / 3600
-            cost = (
-                f", {hours * self.price_per_hour:,.2f} at {self.price_per_hour} an hour" if self.price_per_hour else ""
-            )
-            tqdm.write(f"{seconds:.2f} s a step: {hours:.2f} hours for {state.max_steps:,} steps{cost}")
 
 
 def describe(values, model, rows, longest, strategy, card):

@@ -162,8 +162,8 @@ def countdown_reward(completions, nums, target, log_extra=None, log_metric=None,
     """TinyZero's Countdown score: 0 without an answer, 0.1 for a wrong one, 1.0 for a right one.
 
     completions: B texts (or chat messages) that follow the prompt; nums: B lists of ints; target: B ints, None in rows
-    of another task. Returns B floats, None for those rows. Logs `accuracy` and `format_rate` as plain fractions and
-    the columns target, numbers, equation, verdict for the table of completions.
+    of another task. Returns B floats, None for those rows. Logs `times_divide_rate`, the share of answers with * or /,
+    and the columns target, numbers, equation, verdict for the table of completions.
 
     >>> countdown_reward(["20+5 = 25 </think> <answer>20 + 5 * 2</answer>"] * 2, [[2, 5, 20]] * 2, [30, 44])
     [1.0, 0.1]
@@ -179,6 +179,9 @@ def countdown_reward(completions, nums, target, log_extra=None, log_metric=None,
 
     problems = [None if row[1] is None else row for row in zip(nums, target, strict=True)]
     rewards, answers, verdicts = grade("countdown", completions, problems, extract_answer, check, log_metric)
+    for answer in answers if log_metric is not None else ():
+        if answer is not None:
+            log_metric("times_divide_rate", float("*" in answer or "/" in answer))
     if log_extra is not None:
         log_extra("target", list(target))
         log_extra("numbers", [str(row_nums) for row_nums in nums])

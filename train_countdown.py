@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import load_dataset
+from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-import plan
+import live
 import preflight
 import report
 import rewards
@@ -51,6 +52,9 @@ class ScriptArguments:
     price_per_hour: float | None = field(
         default=None,
         metadata={"help": "Price of the whole machine an hour, in any currency, to say what the run costs."},
+    )
+    show_every: int = field(
+        default=20, metadata={"help": "Optimizer steps between two whole completions on the console; 0 for none."}
     )
     prepare: str | None = field(
         default=None,
@@ -95,8 +99,9 @@ def main(script_args, training_args, model_args):
         eval_dataset=held_out,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[plan.TimeAndCost(script_args.price_per_hour)],
     )
+    trainer.remove_callback(ProgressCallback)  # which prints a dictionary
+    trainer.add_callback(live.Live(script_args.price_per_hour, script_args.show_every))
     if is_main:
         report.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
 

@@ -1,7 +1,6 @@
-"""What --dry_run says of steps, memory and time.   bash tests/run.sh tests/test_plan.py"""
+"""What --dry_run says of steps and memory.   bash tests/run.sh tests/test_plan.py"""
 
 import json
-import re
 import sys
 from argparse import Namespace
 
@@ -91,12 +90,9 @@ class TestSchedule:
             pq.write_table(pq.read_table(tiny_data / f"{split}.parquet").slice(0, 40), tmp_path / f"{split}.parquet")
         flags = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 8, "steps_per_generation": 2}
         flags |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "max_completion_length": 2}
-        output = train(tmp_path / "run", tiny_model, tmp_path, **flags, price_per_hour=3600)
+        output = train(tmp_path / "run", tiny_model, tmp_path, **flags)
         assert "20 steps an epoch of 40 problems, 20 steps and 160 completions in this run" in output
         assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 20
-        found = re.search(r"([\d.]+) s a step: [\d.]+ hours for 20 steps, ([\d.,]+) at 3600.0 an hour", output)
-        seconds, cost = (float(number.replace(",", "")) for number in found.groups())
-        assert cost == pytest.approx(20 * seconds, abs=20 * 0.005 + 0.01), "at 3,600 an hour, one a second"
 
 
 class TestMemory:

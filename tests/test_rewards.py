@@ -126,12 +126,13 @@ def logged(reward, *columns):
 
 
 def test_metrics_and_columns_are_logged():
-    metrics, columns = logged(countdown_reward, [answer("5+2"), answer("5-2"), "5+2"], [[2, 5]] * 3, [7] * 3)
-    assert metrics == {"accuracy": pytest.approx(1 / 3), "format_rate": pytest.approx(2 / 3)}
+    metrics, columns = logged(countdown_reward, [answer("5+2"), answer("5*2"), "5+2"], [[2, 5]] * 3, [7] * 3)
+    rates = {"accuracy": pytest.approx(1 / 3), "format_rate": pytest.approx(2 / 3), "times_divide_rate": 0.5}
+    assert metrics == rates
     assert columns == {
         "target": [7, 7, 7],
         "numbers": ["[2, 5]"] * 3,
-        "equation": ["5+2", "5-2", None],
+        "equation": ["5+2", "5*2", None],
         "verdict": ["correct", "wrong", "no answer"],
     }
 
@@ -150,6 +151,7 @@ def test_shared_runs_log_accuracy_over_all_rows_and_for_each_task():
         "accuracy/countdown": 1.0,
         "accuracy/boxed_math": pytest.approx(2 / 3),
         "undecided": 0.0,
+        "times_divide_rate": 0.0,
     }
     assert len(extra) == 7 and all(len(values) == 4 for values in extra.values()), "no column is written twice"
 

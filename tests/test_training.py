@@ -5,6 +5,7 @@ bash tests/run.sh tests/test_training.py
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,8 @@ def run_to_end(command, env=ENVIRONMENT):
 def run(tmp_path_factory, tiny_model, tiny_data):
     """A run of two steps with a checkpoint after each; (folder, console)."""
     folder = tmp_path_factory.mktemp("run") / "two"
-    return folder, train(folder, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, log_completions=True)
+    flags = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "show_every": 1, "price_per_hour": 3600}
+    return folder, train(folder, tiny_model, tiny_data, **flags)
 
 
 def test_weights_change_and_model_and_checkpoints_are_saved(run, tiny_model):
@@ -116,7 +118,21 @@ def test_card_state_and_picture_are_there(run):
 def test_table_of_completions_shows_target_numbers_equation_verdict(run):
     table = pq.read_table(run[0] / "completions" / "completions_00002.parquet")
     assert {"target", "numbers", "equation", "verdict", "countdown_reward"} <= set(table.column_names)
-    assert "verdict" in run[1]
+
+
+def test_console_shows_a_line_a_step_and_a_whole_completion(run):
+    lines = run[1].replace("\r", "\n").splitlines()
+    (first, second) = [line for line in lines if "tok/s" in line]
+    form = (
+        r"step +{}/2  reward +[\d.]+  accuracy +[\d.]+%  length +\d+  entropy +[\d.]+  no signal +\d+%"
+        r"  +[\d.]+ s/step  +[\d,]+ tok/s  left \dm\d\ds  cost [\d.]+ of [\d.]+"
+    )
+    for step, line in ((1, first), (2, second)):
+        assert re.search(form.format(step), line), line
+    assert sum("held out" in line and line.lstrip("\x1b[A").startswith("step") for line in lines) == 3
+    shown = lines[lines.index("completion:") - 5 : lines.index("completion:")]
+    assert {line.split(":")[0] for line in shown} >= {"countdown_reward", "numbers", "target", "verdict"}
+    assert not any(line.startswith("{'loss'") for line in lines), "no dictionary"
 
 
 def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tiny_data):
