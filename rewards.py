@@ -184,7 +184,7 @@ def countdown_reward(completions, nums, target, log_extra=None, log_metric=None,
             log_metric("times_divide_rate", float("*" in answer or "/" in answer))
     if log_extra is not None:
         log_extra("target", list(target))
-        log_extra("numbers", [str(row_nums) for row_nums in nums])
+        log_extra("numbers", [row_nums and str(row_nums) for row_nums in nums])
         log_extra("equation", answers)
         log_extra("verdict", verdicts)
     return rewards
