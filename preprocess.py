@@ -444,7 +444,8 @@ UNIT_GOLD = re.compile(
 def read_eurus(row):
     """The same of a row of Eurus-2-RL-Data; the gold of a code row is its tests, a JSON str."""
     gold = (row["reward_model"] or {}).get("ground_truth") or ""
-    problem = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    prompt = row["prompt"] or ""
+    problem = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     if row["ability"] == "code":
         try:
             sandbox.parse_tests(gold)
@@ -499,6 +500,8 @@ def text_rows(args, rows, tokenizer, counts):
             counts["rows"] += 1
             try:
                 problem, gold, data_source, ability = read(row)
+                if not (problem or "").strip():
+                    raise Unusable("without a problem")
             except Unusable as reason:
                 counts[str(reason)] += 1
                 continue

@@ -3,6 +3,7 @@
 bash tests/run.sh tests/test_tasks.py
 """
 
+import doctest
 import json
 import os
 import sys
@@ -112,6 +113,15 @@ class TestPreprocess:
             "1 prompts over 1,000 tokens",
         ):
             assert reason in output
+
+    def test_rows_without_a_problem_are_dropped(self, tmp_path, capsys):
+        rows = [{"problem": text, "solution": r"\boxed{1}"} for text in ("a", "b", "c", "", None)]
+        (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train, test = prepare("math", tmp_path, "--source", tmp_path / "set.jsonl")
+        assert len(train + test) == 3 and "dropped 2 without a problem" in capsys.readouterr().out
+
+    def test_examples_in_docstrings_hold(self):
+        assert doctest.testmod(preprocess).failed == 0
 
     def test_prompts_are_plain_text_that_the_completion_goes_on_from(self, data):
         for task, end in (
