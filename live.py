@@ -17,7 +17,7 @@ COLUMNS = {  # metric: name and form in the line
     "reward": ("reward", "{:6.3f}"),
     "accuracy": ("accuracy", "{:6.1%}"),
     "completions/mean_length": ("length", "{:6.0f}"),
-    "entropy": ("entropy", "{:5.2f}"),
+    "entropy": ("entropy", "{:6.3f}"),
     "frac_reward_zero_std": ("no signal", "{:4.0%}"),
 }
 

@@ -14,11 +14,13 @@ Every number stands in the YAML, and a flag of the same name overrides it there:
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datasets import load_dataset
 from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl.generation import vllm_generation
 
 import live
 import preflight
@@ -91,6 +93,11 @@ def main(script_args, training_args, model_args):
         "attn_implementation": model_args.attn_implementation,
         **(training_args.model_init_kwargs or {}),
     }
+    if training_args.use_vllm and training_args.vllm_mode == "colocate":
+        # The engine is to sample in the type that the update computes in. TRL has no setting for it, and vLLM alone
+        # takes the type of config.json, and for float32 bfloat16 (float16 on older cards).
+        dtype = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else model_args.dtype
+        vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtype)
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
         reward_funcs=[getattr(rewards, name) for name in script_args.reward_funcs],
@@ -127,6 +134,9 @@ def main(script_args, training_args, model_args):
             step = trainer.state.global_step
             sys.exit(f"stopped at step {step}: --resume_from_checkpoint true goes on from the newest checkpoint")
         report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
+    # Together: one that ends badly would take the first with it, which writes longest
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

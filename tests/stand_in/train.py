@@ -1,0 +1,59 @@
+"""train_countdown.py for the tests of several processes and of vLLM: the same script, prepared and then run as it is.
+
+- Sampling takes a row's place in its group where it would take a random number: the completions, and with them the
+  gradient, no longer depend on how many processes share the batch.
+- letters_reward differs within a group of random text, where every reward of rewards.py would be 0.
+- FSDP: accelerate has it only between GPUs, so it is told that gloo is between GPUs.
+- The lines of preflight that vLLM and float16 need a GPU are left out: the stand-in beside this file needs none.
+
+The last line of a run says what accelerate made of the launcher's configuration.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # as if the script itself had been started; vLLM's stand-in is there only by PYTHONPATH
+
+import torch  # noqa: E402
+from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
+
+import preflight  # noqa: E402
+import rewards  # noqa: E402
+
+GROUP = 4  # num_generations of the tests
+
+
+def place_in_group(probabilities, num_samples):
+    """torch.multinomial where the random number is the row's place in its group: 0.1, 0.35, 0.6 or 0.85.
+
+    probabilities: (B, V); num_samples: 1. Returns token ids (B, 1). In the tests' runs no cumulative probability comes
+    nearer to these than 2e-5, so that rounding, which may differ with the size of the batch, never decides a token.
+    """
+    assert num_samples == 1
+    places = (torch.arange(len(probabilities)) % GROUP + 0.4) / GROUP  # (B,)
+    below = probabilities.double().cumsum(-1)  # (B, V)
+    return (below < places[:, None] * below[:, -1:]).sum(-1, keepdim=True)
+
+
+def letters_reward(completions, **columns):
+    return [len(set(text)) / 10 for text in completions]
+
+
+torch.multinomial = place_in_group
+rewards.letters_reward = letters_reward
+if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+problems = preflight.backend_problems
+preflight.backend_problems = lambda values: (line for line in problems(values) if "there is no GPU" not in line)
+
+runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
+
+state = AcceleratorState()
+if state.is_main_process:
+    stage = f" {state.deepspeed_plugin.zero_stage}" if state.distributed_type == DistributedType.DEEPSPEED else ""
+    machines = os.environ.get("GROUP_WORLD_SIZE", 1)
+    print(f"ran as {state.num_processes} processes on {machines} machines, {state.distributed_type.value}{stage}")
