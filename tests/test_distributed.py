@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch.distributed import run as torchrun
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ROOT / "configs" / "accelerate"
+STAND_IN = ROOT / "tests" / "stand_in"
 SEVERAL = sorted(path.stem for path in STRATEGIES.glob("*.yaml") if path.stem != "single")
 # Two steps of 16 completions, 4 a group, whatever the number of processes
 COMPLETIONS, ACCUMULATION = 16, 2
@@ -91,7 +93,7 @@ def train(tmp_path_factory, tiny_model, tiny_data):
             "VLLM_STAND_IN_LOG": str(folder / "vllm.jsonl"),
         }
         if flags.get("use_vllm"):
-            environment["PYTHONPATH"] = str(ROOT / "tests" / "stand_in")
+            environment["PYTHONPATH"] = str(STAND_IN)
         port = free_port()
         launchers = []
         for machine in range(machines):
@@ -225,6 +227,51 @@ def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, gpus, monkeyp
         ]
         launch.launch_command(launch.launch_command_parser().parse_args(words))
     assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [gpus, 3]
+
+
+@pytest.fixture
+def engine(tiny_model, tmp_path, monkeypatch):
+    """The stand-in's LLM, asleep, and its load_weights."""
+    monkeypatch.syspath_prepend(STAND_IN)
+    monkeypatch.setenv("VLLM_STAND_IN_LOG", str(tmp_path / "vllm.jsonl"))
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with mock.patch.dict(sys.modules):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+            del sys.modules[name]  # the real one, where there is a GPU
+        import vllm
+
+        trl_gives = {"distributed_executor_backend": "external_launcher", "logprobs_mode": "processed_logprobs"}
+        engine = vllm.LLM(str(tiny_model), enable_sleep_mode=True, **trl_gives)
+        engine.sleep(level=2)
+        params = vllm.SamplingParams(logprobs=0)
+        engine.run = lambda: engine.generate([{"prompt_token_ids": [1]}], sampling_params=params, use_tqdm=False)
+        engine.load = engine.llm_engine.model_executor.driver_worker.model_runner.model.load_weights
+        yield engine
+
+
+@pytest.mark.parametrize(
+    ("calls", "refusal"),
+    [
+        pytest.param(lambda e: e.load([("model.norm.weight", torch.ones(128))]), "has freed", id="loads asleep"),
+        pytest.param(lambda e: e.run(), "only set() are awake", id="generates asleep"),
+        pytest.param(lambda e: (e.wake_up(), e.run()), "discarded", id="generates without new weights"),
+        pytest.param(lambda e: (e.wake_up(), e.wake_up()), "are awake", id="wakes twice"),
+        pytest.param(
+            lambda e: (e.wake_up(), e.load([("model.norm.lora_A.weight", torch.ones(128))])),
+            "no module or parameter named 'model.norm.lora_A.weight'",
+            id="loads a name that is not the model's",
+        ),
+        pytest.param(
+            lambda e: (e.wake_up(), e.load([("model.norm.weight", torch.ones(64))])),
+            "[64] arrived for [128]",
+            id="loads half a weight",
+        ),
+    ],
+)
+def test_stand_in_refuses_what_vllm_would_not_survive(engine, calls, refusal):
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(refusal)):
+        calls(engine)
 
 
 VLLM = {
