@@ -7,15 +7,20 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source setup.sh "" # the empty argument keeps our own flags from it
 
-flags=()
-if [ -n "${BASE_MODEL:-}" ]; then flags+=(--model_name_or_path "$BASE_MODEL"); fi
-if [ -n "${DATA_DIR:-}" ]; then flags+=(--data_dir "$DATA_DIR"); fi
-if [ -n "${ROLLOUT_TP_SIZE:-}" ]; then flags+=(--vllm_tensor_parallel_size "$ROLLOUT_TP_SIZE"); fi
-if [ -n "${EXPERIMENT_NAME:-}" ]; then flags+=(--run_name "$EXPERIMENT_NAME" --output_dir "outputs/$EXPERIMENT_NAME"); fi
-
-gpus=${N_GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l || true)}
-if [ "$gpus" -gt 1 ]; then
-    exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" \
-        train_countdown.py "${flags[@]}" "$@"
+# Before the flags given, which count where both name a setting
+if [ -n "${BASE_MODEL:-}" ]; then set -- --model_name_or_path "$BASE_MODEL" "$@"; fi
+if [ -n "${DATA_DIR:-}" ]; then set -- --data_dir "$DATA_DIR" "$@"; fi
+if [ -n "${ROLLOUT_TP_SIZE:-}" ]; then set -- --vllm_tensor_parallel_size "$ROLLOUT_TP_SIZE" "$@"; fi
+if [ -n "${EXPERIMENT_NAME:-}" ]; then
+    set -- --run_name "$EXPERIMENT_NAME" --output_dir "outputs/$EXPERIMENT_NAME" "$@"
 fi
-exec python train_countdown.py "${flags[@]}" "$@" # one process needs no launcher, and has all CPU threads
+
+gpus=${N_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')} # of those in CUDA_VISIBLE_DEVICES
+if [ "$gpus" -gt 1 ]; then
+    exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" train_countdown.py "$@"
+fi
+if [ "$gpus" -eq 1 ]; then # one process is to see one GPU
+    export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+    CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
+fi
+exec python train_countdown.py "$@" # which needs no launcher, and has all CPU threads
