@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from preprocess import solvable_by_sums
-from rewards import evaluate, extract_answer, tokenize
+from rewards import completion_text, evaluate, extract_answer, tokenize
 
 # Looked for in lower case, with " not" for n't, a single space for each whitespace, and one at both ends. No phrase is
 # part of another, so that none counts twice.
@@ -41,6 +41,7 @@ PATTERNS = {
 
 PLAIN = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/", " equals ": " = "}
 SIDE_CHARACTERS = "0123456789+-*/(). \t"  # of one side of an equation; a new line ends it
+METRIC_NAMES = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}  # which trackers can have
 LONGEST_SIDE = 200  # characters: a longer one is no equation, so that no number grows without bounds
 
 
@@ -133,3 +134,38 @@ def cells(nums, target):
         for i, alone in zip(own, sums, strict=True):
             found[i] = (f"{k} numbers", "+ - alone" if alone else "needs * or /")
     return found
+
+
+def logged(reward):
+    """A reward function (of rewards.py) that also logs what its completions show, through TRL's log_metric.
+
+    Over the rows that it scores, one value a row: `behaviours/<name>`, a count of behaviours(), and the same of right
+    and wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`; for Countdown the accuracy
+    in each of its cells, such as `cells/4_numbers_needs_times_divide`.
+    """
+
+    @functools.wraps(reward)
+    def wrapped(completions, log_metric=None, **columns):
+        if log_metric is None:
+            return reward(completions=completions, **columns)
+        right = []
+
+        def log(name, value):
+            log_metric(name, value)
+            if name == "accuracy":
+                right.append(value)
+
+        scores = reward(completions=completions, log_metric=log, **columns)
+        own = [i for i, score in enumerate(scores) if score is not None]
+        for i, correct in zip(own, right, strict=True):
+            group = "correct" if correct else "incorrect"
+            for name, count in behaviours(completion_text(completions[i])).items():
+                log_metric(f"behaviours/{name}", count)
+                log_metric(f"behaviours_{group}/{name}", count)
+        if reward.__name__ == "countdown_reward":
+            kinds = filter(None, cells(columns["nums"], columns["target"]))
+            for (size, kind), correct in zip(kinds, right, strict=True):
+                log_metric(f"cells/{size}_{METRIC_NAMES[kind]}".replace(" ", "_"), correct)
+        return scores
+
+    return wrapped

@@ -42,6 +42,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 import preprocess
+import record
 import report
 import rewards
 import sandbox
@@ -271,9 +272,7 @@ def accuracy_interval(right, n):
     """
     share, variance = float(right.mean()) / n, float(right.var()) / n**2
     size = min(len(right) * share * (1 - share) / variance, len(right) * n) if variance else len(right)
-    squared = 1.959964**2 / size
-    center, half = share + squared / 2, math.sqrt(squared * (share * (1 - share) + squared / 4))
-    return (center - half) / (1 + squared), (center + half) / (1 + squared)
+    return report.wilson(share, size)
 
 
 def summarize(path, n, seconds):
@@ -471,7 +470,7 @@ def evaluate(model, args, facts, state):
     if not results.is_file():
         if state.is_main_process:
             (folder / "parts").mkdir(parents=True, exist_ok=True)
-            report.write_config(folder / "config.yaml", find_settings(model, args, facts))
+            record.write_config(folder / "config.yaml", find_settings(model, args, facts))
         state.wait_for_everyone()
         numbers = range(math.ceil(len(facts.problems) / args.batch_size))
         parts = [folder / "parts" / f"{number:06}.parquet" for number in numbers]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from transformers.trainer_callback import ProgressCallback
 
+import record
+
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL's, at every step
 
 WINDOW = 20  # optimizer steps that something must last before it is warned of
@@ -25,13 +27,14 @@ COLUMNS = {  # metric: name and form in the line
 class Live(ProgressCallback):
     """Transformers' progress bar, with a line for people where it prints a dictionary.
 
-    price_per_hour: of the whole machine, or None; show_every: optimizer steps between two whole completions, 0 for
-    none; format_reward: the reward that a right format alone gets.
+    held_out: problems in an evaluation; price_per_hour: of the whole machine, or None; show_every: optimizer steps
+    between two whole completions, 0 for none; format_reward: the reward that a right format alone gets.
     """
 
-    def __init__(self, price_per_hour=None, show_every=0, format_reward=0.1):
+    def __init__(self, held_out, price_per_hour=None, show_every=0, format_reward=0.1):
         super().__init__()
-        self.price_per_hour, self.show_every = price_per_hour, show_every
+        self.held_out, self.price_per_hour, self.show_every = held_out, price_per_hour, show_every
+        self.keep_next = 0.0  # seconds of the clock
         self.warnings = Warnings(format_reward)
         self.shown = 0
 
@@ -65,6 +68,10 @@ class Live(ProgressCallback):
             self.training_bar.write(line)
             for warning in self.warnings.see(step, logs):
                 self.training_bar.write(f"WARNING at step {step}: {warning}")
+        # What report.py reads while the run goes on; the more often the less time it takes, 1 % at most
+        if (now := time.monotonic()) >= self.keep_next:
+            record.keep(Path(args.output_dir), state, args, self.held_out, now - self.started)
+            self.keep_next = now + 100 * (time.monotonic() - now)
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Shows the first completion of the newest table, which TRL writes after it has logged."""

@@ -22,8 +22,10 @@ from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.generation import vllm_generation
 
+import behaviours
 import live
 import preflight
+import record
 import report
 import rewards
 import sandbox
@@ -72,7 +74,7 @@ def main(script_args, training_args, model_args):
 
     # An earlier run in the same folder is moved aside, never overwritten
     if is_main and training_args.resume_from_checkpoint is None:
-        report.move_aside(output_dir)
+        record.move_aside(output_dir)
 
     # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
     # TRL's mean over batches would not be the mean over problems.
@@ -100,7 +102,7 @@ def main(script_args, training_args, model_args):
         vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtype)
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=[getattr(rewards, name) for name in script_args.reward_funcs],
+        reward_funcs=[behaviours.logged(getattr(rewards, name)) for name in script_args.reward_funcs],
         args=training_args,
         train_dataset=data["train"],
         eval_dataset=held_out,
@@ -108,15 +110,15 @@ def main(script_args, training_args, model_args):
         peft_config=get_peft_config(model_args),
     )
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
-    trainer.add_callback(live.Live(script_args.price_per_hour, script_args.show_every))
+    trainer.add_callback(live.Live(held_out.num_rows, script_args.price_per_hour, script_args.show_every))
     if is_main:
-        report.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
+        record.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
 
     # Train, and evaluate once more where the last step did not
     started, interrupted = time.time(), False
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        evaluated = report.evaluations(trainer.state.log_history)
+        evaluated = record.evaluations(trainer.state.log_history)
         if evaluated and evaluated[-1]["step"] < trainer.state.global_step:
             trainer.evaluate()
     except KeyboardInterrupt:
@@ -127,9 +129,9 @@ def main(script_args, training_args, model_args):
     if not interrupted:
         trainer.save_model()
         trainer.create_model_card(model_name=output_dir.name)
-    trainer.save_state()
     if is_main:
-        metrics = report.write(output_dir, trainer.state.log_history, training_args, held_out.num_rows, seconds)
+        record.keep(output_dir, trainer.state, training_args, held_out.num_rows, seconds)
+        metrics = report.write(output_dir)
         if interrupted:
             step = trainer.state.global_step
             sys.exit(f"stopped at step {step}: --resume_from_checkpoint true goes on from the newest checkpoint")

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import behaviours as module
-from behaviours import PATTERNS, PHRASES, behaviours, cells, equations
+import rewards
+from behaviours import PATTERNS, PHRASES, behaviours, cells, equations, logged
 from preprocess import draw_problems
 
 MEGABYTE = 10**6
@@ -204,3 +205,36 @@ def test_cells_of_a_mixture_keep_their_places():
         ("2 numbers", "needs * or /"),
     ]
     assert cells([], []) == []
+
+
+def logged_by(reward, **columns):
+    """What logged(reward) logs of a batch, as dict of name to list; the scores must be those of the reward itself."""
+    found, plain = {}, {}
+    scores = logged(reward)(log_metric=lambda name, value: found.setdefault(name, []).append(value), **columns)
+    reward(log_metric=lambda name, value: plain.setdefault(name, []).append(value), **columns)
+    assert scores == reward(**columns) == logged(reward)(**columns)
+    assert logged(reward).__name__ == reward.__name__, "which is the metric's name"
+    assert {name: found.pop(name) for name in plain} == plain
+    return found
+
+
+def test_training_logs_behaviours_and_cells_of_right_and_wrong_completions():
+    found = logged_by(
+        rewards.countdown_reward,
+        completions=["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
+        nums=[[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
+        target=[16, 11, 120, None],
+    )
+    assert found["behaviours/restarts"] == [1, 0, 2]
+    assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
+    assert found["behaviours_correct/true_equations"] == [1, 0]
+    assert found["cells/3_numbers_needs_times_divide"] == [True, False]
+    assert found["cells/4_numbers_sums_suffice"] == [True]
+    counts = set(behaviours(""))
+    assert {name.split("/")[1] for name in found if name.startswith("behaviours")} == counts
+
+
+def test_training_logs_behaviours_of_chats_and_other_tasks():
+    chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
+    found = logged_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
+    assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)

@@ -1,0 +1,327 @@
+"""report.html of a run and the comparison of several, as files and in a browser.
+
+bash tests/run.sh tests/test_report.py; what is tried in a browser needs apt-get install chromium chromium-driver
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+import report
+
+ROOT = Path(__file__).parent.parent
+HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
+STEPS = (0, 4, 8)
+PROBLEMS = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
+TEXTS = {  # of the problems at each step: answer, verdict, reward
+    0: [("3+7+5", "wrong", 0.1), ("1+2+3", "correct", 1.0), (None, "no answer", 0.0)],
+    4: [("3+7+5", "wrong", 0.1), ("1+2-3", "wrong", 0.1), (None, "no answer", 0.0)],
+    8: [("3*7-5", "correct", 1.0), ("1+2-3", "wrong", 0.1), (None, "no answer", 0.0)],
+}
+
+
+def completion(step, i):
+    answer = TEXTS[step][i][0]
+    thought = "10+5 = 15. Wait, that's wrong. " * step if i == 0 else HOSTILE
+    return f"{thought}</think>" + (f" <answer>{answer}</answer>" if answer else "")
+
+
+def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), **settings):
+    """A folder as train_countdown.py leaves it, with evaluations of three problems at three steps."""
+    (folder / "completions").mkdir(parents=True)
+    settings = {
+        "model_name_or_path": f"models/tiny-{seed}",
+        "data_dir": "data/countdown",
+        "reward_funcs": ["countdown_reward"],
+        "seed": seed,
+        "output_dir": str(folder),
+        "learning_rate": 1e-6,
+    } | settings
+    (folder / "config.yaml").write_text(f"# commit {HOSTILE!r}\n{yaml.safe_dump(settings)}")
+    history = []
+    for step, share in zip(STEPS, accuracy, strict=True):
+        if step:
+            history.append({"step": step, "reward": share, "accuracy": share, "completions/mean_length": 100.0 * step})
+        evaluated = {
+            "accuracy": share,
+            "format_rate": 0.9,
+            "completions/mean_length": 50.0,
+            "behaviours/restarts": step,
+        }
+        history.append({"step": step, **{f"eval_{name}": value for name, value in evaluated.items()}})
+        rows = [  # of training, before those of the evaluation
+            {"step": step, "prompt": "p", "completion": "", "countdown_reward": 0.0, "advantage": 0.0}
+            | {"numbers": "[9]", "target": 9, "equation": None, "verdict": "no answer"}
+        ] * 2 + [
+            {"step": step, "prompt": f"{numbers} {HOSTILE}", "completion": completion(step, i), "advantage": 0.0}
+            | {
+                "countdown_reward": reward,
+                "numbers": numbers,
+                "target": target,
+                "equation": answer,
+                "verdict": verdict,
+            }
+            for i, ((numbers, target), (answer, verdict, reward)) in enumerate(
+                zip(PROBLEMS.items(), TEXTS[step], strict=True)
+            )
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 16}))
+    before, after = (
+        {"step": step, "accuracy": share, "format_rate": 0.9, "mean_completion_tokens": 50.0, "n": 3}
+        for step, share in ((0, accuracy[0]), (8, accuracy[-1]))
+    )
+    metrics = {"before": before, "after": after, "steps": 8, "train_seconds": 80.0, "completions": 64}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "mine")
+    report.write(folder)
+    return folder
+
+
+def reader(folder):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_page_holds_everything_and_asks_for_nothing(run):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    visible = html.unescape(text)
+    assert text.count("<svg") == 2 and HOSTILE not in text
+    for found in ("8 of 16", "60.0% (17.2 to 91.5)", "learning_rate: 1.0e-06", "1.3 min", "# commit", "restarts"):
+        assert found in visible, found
+    # The addresses in an SVG are names of its vocabulary, which nothing fetches
+    asked_for = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
+    assert asked_for and all(target.startswith(("#", "data:")) for target in asked_for)
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reader_follows_the_same_held_out_problems(run):
+    data = reader(run)
+    assert data["steps"] == list(STEPS) and data["of"] == 3
+    assert [problem["about"]["numbers"] for problem in data["problems"]] == list(PROBLEMS)
+    for i, problem in enumerate(data["problems"]):
+        for at, step in enumerate(STEPS):
+            found = problem["at"][str(at)]
+            assert (found["answer"], found["verdict"], found["reward"]) == TEXTS[step][i]
+            assert found["text"] == completion(step, i)
+            assert found["changed"] == (i == 0 and step > 0)
+    assert [problem["at"]["2"]["value"] for problem in data["problems"]] == ["16", "0", None]
+
+
+@pytest.mark.parametrize(
+    ("row", "about", "answer", "verdict", "value"),
+    [
+        pytest.param(
+            {"boxed": "1/2", "gold": "0.5", "boxed_verdict": "correct", "verdict": ""},
+            {"gold": "0.5"},
+            "1/2",
+            "correct",
+            None,
+            id="maths, beside empty columns of Countdown",
+        ),
+        pytest.param(
+            {"product": "391", "stated_product": None, "product_verdict": "no answer"},
+            {"product": "391"},
+            None,
+            "no answer",
+            None,
+            id="multiplication without an answer",
+        ),
+        pytest.param(
+            {"program": "print()", "tests_passed": 0.5}, {}, "print()", "wrong", None, id="half of the tests"
+        ),
+        pytest.param({"program": "print()", "tests_passed": 1.0}, {}, "print()", "correct", None, id="all tests"),
+        pytest.param({"program": None, "tests_passed": 0.0}, {}, None, "no answer", None, id="no program"),
+        pytest.param(
+            {"equation": "7/0", "numbers": "[7, 0]", "target": 1, "verdict": "wrong"},
+            {"numbers": "[7, 0]", "target": 1},
+            "7/0",
+            "wrong",
+            None,
+            id="an equation without a value",
+        ),
+        pytest.param(
+            {"equation": "7/2", "numbers": "[7, 2]", "target": 3.0, "verdict": "wrong"},
+            {"numbers": "[7, 2]", "target": 3},
+            "7/2",
+            "wrong",
+            "7/2",
+            id="a fraction, and a target that a mixture has made a float",
+        ),
+        pytest.param({}, {}, None, "", None, id="a reward of one's own"),
+    ],
+)
+def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
+    found = report.read_completion({"completion": "text", "own_reward": None} | row, ["own_reward"])
+    assert found == (
+        about,
+        {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False},
+    )
+
+
+def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    shutil.rmtree(folder / "completions")
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [], "max_steps": 16}))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"before": None, "after": None, "steps": 0}))
+    report.write(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Nothing has been logged yet" in text and "there was no evaluation" in text
+
+
+def command(*words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, ROOT / "report.py", *words], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_folder_that_is_no_run_is_named_in_one_line(tmp_path, run):
+    for words in ([tmp_path], [run, tmp_path, "--output", tmp_path / "page.html"]):
+        found = command(*words)
+        assert found.returncode == 1 and found.stderr.count("\n") == 1
+        assert f"{tmp_path} is not the folder of a run" in found.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_seeds_are_averaged_and_other_settings_compared(tmp_path):
+    shares = {0: (0.1, 0.2, 0.5), 1: (0.2, 0.4, 0.9)}
+    folders = [make_run(tmp_path / f"base-{seed}", seed, accuracy) for seed, accuracy in shares.items()]
+    folders.append(make_run(tmp_path / "faster", learning_rate=2e-6))
+    found = command(*folders, "--output", tmp_path / "new" / "page.html")
+    assert found.returncode == 0, found.stderr
+    for row in ("│ base-0 │ 2    │ 15.0% ± 5.0% ", "│ faster │ 1    │ 10.0% "):
+        assert row.replace("base-0", "base  ") in found.stdout, found.stdout
+    page = html.unescape((tmp_path / "new" / "page.html").read_text(encoding="utf-8"))
+    assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", page)
+    assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", page), "what every seed has of its own"
+    histories = [report.read(folder).history for folder in folders[:2]]
+    steps, means, spread = report.curve(histories, "eval_accuracy")
+    assert steps == list(STEPS) and means == pytest.approx([0.15, 0.3, 0.7])
+    assert spread == pytest.approx([statistics.pstdev(pair) for pair in zip(*shares.values(), strict=True)])
+
+
+def test_mean_is_over_the_steps_that_all_seeds_have():
+    histories = [[{"step": 1, "reward": 0.0}, {"step": 2, "reward": 1.0}], [{"step": 1, "reward": 1.0}, {"step": 2}]]
+    assert report.curve(histories, "reward") == ([1], [0.5], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"), [(0, 10, 0.0, 0.278), (5, 10, 0.237, 0.763), (81, 263, 0.255, 0.366)]
+)
+def test_wilson_interval_is_the_published_one(right, of, low, high):
+    """0 and 5 of 10, and 81 of 263: Newcombe 1998, table I."""
+    assert report.wilson(right / of, of) == pytest.approx((low, high), abs=0.0006)
+
+
+@pytest.fixture(scope="module")
+def browser(run):
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,1000"):
+        options.add_argument(f"--{flag}")
+    for service in ("quic", "background-networking", "component-update", "sync"):
+        options.add_argument(f"--disable-{service}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, run):
+    browser.get((run / "report.html").as_uri())
+    yield browser
+    assert browser.get_log("browser") == [], "the page has no errors"
+
+
+def choose(browser, what, value):
+    Select(browser.find_element(By.ID, what)).select_by_value(value)
+
+
+def shown(browser):
+    """Numbers of the problems in the grid, from the top."""
+    return [re.search(r"\[.*\]", row.text)[0] for row in browser.find_elements(By.CSS_SELECTOR, "#grid td.name")]
+
+
+def test_page_opens_at_the_last_step_with_the_text_untouched(opened):
+    assert opened.title == "mine", "no text of a completion is run"
+    pane = opened.find_element(By.ID, "text")
+    assert "step 8: numbers [3, 7, 5], target 16" in pane.text
+    assert "answer 3*7-5, which is 16" in pane.text and "reward 1" in pane.text
+    opened.find_elements(By.CSS_SELECTOR, "#grid tr")[2].find_elements(By.TAG_NAME, "button")[0].click()
+    assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == completion(0, 1)
+    assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
+
+
+def test_verdicts_have_a_colour_and_a_sign(opened):
+    rows = opened.find_elements(By.CSS_SELECTOR, "#grid tr")[1:]
+    signs = [[button.text for button in row.find_elements(By.TAG_NAME, "button")] for row in rows]
+    assert signs == [["✗", "✗", "✓"], ["✓", "✗", "✗"], ["·", "·", "·"]]
+    colours = {
+        button.text: button.value_of_css_property("background-color")
+        for button in opened.find_elements(By.CSS_SELECTOR, "#grid button")
+    }
+    assert len(set(colours.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "which", "expected"),
+    [
+        ("2", "all", ["[3, 7, 5]", "[1, 2, 3]", "[2, 2]"]),
+        ("2", "correct", ["[3, 7, 5]"]),
+        ("2", "wrong", ["[1, 2, 3]", "[2, 2]"]),
+        ("2", "changed", ["[3, 7, 5]"]),
+        ("0", "changed", []),
+        ("2", "gained", ["[3, 7, 5]"]),
+        ("2", "lost", ["[1, 2, 3]"]),
+    ],
+)
+def test_filters_show_what_they_say(opened, step, which, expected):
+    choose(opened, "step", step)
+    choose(opened, "filter", which)
+    assert shown(opened) == expected
+    assert opened.find_element(By.ID, "count").text == f"{len(expected)} of 3"
+    if not expected:
+        assert "No completion" in opened.find_element(By.ID, "text").text
+
+
+def test_longest_come_first(opened):
+    choose(opened, "order", "longest")
+    lengths = [len(completion(8, i)) for i in range(3)]
+    assert shown(opened) == [list(PROBLEMS)[i] for i in sorted(range(3), key=lambda i: -lengths[i])]
+
+
+def test_arrow_keys_walk_through_steps_and_problems(opened):
+    body = opened.find_element(By.TAG_NAME, "body")
+    for keys, found in (
+        (Keys.ARROW_LEFT, "step 4: numbers [3, 7, 5]"),
+        (Keys.ARROW_DOWN, "step 4: numbers [1, 2, 3]"),
+        (Keys.ARROW_RIGHT * 3, "step 8: numbers [1, 2, 3]"),
+        (Keys.ARROW_UP * 3, "step 8: numbers [3, 7, 5]"),
+    ):
+        body.send_keys(keys)
+        assert found in opened.find_element(By.ID, "text").text
