@@ -1,8 +1,8 @@
 """What a run will do and take, worked out before any weight is loaded: `--dry_run` prints it and stops.
 
 Memory follows what each strategy keeps on a card. Trained weights and their gradients have the type that `dtype` says,
-float32 by default, and AdamW's two moments have it too. DeepSpeed keeps weights and gradients in the type of the
-arithmetic, and a float32 copy of the weights with the optimizer. Activations are what no formula gives exactly.
+float32 by default, and AdamW's two moments have it too, or 8 bits. DeepSpeed keeps weights and gradients in the type
+of the arithmetic, and a float32 copy of the weights with the optimizer. Activations are what no formula gives exactly.
 """
 
 import math
@@ -104,6 +104,10 @@ def mixed_precision(values):
     return "fp16" if values.fp16 else None
 
 
+def eight_bit(values):
+    return "8bit" in str(values.optim)
+
+
 def checkpointing(values):
     return bool(getattr(values, "activation_checkpointing", True))
 
@@ -122,11 +126,15 @@ def memory(values, model, strategy, tokens, card):
     engine = strategy.deepspeed and mixed_precision(values)
     frozen = parameters if values.use_peft else 0
     of_trained = 2 if engine else 4 if values.use_peft else element  # adapters are float32
-    moments = 2 if "8bit" in str(values.optim) else 8 if engine else 2 * of_trained
+    moments = trained * (8 if engine else 2 * of_trained)
+    if eight_bit(values):
+        # transformers leaves the embedding's in float32; DeepSpeed no longer knows which weights are the embedding
+        embedding = 0 if engine or values.use_peft else model.get_input_embeddings().weight.numel()
+        moments = 2 * (trained - embedding) + 8 * embedding
     parts = {
         "weights": frozen * element + trained * of_trained,
         "gradients": trained * of_trained,
-        "optimizer": trained * (moments + (4 if engine else 0)),
+        "optimizer": moments + trained * (4 if engine else 0),
     }
     for part, shards in strategy.shards.items():
         parts[part] = 0 if part in strategy.offload else parts[part] // shards
@@ -157,7 +165,9 @@ def memory(values, model, strategy, tokens, card):
 def advice(values, strategy, phase):
     """The settings to change, cheapest first, where a card is too small for the update or for generation."""
     options = []
-    if phase == "generation":
+    if phase == "generation" and not values.use_vllm:
+        options.append("a smaller --steps_per_generation")
+    elif phase == "generation":
         options.append(f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}")
     elif values.use_vllm and not values.vllm_enable_sleep_mode:
         options.append("--vllm_enable_sleep_mode true")
@@ -168,6 +178,8 @@ def advice(values, strategy, phase):
             options.append("a smaller --per_device_train_batch_size, with more --gradient_accumulation_steps")
     if values.beta and not values.use_peft:
         options.append("--beta 0 (no reference model)")
+    if not (values.use_peft or eight_bit(values) or "optimizer" in strategy.offload or "FSDP" in strategy.name):
+        options.append("--optim adamw_bnb_8bit")
     if not values.use_peft:
         options.append("--use_peft true --lora_target_modules all-linear --learning_rate 1e-5")
     if strategy.shards["weights"] == 1:
@@ -184,7 +196,8 @@ def describe(values, model, rows, longest, strategy, card):
     if not values.use_vllm:
         generation = "transformers' own generation"
     elif values.vllm_mode == "server":
-        generation = "a vLLM server"
+        url = values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}"
+        generation = f"a vLLM server at {url}, awaited for {values.vllm_server_timeout:g} s"
     else:
         generation = f"vLLM in the same processes, tensor parallel {values.vllm_tensor_parallel_size}"
     lines = [

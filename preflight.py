@@ -22,6 +22,7 @@ import torch
 import yaml
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from trl.import_utils import is_vllm_available
 
 import plan
@@ -201,6 +202,15 @@ def backend_problems(values):
                 yield "use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"
         for warning in caught:
             yield f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false"
+    if cuda and not values.use_cpu and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        yield (
+            f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
+            "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
+        )
+    needs = [f"optim {values.optim}"] if values.optim in _BITSANDBYTES_OPTIMIZERS else []
+    needs += [name for name in ("load_in_4bit", "load_in_8bit") if getattr(values, name)]
+    if needs and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"{' and '.join(needs)} needs bitsandbytes, which is not installed: type pip install -e '.[gpu]'"
 
 
 def strategy_problems(values):
@@ -304,7 +314,8 @@ def model_problems(values, facts):
         )
         return
     context, where, flag = config.get_text_config().max_position_embeddings, "the model's context", ""
-    if values.use_vllm and values.vllm_max_model_length and values.vllm_max_model_length < context:
+    colocate = values.use_vllm and values.vllm_mode == "colocate"  # a server has its own length
+    if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
         context, where, flag = (
             values.vllm_max_model_length,
             "vllm_max_model_length",

@@ -145,6 +145,38 @@ class TestMemory:
         assert "reference" not in parts and parts["weights"] == 2 * PARAMETERS + 4 * 28 * layer
         assert parts["optimizer"] == 8 * 28 * layer
 
+    def test_8_bit_moments_are_2_bytes_but_those_of_the_embedding(self, model):
+        """Measured for bitsandbytes under transformers: 8 bytes a weight of the embedding, 2.05 of the others."""
+        changed, embedding = values(optim="adamw_bnb_8bit"), 151936 * 1536
+        one, zero2 = (
+            plan.memory(changed, model, strategy, 1280, None)["parts"]["optimizer"]
+            for strategy in (plan.read_strategy({}), deepspeed(2, 2))
+        )
+        assert one == 2 * (PARAMETERS - embedding) + 8 * embedding
+        assert zero2 == (2 + 4) * PARAMETERS // 2
+
+    @pytest.mark.parametrize(
+        ("changed", "strategy", "offered"),
+        [
+            pytest.param({}, plan.read_strategy({}), True, id="one card"),
+            pytest.param({}, deepspeed(2, 8), True, id="ZeRO-2"),
+            pytest.param({}, deepspeed(2, 8, OPTIMIZER=1), False, id="the optimizer is on the CPU"),
+            pytest.param({"optim": "paged_adamw_8bit"}, plan.read_strategy({}), False, id="8 bits already"),
+            pytest.param({"use_peft": True}, plan.read_strategy({}), False, id="adapters alone are trained"),
+            pytest.param({}, plan.read_strategy({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}), False, id="FSDP"),
+        ],
+    )
+    def test_8_bit_moments_are_offered_where_they_help(self, changed, strategy, offered):
+        assert ("--optim adamw_bnb_8bit" in plan.advice(values(**changed), strategy, "update")) == offered
+
+    def test_vllm_on_a_server_takes_nothing_of_this_card(self, model):
+        server = {"vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000}
+        changed = values(vllm_mode="server", vllm_server_timeout=240.0, **server)
+        found = plan.memory(changed, model, plan.read_strategy({}), 1280, 80 * plan.GIB)
+        assert not {"vLLM", "cache"} & found["parts"].keys()
+        lines = plan.describe(changed, model, 327_680, 256, plan.read_strategy({}), None)
+        assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in lines[2]
+
     def test_checkpointing_and_smaller_batches_save_activations(self, model):
         config = model.config
         full = plan.activations(values(), config, 8 * 1280)

@@ -1,5 +1,6 @@
 """Each early check, with the line it prints; no weights are loaded.   bash tests/run.sh tests/test_preflight.py"""
 
+import importlib.util
 import shutil
 import warnings
 from pathlib import Path
@@ -187,6 +188,35 @@ def test_vllm_that_trl_does_not_know_is_refused(problem, monkeypatch):
     assert "You have version 0.1.0. Type pip install" in problem("--use_vllm", "true")
 
 
+def test_one_process_that_sees_several_gpus_is_refused(problem, monkeypatch):
+    """transformers would wrap the model in DataParallel and take so many times the batch."""
+    pretend_card(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    line = problem("--use_cpu", "false")
+    assert "one process sees 8 GPUs" in line and "set CUDA_VISIBLE_DEVICES to one" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--optim", "adamw_bnb_8bit"), "optim adamw_bnb_8bit needs"),
+        (("--optim", "paged_adamw_32bit"), "optim paged_adamw_32bit needs"),
+        (("--load_in_4bit", "true"), "load_in_4bit needs"),
+        (("--optim", "lion_8bit", "--load_in_8bit", "true"), "optim lion_8bit and load_in_8bit needs"),
+    ],
+)
+def test_bitsandbytes_that_is_not_installed_is_named(problem, monkeypatch, flags, named):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    assert f"{named} bitsandbytes, which is not installed: type pip install -e '.[gpu]'" in problem(*flags)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_8bit", "galore_adamw_8bit"])
+def test_optimizers_of_other_packages_are_not_taken_for_it(parse, optim):
+    parse("--optim", optim)
+
+
 class TestStrategy:
     @pytest.fixture
     def vllm(self, monkeypatch):
@@ -204,6 +234,10 @@ class TestStrategy:
         line = problem("--use_vllm", "true", "--vllm_max_model_length", 128, "--max_completion_length", 120)
         assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
         assert "or raise --vllm_max_model_length" in line
+
+    def test_context_of_a_vllm_server_is_its_own(self, problem, vllm):
+        flags = ("--use_vllm", "true", "--vllm_mode", "server", "--vllm_max_model_length", 128)
+        assert "exceed the model's context of 512" in problem(*flags, "--max_completion_length", 510)
 
     def test_deepspeed_without_what_it_compiles_with_is_refused(self, problem, monkeypatch):
         monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
