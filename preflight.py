@@ -221,6 +221,8 @@ def strategy_problems(values):
             f"vllm_tensor_parallel_size {parallel} does not divide the {PROCESSES} processes: set "
             f"--vllm_tensor_parallel_size to {sizes}"
         )
+    if "FSDP" in plan.read_strategy().name and values.optim in _BITSANDBYTES_OPTIMIZERS:
+        yield f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"
     if plan.read_strategy().deepspeed:
         if importlib.util.find_spec("deepspeed") is None:
             yield "the launcher asks for DeepSpeed, which is not installed: type pip install -e ."

@@ -235,6 +235,11 @@ class TestStrategy:
         assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
         assert "or raise --vllm_max_model_length" in line
 
+    def test_optimizer_that_fsdp_cannot_shard_is_refused(self, problem, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+        assert "adamw_8bit of bitsandbytes does not work with FSDP" in problem("--optim", "adamw_8bit")
+
     def test_context_of_a_vllm_server_is_its_own(self, problem, vllm):
         flags = ("--use_vllm", "true", "--vllm_mode", "server", "--vllm_max_model_length", 128)
         assert "exceed the model's context of 512" in problem(*flags, "--max_completion_length", 510)
