@@ -42,6 +42,7 @@ PATTERNS = {
 PLAIN = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/", " equals ": " = "}
 SIDE_CHARACTERS = "0123456789+-*/(). \t"  # of one side of an equation; a new line ends it
 METRIC_NAMES = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}  # which trackers can have
+LONG = 200  # tokens of a completion, beyond TinyZero's short ones
 LONGEST_SIDE = 200  # characters: a longer one is no equation, so that no number grows without bounds
 
 
@@ -140,8 +141,8 @@ def logged(reward):
     """A reward function (of rewards.py) that also logs what its completions show, through TRL's log_metric.
 
     Over the rows that it scores, one value a row: `behaviours/<name>`, a count of behaviours(), and the same of right
-    and wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`; for Countdown the accuracy
-    in each of its cells, such as `cells/4_numbers_needs_times_divide`.
+    and wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, with whether it is longer
+    than 200 tokens; for Countdown the accuracy in each of its cells, such as `cells/4_numbers_needs_times_divide`.
     """
 
     @functools.wraps(reward)
@@ -159,7 +160,10 @@ def logged(reward):
         own = [i for i, score in enumerate(scores) if score is not None]
         for i, correct in zip(own, right, strict=True):
             group = "correct" if correct else "incorrect"
-            for name, count in behaviours(completion_text(completions[i])).items():
+            counts = behaviours(completion_text(completions[i]))
+            if "completion_ids" in columns:
+                counts["over_200_tokens"] = len(columns["completion_ids"][i]) > LONG
+            for name, count in counts.items():
                 log_metric(f"behaviours/{name}", count)
                 log_metric(f"behaviours_{group}/{name}", count)
         if reward.__name__ == "countdown_reward":

@@ -46,7 +46,7 @@ import record
 import report
 import rewards
 import sandbox
-from behaviours import behaviours, cells
+from behaviours import LONG, behaviours, cells
 
 REWARDS = {  # and the columns that they read
     "countdown_reward": ("nums", "target"),
@@ -283,6 +283,7 @@ def summarize(path, n, seconds):
     names = ["reward", "correct", "answered", "tokens", "truncated", *BEHAVIOURS]
     columns = pq.read_table(path, columns=["data_source", "cell", *names])
     table = {name: columns[name].to_numpy() for name in names}
+    table["over_200_tokens"] = table["tokens"] > LONG
     right = table["correct"].reshape(-1, n).sum(1)  # (problems,)
 
     def mean(name, rows=slice(None)):
@@ -324,7 +325,7 @@ def summarize(path, n, seconds):
                 "correct": mean(name, table["correct"]),
                 "incorrect": mean(name, ~table["correct"]),
             }
-            for name in BEHAVIOURS
+            for name in [*BEHAVIOURS, "over_200_tokens"]
         },
     }
 

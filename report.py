@@ -45,6 +45,7 @@ LEARNED = {
     },
     "Shares of completions": {
         "completions/clipped_ratio": "cut off",
+        "behaviours/over_200_tokens": "over 200 tokens",
         "behaviours/answer_multiplies": "answer has * or /",
     },
     "Different equations a completion": {
@@ -56,7 +57,9 @@ LEARNED = {
         for name in ("verification", "backtracking", "subgoals", "backward_chaining", "restarts")
     },
 }
-SHARES = re.compile("cells/|format_rate|clipped_ratio|answer_multiplies|zero_std|^accuracy")  # between 0 and 1
+SHARES = re.compile(
+    "cells/|format_rate|clipped_ratio|answer_multiplies|over_200|zero_std|^accuracy"
+)  # between 0 and 1
 TRAINING_ALONE = "frac_reward_zero_std"  # an evaluation has one completion a group
 ANSWERS = {  # columns of the table of completions that a reward writes: its verdict, the answer, the problem
     "verdict": ("equation", ("numbers", "target")),
@@ -142,6 +145,7 @@ def draw_panels(panels, groups, columns=2):
         axis.set_ylim(0, 1.02 if all(SHARES.search(key) for _, key, _ in lines) else None)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
+    axes[0, 0].get_legend().set_title("lines: training, dots: held out", {"size": 8})
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
     for axis in list(axes.flat)[len(found) :]:

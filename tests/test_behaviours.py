@@ -224,7 +224,11 @@ def test_training_logs_behaviours_and_cells_of_right_and_wrong_completions():
         completions=["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
         nums=[[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
         target=[16, 11, 120, None],
+        completion_ids=[[0] * 200, [0], [0] * 201, [0] * 999],
     )
+    assert found.pop("behaviours/over_200_tokens") == [False, False, True]
+    assert found.pop("behaviours_correct/over_200_tokens") == [False, False]
+    assert found.pop("behaviours_incorrect/over_200_tokens") == [True]
     assert found["behaviours/restarts"] == [1, 0, 2]
     assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
     assert found["behaviours_correct/true_equations"] == [1, 0]

@@ -106,6 +106,22 @@ def test_config_is_written_with_versions_and_trains_again(run, tmp_path, tiny_mo
     assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
 
 
+def test_behaviours_and_cells_are_logged_in_training_and_on_the_held_out_set(run):
+    history = json.loads((run[0] / "trainer_state.json").read_text())["log_history"]
+    for metric in ("behaviours/equations", "behaviours_incorrect/over_200_tokens"):
+        assert [entry["step"] for entry in history if metric in entry] == [1, 2]
+        assert [entry["step"] for entry in history if f"eval_{metric}" in entry] == [0, 1, 2]
+    # A training step's two problems may be of one kind
+    assert all("eval_cells/3_numbers_sums_suffice" in entry for entry in history if "eval_reward" in entry)
+
+
+def test_page_follows_the_held_out_problems_through_the_steps(run):
+    page = (run[0] / "report.html").read_text()
+    reader = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert reader["steps"] == [0, 1, 2] and len(reader["problems"]) == 8  # as many as a generation has
+    assert all(problem["at"].keys() == {"0", "1", "2"} and problem["prompt"] for problem in reader["problems"])
+
+
 def test_card_state_and_picture_are_there(run):
     folder, output = run
     card = (folder / "README.md").read_text()
@@ -165,11 +181,14 @@ def test_ctrl_c_leaves_the_report_and_says_how_to_go_on(tmp_path, tiny_model, ti
     process = start(tmp_path, tiny_model, tiny_data, launch=[sys.executable], max_steps=10**6, save_steps=1)
     while not list(tmp_path.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
         time.sleep(0.2)
+    report = run_to_end([sys.executable, "report.py", tmp_path])
+    assert "before (step 0)" in report and (tmp_path / "report.html").is_file(), "while the run goes on"
+    (tmp_path / "report.html").unlink()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "Traceback" not in output
     assert "--resume_from_checkpoint true goes on" in output and "before (step 0)" in output
-    assert (tmp_path / "report.png").is_file() and (tmp_path / "metrics.json").is_file()
+    assert all((tmp_path / name).is_file() for name in ("report.html", "report.png", "metrics.json"))
 
 
 @pytest.mark.slow
