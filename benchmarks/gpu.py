@@ -4,8 +4,8 @@
 
 Each row is a run of train_countdown.py of its own, with the settings of configs/qwen2.5-1.5b.yaml but few completions,
 with vLLM where it is installed and with transformers otherwise. Completions of random weights run to their full
-length, which is the worst case. The first step of a run is left out. Prints a table with the peak of memory beside
-plan.py's estimate of it, and writes OUTPUT/gpu.json.
+length, which is the worst case. The first step of a run is left out. Prints a table with the peak of memory, of
+whatever is on the card, beside plan.py's estimate of it, and writes OUTPUT/gpu.json.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import runpy
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def measure(result_path, flags):
     cuda = torch.cuda.is_available()
     steps = []  # one dict of seconds by phase a step, "all" being the whole of it
     estimate = {}
+    used = [0]  # bytes of the card, all that are there
+
+    def watch():
+        while True:
+            free, total = torch.cuda.mem_get_info()
+            used.append(max(used.pop(), total - free))
+            time.sleep(0.02)
 
     def record(self, duration):
         phase = next((phase for name, phase in PHASES.items() if self.name.endswith(name)), None)
@@ -104,8 +112,8 @@ def measure(result_path, flags):
 
         def on_train_end(self, args, state, control, **kwargs):
             result = {"steps": steps, "completions": args.generation_batch_size, **estimate}
-            if cuda:  # of PyTorch; vLLM's share of the card is in it where it does not sleep
-                result["peak_bytes"] = torch.cuda.max_memory_reserved()
+            if cuda:
+                result["peak_bytes"] = used[0]
             Path(result_path).write_text(json.dumps(result))
 
     def describe(values, model, rows, longest, strategy, card, describe=plan.describe):
@@ -113,6 +121,8 @@ def measure(result_path, flags):
         estimate["estimated_bytes"] = max(peaks.values())
         return describe(values, model, rows, longest, strategy, card)
 
+    if cuda:
+        threading.Thread(target=watch, daemon=True).start()
     ProfilingContext._log_metrics = record
     trainer.DEFAULT_CALLBACKS.append(Clock)
     preflight.plan.describe = describe
@@ -158,6 +168,7 @@ def main():
     )
     parser.add_argument("--completions", type=int, default=64, help="completions a step")
     parser.add_argument("--max_completion_length", type=int, default=1024)
+    parser.add_argument("--generation", choices=("vllm", "transformers"), help="default: vLLM where it is installed")
     parser.add_argument("--output_dir", default="outputs/gpu")
     args = parser.parse_args()
 
@@ -170,7 +181,7 @@ def main():
 
     cuda = torch.cuda.is_available()
     card = torch.cuda.get_device_name(0) if cuda else "no GPU"
-    vllm = cuda and importlib.util.find_spec("vllm") is not None
+    vllm = args.generation == "vllm" or (not args.generation and cuda and importlib.util.find_spec("vllm") is not None)
     folder = Path(args.output_dir)
     preprocess.main(["countdown", "--train_size", "1024", "--test_size", "64", "--local_dir", str(folder / "data")])
     rows = []
@@ -223,6 +234,8 @@ def main():
             *(f"{cell:,.3g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells)
         )
     Console(width=200).print(table)
+    if all("failed" in each for each in rows):
+        sys.exit("no run came to its end; its own message is above")
 
 
 if __name__ == "__main__":
