@@ -218,8 +218,8 @@ def strategy_problems(values):
     if values.use_vllm and values.vllm_mode == "colocate" and PROCESSES % parallel:
         sizes = " or ".join(str(size) for size in range(1, PROCESSES + 1) if PROCESSES % size == 0)
         yield (
-            f"vllm_tensor_parallel_size {parallel} does not divide the {PROCESSES} processes: set "
-            f"--vllm_tensor_parallel_size to {sizes}"
+            f"vllm_tensor_parallel_size {parallel} does not divide the {PROCESSES} process{'es' * (PROCESSES > 1)}: "
+            f"set --vllm_tensor_parallel_size to {sizes}"
         )
     if "FSDP" in plan.read_strategy().name and values.optim in _BITSANDBYTES_OPTIMIZERS:
         yield f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"

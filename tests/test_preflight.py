@@ -230,6 +230,10 @@ class TestStrategy:
         line = problem(*flags)
         assert "vllm_tensor_parallel_size 3 does not divide the 2 processes" in line and "to 1 or 2" in line
 
+    def test_tensor_parallel_on_one_gpu_is_refused(self, problem, vllm):
+        line = problem("--use_vllm", "true", "--vllm_tensor_parallel_size", 2)
+        assert line.endswith("2 does not divide the 1 process: set --vllm_tensor_parallel_size to 1")
+
     def test_context_of_vllm_that_is_too_short_is_refused(self, problem, vllm):
         line = problem("--use_vllm", "true", "--vllm_max_model_length", 128, "--max_completion_length", 120)
         assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
