@@ -158,14 +158,15 @@ def logged(reward):
 
         scores = reward(completions=completions, log_metric=log, **columns)
         own = [i for i, score in enumerate(scores) if score is not None]
-        for i, correct in zip(own, right, strict=True):
-            group = "correct" if correct else "incorrect"
+        judged = len(right) == len(own)  # another's reward may log no accuracy
+        for i, correct in zip(own, right if judged else [None] * len(own), strict=True):
             counts = behaviours(completion_text(completions[i]))
             if "completion_ids" in columns:
                 counts["over_200_tokens"] = len(columns["completion_ids"][i]) > LONG
             for name, count in counts.items():
                 log_metric(f"behaviours/{name}", count)
-                log_metric(f"behaviours_{group}/{name}", count)
+                if judged:
+                    log_metric(f"behaviours_{'correct' if correct else 'incorrect'}/{name}", count)
         if reward.__name__ == "countdown_reward":
             kinds = filter(None, cells(columns["nums"], columns["target"]))
             for (size, kind), correct in zip(kinds, right, strict=True):

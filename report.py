@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from jinja2 import Environment, FileSystemLoader
@@ -30,7 +31,7 @@ from behaviours import METRIC_NAMES, behaviours, value
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PROBLEMS = 100  # in the reader of completions
+PROBLEMS, EVALUATIONS = 100, 12  # in the reader of completions, at most
 COURSE = {  # title of a panel: its metrics and their names
     "Reward and accuracy": {"reward": "reward", "accuracy": "accuracy", "format_rate": "with an answer"},
     "Completion length (tokens)": {"completions/mean_length": "completion length"},
@@ -38,6 +39,7 @@ COURSE = {  # title of a panel: its metrics and their names
     "Share of groups without signal": {"frac_reward_zero_std": "groups without signal"},
 }
 LEARNED = {
+    "Accuracy by task": {f"accuracy/{task}": task for task in ("countdown", "multiplication", "boxed_math", "code")},
     "Countdown's cells": {
         f"cells/{numbers}_numbers_{metric}": f"accuracy, {numbers} numbers, {kind}"
         for numbers in range(2, 7)
@@ -188,10 +190,11 @@ def read_completion(row, reward_funcs):
 def read_completions(run):
     """The same held-out problems at every evaluation, as {"steps": [...], "problems": [...]} for the page's reader."""
     problems, steps = {}, []
-    for evaluation in record.evaluations(run.history):
-        table = run.folder / "completions" / f"completions_{evaluation['step']:05d}.parquet"
-        if not table.is_file():
-            continue
+    evaluated = [evaluation["step"] for evaluation in record.evaluations(run.history)]
+    tables = {step: run.folder / "completions" / f"completions_{step:05d}.parquet" for step in evaluated}
+    tables = [(step, table) for step, table in tables.items() if table.is_file()]
+    spaced = np.linspace(0, len(tables) - 1, min(len(tables), EVALUATIONS)).round().astype(int)
+    for step, table in [tables[i] for i in spaced]:
         # The table ends with the evaluation; before it there may be rows of training
         rows = pq.read_table(table).to_pylist()
         rows = rows[-run.metrics["after"]["n"] * (run.settings.get("num_generations_eval") or 1) :]
@@ -202,7 +205,7 @@ def read_completions(run):
             about, completion = read_completion(row, run.settings["reward_funcs"])
             problem = problems.setdefault((prompt, seen[prompt]), {"prompt": prompt, "about": about, "at": {}})
             problem["at"][len(steps)] = completion
-        steps.append(evaluation["step"])
+        steps.append(step)
     chosen = sorted(problems.values(), key=lambda problem: -len(problem["at"]))[:PROBLEMS]
     return {"steps": steps, "problems": chosen, "of": len(problems)}
 

@@ -242,3 +242,11 @@ def test_training_logs_behaviours_of_chats_and_other_tasks():
     chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
     found = logged_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
     assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)
+
+
+def test_reward_that_logs_no_accuracy_has_its_behaviours_logged_all_the_same():
+    def own_reward(completions, log_metric=None, **columns):
+        return [None if text == "" else 1.0 for text in completions]
+
+    found = logged_by(own_reward, completions=["Wait.", "", "ok"])
+    assert found["behaviours/restarts"] == [1, 0] and len(found) == len(behaviours(""))
