@@ -41,6 +41,7 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+import preflight
 import preprocess
 import record
 import report
@@ -85,9 +86,7 @@ def read_model(path):
         folder = Path(place)
         files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         newest = max([newest, *(file.stat().st_mtime for file in files)])
-        # A path is not asked of the hub, which offline would take half a minute of retries
-        local = place.startswith((".", "/", "~")) or place.count("/") > 1 or ("/" in place and folder.parent.is_dir())
-        if not files and (local or folder.is_dir()):
+        if not files and (preflight.is_path(place) or folder.is_dir()):
             raise OSError(f"no weights in a folder of the name {place}")
     config = AutoConfig.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(path if Path(path, "tokenizer_config.json").is_file() else base)
@@ -382,12 +381,6 @@ class Facts:
     models: dict = field(default_factory=dict)  # of name to Model
 
 
-class Settings(dict):
-    """All that the results of an evaluation depend on."""
-
-    to_dict = dict.copy
-
-
 def find_problems(args, facts):
     """Yields one line a problem. Fills in `facts`."""
     if min(args.n, args.max_completion_length, args.batch_size, 1 if args.limit is None else args.limit) < 1:
@@ -455,13 +448,13 @@ def model_problems(path, args, facts):
 
 
 def find_settings(model, args, facts):
-    """The Settings of a model's evaluation."""
+    """All that the results of a model's evaluation depend on, as a dict."""
     with open(args.data, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     names = ("data", "limit", "seed", "n", "temperature", "max_completion_length", "batch_size", "backend", "dtype")
     given = {name: getattr(args, name) for name in names}
     given["reward_funcs"] = [function.__name__ for function in facts.functions]
-    return Settings(model=model.path, weights_written=model.written, data_sha256=digest, **given)
+    return {"model": model.path, "weights_written": model.written, "data_sha256": digest, **given}
 
 
 def evaluate(model, args, facts, state):

@@ -294,14 +294,17 @@ def reward_problems(path, functions):
         )
 
 
+def is_path(name):
+    """Whether the name of a model is a folder's: the hub is not asked for it, which offline means long retries."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
+
+
 def model_problems(values, facts):
     name = values.model_name_or_path
     if not name:
         yield "no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"
         return
-    # A path is not asked of the hub, which offline would take half a minute of retries
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
-    if local and not Path(name).is_dir():
+    if is_path(name) and not Path(name).is_dir():
         yield f"model {name} is a folder that does not exist: pass --model_name_or_path FOLDER_OR_HUB_ID"
         return
     try:

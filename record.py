@@ -31,8 +31,9 @@ def write_config(path, *arguments):
     """Writes every setting of the run as YAML that --config takes again, under the versions and the commit."""
     settings = {}
     for group in arguments:
-        values = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
-        settings |= {key: value for key, value in values.items() if value is not None}
+        if not isinstance(group, dict):
+            group = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+        settings |= {key: value for key, value in group.items() if value is not None}
     # TRL derives this from the others and refuses to be given both; the gradient_checkpointing names are old aliases
     for key in ("generation_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs"):
         settings.pop(key, None)
