@@ -34,17 +34,16 @@ class Live(ProgressCallback):
     def __init__(self, held_out, price_per_hour=None, show_every=0, format_reward=0.1):
         super().__init__()
         self.held_out, self.price_per_hour, self.show_every = held_out, price_per_hour, show_every
-        self.keep_next = 0.0  # seconds of the clock
+        self.started = time.monotonic()  # seconds of the clock, less those that the run took before it was resumed
+        self.keep_next = 0.0
         self.warnings = Warnings(format_reward)
         self.shown = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        self.started, self.last, self.first_step = (
-            time.monotonic(),
-            (time.monotonic(), state.global_step),
-            state.global_step,
-        )
+        now, step = time.monotonic(), state.global_step
+        self.started = now - record.seconds_before(Path(args.output_dir), step)
+        self.first = self.last = (now, step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None:
@@ -58,20 +57,27 @@ class Live(ProgressCallback):
             self.last = now, step
             span = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
             tokens = args.generation_batch_size * (logs.get("completions/mean_length") or 0) / span
-            per_step = (now - self.started) / max(1, step - self.first_step)
+            per_step = (now - self.first[0]) / max(1, step - self.first[1])
             left = (state.max_steps - step) * per_step
             line = f"step {step:>5}/{state.max_steps}  {values(logs)}  {seconds:6.2f} s/step  "
             line += f"{tokens / seconds:7,.0f} tok/s  left {clock(left)}"
             if self.price_per_hour:
-                spent, all_of_it = ((now - self.started + more) / 3600 * self.price_per_hour for more in (0, left))
+                spent, all_of_it = ((self.seconds() + more) / 3600 * self.price_per_hour for more in (0, left))
                 line += f"  cost {spent:,.2f} of {all_of_it:,.2f}"
             self.training_bar.write(line)
             for warning in self.warnings.see(step, logs):
                 self.training_bar.write(f"WARNING at step {step}: {warning}")
         # What report.py reads while the run goes on; the more often the less time it takes, 1 % at most
         if (now := time.monotonic()) >= self.keep_next:
-            record.keep(Path(args.output_dir), state, args, self.held_out, now - self.started)
+            self.keep(args, state)
             self.keep_next = now + 100 * (time.monotonic() - now)
+
+    def keep(self, args, state):
+        record.keep(Path(args.output_dir), state, args, self.held_out, self.seconds())
+
+    def seconds(self):
+        """Since training began, in all processes that the run was resumed by."""
+        return time.monotonic() - self.started
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Shows the first completion of the newest table, which TRL writes after it has logged."""

@@ -75,7 +75,7 @@ def summarize(log_history, training_args, held_out, train_seconds):
     """What metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
 
     Completions and tokens are those of the logged steps: all of them where logging_steps divides the last step.
-    held_out: problems in an evaluation; train_seconds: seconds of this process, evaluations included.
+    held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included.
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
@@ -97,6 +97,15 @@ def summarize(log_history, training_args, held_out, train_seconds):
         "completions": completions,
         "completion_tokens": round(tokens),
     }
+
+
+def seconds_before(output_dir, step):
+    """Seconds that a run's earlier processes took up to the step where it goes on: their share of metrics.json's."""
+    try:
+        earlier = json.loads((output_dir / "metrics.json").read_text())
+    except OSError:  # a run from its beginning, or a checkpoint from elsewhere
+        return 0.0
+    return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
 
 
 def keep(output_dir, state, training_args, held_out, train_seconds):

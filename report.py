@@ -233,10 +233,10 @@ def results(metrics):
     ]
 
 
-def print_table(rows, title=""):
+def print_table(rows):
     """Rows with the header first, on the console."""
     (first, *columns), *rows = rows
-    table = Table(first, *columns, title=title)
+    table = Table(first, *columns)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -12,7 +12,6 @@ Every number stands in the YAML, and a flag of the same name overrides it there:
 """
 
 import sys
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,12 +109,13 @@ def main(script_args, training_args, model_args):
         peft_config=get_peft_config(model_args),
     )
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
-    trainer.add_callback(live.Live(held_out.num_rows, script_args.price_per_hour, script_args.show_every))
+    console = live.Live(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
+    trainer.add_callback(console)
     if is_main:
         record.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
 
     # Train, and evaluate once more where the last step did not
-    started, interrupted = time.time(), False
+    interrupted = False
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         evaluated = record.evaluations(trainer.state.log_history)
@@ -123,14 +123,13 @@ def main(script_args, training_args, model_args):
             trainer.evaluate()
     except KeyboardInterrupt:
         interrupted = True
-    seconds = time.time() - started
 
     # Save
     if not interrupted:
         trainer.save_model()
         trainer.create_model_card(model_name=output_dir.name)
     if is_main:
-        record.keep(output_dir, trainer.state, training_args, held_out.num_rows, seconds)
+        console.keep(training_args, trainer.state)
         metrics = report.write(output_dir)
         if interrupted:
             step = trainer.state.global_step

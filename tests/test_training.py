@@ -154,10 +154,13 @@ def test_console_shows_a_line_a_step_and_a_whole_completion(run):
 def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tiny_data):
     whole = tmp_path / "resumed"
     shutil.copytree(run[0] / "checkpoint-1", whole / "checkpoint-1")
+    (whole / "metrics.json").write_text('{"steps": 2, "train_seconds": 10000.0}')
     train(whole, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, resume_from_checkpoint="true")
     expected, found = (load_file(folder / "model.safetensors") for folder in (run[0], whole))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert json.loads((whole / "metrics.json").read_text())["before"]["step"] == 0
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["before"]["step"] == 0
+    assert 5000 < metrics["train_seconds"] < 6000, "one of the two steps was done, and paid, before"
 
 
 def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data):
