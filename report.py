@@ -96,12 +96,17 @@ def read(folder):
         raise ValueError(f"{folder} is not the folder of a run that has logged a step ({error})") from None
 
 
+def deviation(values):
+    """The standard deviation of a sample, 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def curve(histories, key):
     """(steps, means, standard deviations) of a metric over runs, at the steps that all of them have logged."""
     logged = [{entry["step"]: entry[key] for entry in history if entry.get(key) is not None} for history in histories]
     steps = sorted(set.intersection(*map(set, logged)))
     values = [[of_run[step] for of_run in logged] for step in steps]
-    return steps, [statistics.fmean(row) for row in values], [statistics.pstdev(row) for row in values]
+    return steps, [statistics.fmean(row) for row in values], [deviation(row) for row in values]
 
 
 def draw(axis, histories, key, label, color):
@@ -343,7 +348,7 @@ def group(runs):
 def spread(values, form):
     """The mean, with the standard deviation where there are several."""
     mean = form.format(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.pstdev(values))}"
+    return mean if len(values) == 1 else f"{mean} ± {form.format(deviation(values))}"
 
 
 def compare(folders, path):

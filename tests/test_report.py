@@ -211,7 +211,7 @@ def test_seeds_are_averaged_and_other_settings_compared(tmp_path):
     folders.append(make_run(tmp_path / "faster", learning_rate=2e-6))
     found = command(*folders, "--output", tmp_path / "new" / "page.html")
     assert found.returncode == 0, found.stderr
-    for row in ("│ base-0 │ 2    │ 15.0% ± 5.0% ", "│ faster │ 1    │ 10.0% "):
+    for row in ("│ base-0 │ 2    │ 15.0% ± 7.1% ", "│ faster │ 1    │ 10.0% "):
         assert row.replace("base-0", "base  ") in found.stdout, found.stdout
     page = html.unescape((tmp_path / "new" / "page.html").read_text(encoding="utf-8"))
     assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", page)
@@ -219,12 +219,12 @@ def test_seeds_are_averaged_and_other_settings_compared(tmp_path):
     histories = [report.read(folder).history for folder in folders[:2]]
     steps, means, spread = report.curve(histories, "eval_accuracy")
     assert steps == list(STEPS) and means == pytest.approx([0.15, 0.3, 0.7])
-    assert spread == pytest.approx([statistics.pstdev(pair) for pair in zip(*shares.values(), strict=True)])
+    assert spread == pytest.approx([statistics.stdev(pair) for pair in zip(*shares.values(), strict=True)])
 
 
 def test_mean_is_over_the_steps_that_all_seeds_have():
     histories = [[{"step": 1, "reward": 0.0}, {"step": 2, "reward": 1.0}], [{"step": 1, "reward": 1.0}, {"step": 2}]]
-    assert report.curve(histories, "reward") == ([1], [0.5], [0.5])
+    assert report.curve(histories, "reward") == ([1], [0.5], [statistics.stdev([0.0, 1.0])])
 
 
 @pytest.mark.parametrize(
