@@ -42,7 +42,7 @@ PATTERNS = {
 PLAIN = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/", " equals ": " = "}
 SIDE_CHARACTERS = "0123456789+-*/(). \t"  # of one side of an equation; a new line ends it
 METRIC_NAMES = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}  # which trackers can have
-LONG = 200  # tokens of a completion, beyond TinyZero's short ones
+LONG = 200  # tokens: a completion with more is counted as long
 LONGEST_SIDE = 200  # characters: a longer one is no equation, so that no number grows without bounds
 
 

@@ -109,10 +109,9 @@ def seconds_before(output_dir, step):
 
 
 def keep(output_dir, state, training_args, held_out, train_seconds):
-    """Writes trainer_state.json and metrics.json into output_dir (Path), each in one go; returns the metrics."""
+    """Writes trainer_state.json and metrics.json into output_dir (Path), each in one go."""
     metrics = summarize(state.log_history, training_args, held_out, train_seconds)
     state.save_to_json(output_dir / "trainer_state.json.part")
     (output_dir / "metrics.json.part").write_text(json.dumps(metrics, indent=2) + "\n")
     for name in ("trainer_state.json", "metrics.json"):
         (output_dir / f"{name}.part").replace(output_dir / name)
-    return metrics

@@ -59,9 +59,8 @@ LEARNED = {
         for name in ("verification", "backtracking", "subgoals", "backward_chaining", "restarts")
     },
 }
-SHARES = re.compile(
-    "cells/|format_rate|clipped_ratio|answer_multiplies|over_200|zero_std|^accuracy"
-)  # between 0 and 1
+# Metrics between 0 and 1
+SHARES = re.compile("cells/|format_rate|clipped_ratio|answer_multiplies|over_200|zero_std|^accuracy")
 TRAINING_ALONE = "frac_reward_zero_std"  # an evaluation has one completion a group
 ANSWERS = {  # columns of the table of completions that a reward writes: its verdict, the answer, the problem
     "verdict": ("equation", ("numbers", "target")),
@@ -117,12 +116,9 @@ def draw(axis, histories, key, label, color):
         if steps:
             width = width if held_out[0] else 1.5
             axis.plot(steps, means, style, color=color, label=label, linewidth=width, markersize=4)
-            label = None  # once in the legend
-            low, high = (
-                [m - s for m, s in zip(means, spread, strict=True)],
-                [m + s for m, s in zip(means, spread, strict=True)],
-            )
+            low, high = np.subtract(means, spread), np.add(means, spread)
             axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            label = None  # once in the legend
 
 
 def draw_panels(panels, groups, columns=2):
