@@ -27,6 +27,7 @@ from rich.table import Table
 
 import record
 from behaviours import METRIC_NAMES, behaviours, value
+from rewards import completion_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -176,10 +177,11 @@ def read_completion(row, reward_funcs):
             about = {name: row[name] for name in problem_columns}
     if isinstance(verdict, float):  # the share of tests that a program passes
         verdict = "correct" if verdict == 1 else "no answer" if answer is None else "wrong"
-    counts = behaviours(row["completion"])
+    text = completion_text(row["completion"])
+    counts = behaviours(text)
     worked_out = value(answer) if answer and "target" in about else None
     return about, {
-        "text": row["completion"],
+        "text": text,
         "answer": answer,
         "value": None if worked_out is None else str(worked_out),
         "verdict": verdict,
@@ -201,7 +203,7 @@ def read_completions(run):
         rows = rows[-run.metrics["after"]["n"] * (run.settings.get("num_generations_eval") or 1) :]
         seen = Counter()
         for row in rows:
-            prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+            prompt = completion_text(row["prompt"])
             seen[prompt] += 1  # one of several completions
             about, completion = read_completion(row, run.settings["reward_funcs"])
             problem = problems.setdefault((prompt, seen[prompt]), {"prompt": prompt, "about": about, "at": {}})

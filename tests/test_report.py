@@ -169,6 +169,7 @@ def test_reader_follows_the_same_held_out_problems(run):
             id="a fraction, and a target that a mixture has made a float",
         ),
         pytest.param({}, {}, None, "", None, id="a reward of one's own"),
+        pytest.param({"completion": [{"role": "assistant", "content": "text"}]}, {}, None, "", None, id="a chat"),
     ],
 )
 def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
