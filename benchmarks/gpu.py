@@ -89,7 +89,7 @@ def measure(result_path, flags):
     def watch():
         while True:
             free, total = torch.cuda.mem_get_info()
-            used.append(max(used.pop(), total - free))
+            used[0] = max(used[0], total - free)
             time.sleep(0.02)
 
     def record(self, duration):
