@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from transformers.trainer_callback import ProgressCallback
 
+import plan
 import record
 
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL's, at every step
@@ -55,8 +56,7 @@ class Live(ProgressCallback):
             now, step = time.monotonic(), state.global_step
             seconds = (now - self.last[0]) / max(1, step - self.last[1])
             self.last = now, step
-            span = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
-            tokens = args.generation_batch_size * (logs.get("completions/mean_length") or 0) / span
+            tokens = args.generation_batch_size * (logs.get("completions/mean_length") or 0) / plan.span(args)
             per_step = (now - self.first[0]) / max(1, step - self.first[1])
             left = (state.max_steps - step) * per_step
             line = f"step {step:>5}/{state.max_steps}  {values(logs)}  {seconds:6.2f} s/step  "

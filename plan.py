@@ -48,22 +48,26 @@ def read_strategy(environment=os.environ):
     return Strategy("DDP" if processes > 1 else "one process", processes, whole)
 
 
+def span(values):
+    """Optimizer steps that one generation serves. values: every setting, or TRL's GRPOConfig."""
+    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
+    return steps_per_generation * values.num_iterations / values.gradient_accumulation_steps
+
+
 def schedule(values, rows, processes):
     """Prompts, completions and steps of a run, as a dict. rows: training problems; values: every setting."""
-    accumulation = values.gradient_accumulation_steps
-    steps_per_generation = values.steps_per_generation or accumulation
+    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
     completions = values.generation_batch_size or values.per_device_train_batch_size * processes * steps_per_generation
     prompts = max(1, completions // values.num_generations)
-    span = steps_per_generation * values.num_iterations / accumulation  # optimizer steps on one generation
-    steps_an_epoch = rows // prompts * span
+    steps_an_epoch = rows // prompts * span(values)
     steps = values.max_steps if values.max_steps > 0 else math.ceil(values.num_train_epochs * steps_an_epoch)
     return {
         "prompts": prompts,
         "completions": completions,
-        "span": span,
+        "span": span(values),
         "steps_an_epoch": steps_an_epoch,
         "steps": steps,
-        "completions_in_all": math.ceil(steps / span) * completions,
+        "completions_in_all": math.ceil(steps / span(values)) * completions,
     }
 
 

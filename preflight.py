@@ -174,7 +174,7 @@ def batch_problems(values):
             f"to {' or '.join(str(n) for n in (lower, lower + unit) if n)}, or --num_generations to "
             f"{' or '.join(map(str, sorted(groups[:2])))}"
         )
-    span = steps * values.num_iterations // values.gradient_accumulation_steps
+    span = int(plan.span(values))
     if str(values.save_strategy) == "steps" and values.save_steps >= 1 and span > 1 and values.save_steps % span:
         lower = int(values.save_steps // span * span)
         yield (
@@ -221,14 +221,15 @@ def strategy_problems(values):
             f"vllm_tensor_parallel_size {parallel} does not divide the {PROCESSES} process{'es' * (PROCESSES > 1)}: "
             f"set --vllm_tensor_parallel_size to {sizes}"
         )
-    if "FSDP" in plan.read_strategy().name and values.optim in _BITSANDBYTES_OPTIMIZERS:
+    strategy = plan.read_strategy()
+    if "FSDP" in strategy.name and values.optim in _BITSANDBYTES_OPTIMIZERS:
         yield f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"
-    if plan.read_strategy().deepspeed:
+    if strategy.deepspeed:
         if importlib.util.find_spec("deepspeed") is None:
             yield "the launcher asks for DeepSpeed, which is not installed: type pip install -e ."
         # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
         missing = [package for tool, package in (("g++", "g++"), ("ninja", "ninja-build")) if not shutil.which(tool)]
-        if missing and (values.use_cpu or plan.read_strategy().offload):
+        if missing and (values.use_cpu or strategy.offload):
             yield f"DeepSpeed compiles an operator with g++ and ninja; type apt-get install {' '.join(missing)}"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+import plan
+
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 
@@ -79,9 +81,7 @@ def summarize(log_history, training_args, held_out, train_seconds):
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
-    span = (
-        training_args.steps_per_generation * training_args.num_iterations / training_args.gradient_accumulation_steps
-    )
+    span = plan.span(training_args)
     last_step, completions, tokens = 0, 0, 0.0
     for entry in log_history:
         if "completions/mean_length" in entry:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import record
-from behaviours import METRIC_NAMES, behaviours, value
+from behaviours import METRIC_NAMES, PHRASES, behaviours, value
 from rewards import completion_text
 
 matplotlib.use("Agg")
@@ -55,10 +55,7 @@ LEARNED = {
         "behaviours/equations": "equations",
         "behaviours/true_equations": "true equations",
     },
-    "Behaviours a completion": {
-        f"behaviours/{name}": name.replace("_", " ")
-        for name in ("verification", "backtracking", "subgoals", "backward_chaining", "restarts")
-    },
+    "Behaviours a completion": {f"behaviours/{name}": name.replace("_", " ") for name in PHRASES},
 }
 # Metrics between 0 and 1
 SHARES = re.compile("cells/|format_rate|clipped_ratio|answer_multiplies|over_200|zero_std|^accuracy")
@@ -205,11 +202,14 @@ def read_completions(run):
         for row in rows:
             prompt = completion_text(row["prompt"])
             seen[prompt] += 1  # one of several completions
-            about, completion = read_completion(row, run.settings["reward_funcs"])
-            problem = problems.setdefault((prompt, seen[prompt]), {"prompt": prompt, "about": about, "at": {}})
-            problem["at"][len(steps)] = completion
+            problems.setdefault((prompt, seen[prompt]), {})[len(steps)] = row
         steps.append(step)
-    chosen = sorted(problems.values(), key=lambda problem: -len(problem["at"]))[:PROBLEMS]
+    chosen = []
+    for (prompt, _), rows in sorted(problems.items(), key=lambda problem: -len(problem[1]))[:PROBLEMS]:
+        problem = {"prompt": prompt, "at": {}}
+        for at, row in rows.items():
+            problem["about"], problem["at"][at] = read_completion(row, run.settings["reward_funcs"])
+        chosen.append(problem)
     return {"steps": steps, "problems": chosen, "of": len(problems)}
 
 
