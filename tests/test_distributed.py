@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands import launch
+from conftest import words
 from safetensors.torch import load_file
 from torch.distributed import run as torchrun
 
@@ -86,7 +87,6 @@ def train(tmp_path_factory, tiny_model, tiny_data):
         (folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
         settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
         settings |= {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": folder / "run"} | flags
-        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # ninja, for DeepSpeed
@@ -100,7 +100,7 @@ def train(tmp_path_factory, tiny_model, tiny_data):
             command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", folder / "accelerate.yaml"]
             command += ["--num_processes", processes, "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
             command += ["--num_machines", machines, "--machine_rank", machine]
-            command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words]
+            command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
             launchers.append(
                 subprocess.Popen(
                     [str(word) for word in command],
@@ -217,7 +217,7 @@ def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, gpus, monkeyp
     monkeypatch.setattr(launch, "check_cuda_p2p_ib_support", lambda: True)
     monkeypatch.setattr(torchrun, "run", started.append)
     for flags in ([], ["--num_processes", "3"]):
-        words = [
+        command = [
             "--config_file",
             str(STRATEGIES / f"{strategy}.yaml"),
             "--main_process_port",
@@ -225,7 +225,7 @@ def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, gpus, monkeyp
             *flags,
             "script.py",
         ]
-        launch.launch_command(launch.launch_command_parser().parse_args(words))
+        launch.launch_command(launch.launch_command_parser().parse_args(command))
     assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [gpus, 3]
 
 

@@ -76,15 +76,6 @@ def problems(tiny_data):
     return tiny_data / "test.parquet"
 
 
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory):
-    """The embedded default's model with random weights and a context for every task's prompts."""
-    folder = tmp_path_factory.mktemp("long")
-    flags = {"steps": 0, "max_position_embeddings": 2048, "output_dir": folder / "long", "data_dir": folder / "tiny"}
-    tiny.main([word for key, value in flags.items() for word in (f"--{key}", str(value))])
-    return folder / "long"
-
-
 class TestStatistics:
     def test_examples_in_the_docstrings_hold(self):
         assert doctest.testmod(evaluate) == (0, 1)

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from conftest import words
 from test_training import ROOT, run_to_end
 
 GPU = [
@@ -29,10 +30,6 @@ def learn(folder, warm_up=(), **flags):
     run_to_end([*command, *words(paths | HERE | flags)])
     assert (folder / "run" / "report.png").is_file()
     return json.loads((folder / "run" / "metrics.json").read_text())
-
-
-def words(flags):
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 
 def measure(folder, shape, method, generation, *flags):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import words
 from test_training import ENVIRONMENT, ROOT, run_to_end
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 import preflight
 import preprocess
 import sandbox
-import tiny_model as tiny
 from train_countdown import ScriptArguments
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -43,23 +43,14 @@ def prepare(task, folder, *flags):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The embedded default's model with random weights and a context for these tasks' prompts."""
-    folder = tmp_path_factory.mktemp("tasks")
-    flags = {"steps": 0, "max_position_embeddings": 2048, "output_dir": folder / "model", "data_dir": folder / "tiny"}
-    tiny.main([word for key, value in flags.items() for word in (f"--{key}", str(value))])
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, model):
+def data(tmp_path_factory, long_model):
     """Folder with the data of every task."""
     folder = tmp_path_factory.mktemp("data")
     prepare("countdown", folder / "countdown", "--train_size", 16, "--test_size", 4)
     prepare("multiply", folder / "multiply", "--train_size", 16, "--test_size", 4)
     for task in ("x_r1_750", "gsm8k"):
         prepare(task, folder / task, "--source", FIXTURES / f"{task}.jsonl")
-    prepare("eurus", folder / "eurus", "--source", FIXTURES / "eurus.jsonl", "--tokenizer", model)
+    prepare("eurus", folder / "eurus", "--source", FIXTURES / "eurus.jsonl", "--tokenizer", long_model)
     preprocess.main(
         ["mixture", str(folder / "countdown"), str(folder / "x_r1_750"), "--local_dir", f"{folder}/mixture"]
     )
@@ -95,8 +86,8 @@ class TestPreprocess:
     def test_numbers_after_the_hashes_are_the_golds_of_gsm8k(self, data):
         assert {row["solution"] for row in rows_of(data / "gsm8k")} == {"31", "25000", "-5", "4.5", "28"}
 
-    def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(self, tmp_path, model, capsys):
-        flags = ("--source", FIXTURES / "eurus.jsonl", "--tokenizer", model, "--test_size", 1)
+    def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(self, tmp_path, long_model, capsys):
+        flags = ("--source", FIXTURES / "eurus.jsonl", "--tokenizer", long_model, "--test_size", 1)
         train, test = prepare("eurus", tmp_path, *flags)
         rows = sorted(train + test, key=lambda row: str(row["solution"]))
         assert [row["solution"] for row in rows] == ["2x+2", "32", "540", None, None]
@@ -209,12 +200,11 @@ def columns_of_the_last_step(folder):
         ("eurus_r1_distill_1.5b", "eurus", {"boxed_math_reward", "code_reward", "program", "tests_passed"}),
     ],
 )
-def test_recipe_trains_two_steps(tmp_path, model, data, recipe, task, columns):
+def test_recipe_trains_two_steps(tmp_path, long_model, data, recipe, task, columns):
     if task == "eurus" and sandbox.why_unavailable() and os.environ.get("CI") != "true":
         pytest.skip(sandbox.why_unavailable())
-    flags = SMALL | {"model_name_or_path": model, "data_dir": data / task, "output_dir": tmp_path}
-    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    run_to_end([sys.executable, "train_countdown.py", "--config", f"configs/{recipe}.yaml", *words])
+    flags = SMALL | {"model_name_or_path": long_model, "data_dir": data / task, "output_dir": tmp_path}
+    run_to_end([sys.executable, "train_countdown.py", "--config", f"configs/{recipe}.yaml", *words(flags)])
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 2 and metrics["before"]["accuracy"] == metrics["after"]["accuracy"] == 0
     table = columns_of_the_last_step(tmp_path)
@@ -223,10 +213,10 @@ def test_recipe_trains_two_steps(tmp_path, model, data, recipe, task, columns):
     assert any(entry.get("reward") is not None for entry in history)
 
 
-def test_rewards_work_in_trls_own_script(tmp_path, model, data):
+def test_rewards_work_in_trls_own_script(tmp_path, long_model, data):
     """The functions unchanged, by their dotted names, on a set that TRL loads itself."""
     flags = SMALL | {
-        "model_name_or_path": model,
+        "model_name_or_path": long_model,
         "dataset_name": data / "x_r1_750",
         "reward_funcs": "rewards.boxed_math_reward",
         "output_dir": tmp_path,
@@ -234,20 +224,18 @@ def test_rewards_work_in_trls_own_script(tmp_path, model, data):
         "log_completions": True,
         "logging_steps": 1,
     }
-    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    run_to_end([sys.executable, "-m", "trl.scripts.grpo", *words], env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
+    run_to_end([sys.executable, "-m", "trl.scripts.grpo", *words(flags)], env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
     assert {"boxed_math_reward", "gold", "boxed"} <= set(columns_of_the_last_step(tmp_path))
 
 
 class TestPreflight:
     @pytest.fixture
-    def refused(self, model, data, tmp_path):
+    def refused(self, long_model, data, tmp_path):
         def refused(task, *flags):
-            paths = SMALL | {"model_name_or_path": model, "data_dir": data / task, "output_dir": tmp_path / "out"}
-            words = [word for key, value in paths.items() for word in (f"--{key}", str(value))]
+            paths = SMALL | {"model_name_or_path": long_model, "data_dir": data / task, "output_dir": tmp_path / "out"}
             parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
             with pytest.raises(SystemExit) as stopped:
-                preflight.parse(parser, ["--config", str(ROOT / "configs" / "mixture.yaml"), *words, *flags])
+                preflight.parse(parser, ["--config", str(ROOT / "configs" / "mixture.yaml"), *words(paths), *flags])
             return str(stopped.value)
 
         return refused

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import make_tiny_model
+from conftest import make_tiny_model, words
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +36,7 @@ SMALL = {
 
 def start(output_dir, model, data, launch=LAUNCH, **flags):
     settings = SMALL | flags | {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [*launch, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words]
+    command = [*launch, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
