@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 import plan
 import record
+from rewards import completion_text
 
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL's, at every step
 
@@ -105,7 +106,7 @@ def show(row):
     """A row of the table of completions as TinyZero prints one: the problem, the answer, the verdict, the text."""
     left_out = ("step", "prompt", "completion", "advantage")
     facts = [f"{name}: {value}" for name, value in row.items() if name not in left_out and value is not None]
-    return "\n".join(["-" * 80, *facts, "completion:", row["completion"], "-" * 80])
+    return "\n".join(["-" * 80, *facts, "completion:", completion_text(row["completion"]), "-" * 80])
 
 
 class Warnings:

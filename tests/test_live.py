@@ -81,3 +81,9 @@ def test_time_left_is_short_to_read(seconds, text):
 def test_completion_is_shown_with_its_problem_and_verdict():
     row = {"step": 3, "prompt": "p", "completion": "1+2 is 3", "countdown_reward": 1.0, "target": 3, "gold": None}
     assert live.show(row).splitlines()[1:-1] == ["countdown_reward: 1.0", "target: 3", "completion:", "1+2 is 3"]
+
+
+@pytest.mark.parametrize("completion", ["so 16", [{"role": "assistant", "content": "so 16"}]], ids=["text", "chat"])
+def test_a_whole_completion_is_shown_with_its_problem(completion):
+    shown = live.show({"step": 1, "prompt": "p", "completion": completion, "target": 16, "verdict": None})
+    assert shown.strip("-").strip("\n").splitlines() == ["target: 16", "completion:", "so 16"]
