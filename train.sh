@@ -16,6 +16,10 @@ if [ -n "${EXPERIMENT_NAME:-}" ]; then
 fi
 
 gpus=${N_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')} # of those in CUDA_VISIBLE_DEVICES
+if [[ ! $gpus =~ ^[0-9]+$ ]]; then
+    echo "train.sh: N_GPUS is $gpus, wanted a number: N_GPUS=2 bash train.sh" >&2
+    exit 1
+fi
 if [ "$gpus" -gt 1 ]; then
     exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" train_countdown.py "$@"
 fi

@@ -88,3 +88,8 @@ def test_status_of_a_failed_installation_or_training_is_passed_on(train_sh):
     assert status == 3 and len(commands) == 1, "nothing is trained"
     train_sh()
     assert train_sh(status=7)[0] == 7
+
+
+def test_n_gpus_that_is_no_number_trains_nothing(train_sh):
+    status, commands = train_sh(N_GPUS="two")
+    assert status == 1 and [words[1] for words in commands] == ["-m"], "installed, and no more"
