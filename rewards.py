@@ -1,161 +1,114 @@
-"""Verifiable rewards: pure functions of a completion and its row's columns, with TRL's reward signature.
+"""Verifiable rewards: what is right, and what it is worth. Pure functions of completions and their rows' columns.
 
-A reward function's name is its metric's name in every tracker (`rewards/<name>/mean`). Nothing here runs what a model
-wrote: an answer is split into tokens, parsed, and worked out in exact fractions.
+A task has a judge, which gives a verdict for each completion: the answer that it states, and whether that is right.
+Its reward function, which has TRL's signature, turns verdicts into numbers and logs them. `TASKS`, at the end, says
+all of this once for each task; training, evaluation and the page read it there. Nothing here runs what a model wrote:
+numbers are worked out in r1zero/arithmetic.py, LaTeX is compared in r1zero/latex_answers.py, and programs run in
+r1zero/sandbox.py, shut in. A reward function's name is its metric's name in every tracker (`rewards/<name>/mean`).
 """
 
-import operator
-import re
-from fractions import Fraction
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import math_answers
-import sandbox
+from r1zero import latex_answers
+from r1zero.answers import completion_text, extract_answer, last_box, python_block
+from r1zero.arithmetic import solves_countdown
+from r1zero.code_tests import parse_tests
+from r1zero.sandbox import Sandbox
 
-FORMAT_REWARD = 0.1
+FORMAT_REWARD = 0.1  # for an answer that is wrong
 CORRECT_REWARD = 1.0
 
-BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is matched with its backslash, and not counted
-UNBRACED = re.compile(r"[^\s$]*")
-TOKEN = re.compile(r"[0-9]+|[-+*/()]")
-TOKEN_CHARACTERS = "0123456789+-*/() \t\r\n"  # ASCII on purpose: any other character makes the answer wrong
+NO_ANSWER, WRONG, CORRECT, UNDECIDED = STATUSES = ("no answer", "wrong", "correct", "undecided")
 
 
-def completion_text(completion):
-    """The text of a completion that TRL gives as a string or as a list of chat messages."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+class Verdict(NamedTuple):
+    """What a judge finds in one completion. passed: the share of its tests that a program passes, in code alone."""
+
+    answer: str | None
+    status: str  # one of STATUSES
+    passed: float | None = None
 
 
-def extract_answer(text):
-    """The content of the last complete <answer>...</answer>, stripped, or None where there is none.
+@dataclass(frozen=True)
+class Task:
+    """All that there is to know of a task."""
 
-    >>> extract_answer("<answer>1+2</answer> no, wait: <answer> 2*3 </answer>")
-    '2*3'
+    name: str  # of its metric accuracy/<name>
+    judge: Callable  # judge(completions, *columns) -> list of Verdict, None in rows of another task
+    columns: tuple[str, ...]  # of the data, which the judge reads
+    rewards: dict[str, float]  # of each status; a status that is not there is worth the share of tests passed
+    answer_column: str  # of the table of completions, like the next two
+    verdict_column: str
+    problem_columns: tuple[str, ...] = ()
+
+
+def judge_batch(completions, golds, extract, check):
+    """The verdicts of B completions (list of Verdict, None where the gold is None, that is, in rows of another task).
+
+    golds: B of what a right answer is judged by. extract(text) gives the answer in a completion, or None.
+    check(answers, golds) says of each pair whether the answer is right, with None for what it could not decide.
     """
-    last_close = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, last_close) if last_close >= 0 else -1
-    if start < 0:
-        return None
-    start += len("<answer>")
-    return text[start : text.index("</answer>", start)].strip()
-
-
-def tokenize(text):
-    """Numbers, operators and parentheses as list[str]; ValueError where anything but them and whitespace is there."""
-    if text.strip(TOKEN_CHARACTERS):
-        raise ValueError("a character that is no part of an expression")
-    return TOKEN.findall(text)
-
-
-def divide(a, b):
-    """The exact quotient: an int where it is whole, for speed, otherwise a Fraction."""
-    return a // b if type(a) is type(b) is int and a % b == 0 else Fraction(a, b)
-
-
-BINARY = {"+": (1, operator.add), "-": (1, operator.sub), "*": (2, operator.mul), "/": (2, divide)}
-SIGN = {"+": (3, operator.pos), "-": (3, operator.neg)}  # binds tighter than every binary operator
-
-
-def apply_down_to(precedence, values, pending):
-    """Carries out the operators on top of the stack `pending` that bind at least as tightly as `precedence`."""
-    while pending and pending[-1] and pending[-1][0] >= precedence:
-        rank, function = pending.pop()
-        if rank == 3:
-            values[-1] = function(values[-1])
+    verdicts = [None] * len(completions)
+    answered = []
+    for row, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
+        if gold is None:
+            continue
+        answer = extract(completion_text(completion))
+        if answer is None:
+            verdicts[row] = Verdict(None, NO_ANSWER)
         else:
-            right = values.pop()
-            values[-1] = function(values[-1], right)
+            answered.append((row, answer, gold))
+    found = check([answer for _, answer, _ in answered], [gold for _, _, gold in answered])
+    statuses = {True: CORRECT, False: WRONG, None: UNDECIDED}
+    for (row, answer, _), right in zip(answered, found, strict=True):
+        verdicts[row] = Verdict(answer, statuses[right])
+    return verdicts
 
 
-def evaluate(tokens):
-    """The exact value of an infix expression, an int or a Fraction.
-
-    Shunting-yard on two stacks rather than recursion, so that no depth of parentheses can exhaust the interpreter.
-    Raises ValueError where the expression is malformed and ZeroDivisionError where it divides by zero.
-    """
-    values, pending = [], []  # pending: (precedence, function), or None for an open parenthesis
-    value_is_next = True
-    for token in tokens:
-        if value_is_next:
-            if token.isdigit():
-                values.append(int(token))
-                value_is_next = False
-            elif token == "(":
-                pending.append(None)
-            elif token in SIGN:
-                pending.append(SIGN[token])
-            else:
-                raise ValueError(f"{token} where a value belongs")
-        elif token in BINARY:
-            apply_down_to(BINARY[token][0], values, pending)
-            pending.append(BINARY[token])
-            value_is_next = True
-        elif token == ")":
-            apply_down_to(0, values, pending)
-            if not pending:
-                raise ValueError("a parenthesis that was never opened")
-            pending.pop()
-        else:
-            raise ValueError(f"{token} where an operator belongs")
-    if value_is_next:
-        raise ValueError("an expression that stops where a value belongs")
-    apply_down_to(0, values, pending)
-    if pending:
-        raise ValueError("a parenthesis that was never closed")
-    return values[0]
+def scored(verdicts, rewards):
+    """The rewards of B verdicts: floats, None in rows of another task. rewards: as in a Task."""
+    return [None if verdict is None else rewards.get(verdict.status, verdict.passed) for verdict in verdicts]
 
 
-def solves_countdown(answer, nums, target):
-    """Whether `answer` (str) is an expression in exactly the numbers `nums` (list[int]) whose value is `target` (int).
-
-    >>> solves_countdown("(25 - 3) * 2", [2, 3, 25], 44), solves_countdown("25 + 2*9", [2, 9, 25, 3], 43)
-    (True, False)
-    """
-    try:
-        tokens = tokenize(answer)
-        # Compared as text before anything is worked out: 07 is not 7, and no number is larger than those given.
-        if sorted([token for token in tokens if token.isdigit()]) != sorted(map(str, nums)):
-            return False
-        return evaluate(tokens) == target
-    except (ValueError, ZeroDivisionError):
-        return False
-
-
-def log_rates(log_metric, task, own, batch_size):
+def log_rates(log_metric, task_name, statuses):
     """Logs `accuracy` and `format_rate` as plain fractions, and `accuracy/<task>` where tasks share a batch.
 
-    own: whether it is right and whether it has an answer, for each row of the task. One value a row, because TRL
-    averages what is logged: so the mean over tasks and processes is the mean over rows.
+    statuses: B strs, None in rows of another task. One value a row is logged, because TRL averages what is logged: so
+    the mean over tasks and processes is the mean over rows.
     """
-    for right, answered in own if log_metric is not None else ():
-        log_metric("accuracy", float(right))
-        log_metric("format_rate", float(answered))
-        if len(own) < batch_size:
-            log_metric(f"accuracy/{task}", float(right))
+    own = [status for status in statuses if status is not None]
+    for status in own:
+        log_metric("accuracy", float(status == CORRECT))
+        log_metric("format_rate", float(status != NO_ANSWER))
+        if len(own) < len(statuses):
+            log_metric(f"accuracy/{task_name}", float(status == CORRECT))
 
 
-def grade(task, completions, golds, extract, check, log_metric, wrong=FORMAT_REWARD, right=CORRECT_REWARD):
-    """What all rewards share: the answers of a batch, their verdicts, their rewards, and the metrics of these.
+def log_verdicts(task, verdicts, problem, log_extra, log_metric):
+    """Logs the rates of B verdicts, and the task's columns of the table of completions.
 
-    golds: B of what a right answer is judged by, None in rows of another task; extract(text) gives the answer in a
-    completion, or None; check(answers, golds) says of each whether it is right, with None for undecided.
-    Returns rewards (B floats, None in rows of another task), answers (B strs or None) and verdicts (B strs).
+    problem: dict of a column's name to B values, shown before the answer. Either logger may be None.
     """
-    answers = [
-        None if gold is None else extract(completion_text(completion))
-        for completion, gold in zip(completions, golds, strict=True)
-    ]
-    answered = [(answer, gold) for answer, gold in zip(answers, golds, strict=True) if answer is not None]
-    checked = iter(check(*zip(*answered, strict=True)) if answered else ())
-    names = {True: "correct", False: "wrong", None: "undecided"}
-    verdicts = [
-        names[next(checked)] if answer is not None else "" if gold is None else "no answer"
-        for answer, gold in zip(answers, golds, strict=True)
-    ]
-    own = [verdict for verdict in verdicts if verdict]
-    log_rates(log_metric, task, [(verdict == "correct", verdict != "no answer") for verdict in own], len(verdicts))
-    values = {"": None, "no answer": 0.0, "wrong": wrong, "undecided": wrong, "correct": right}
-    return [values[verdict] for verdict in verdicts], answers, verdicts
+    if log_metric is not None:
+        log_rates(log_metric, task.name, [verdict and verdict.status for verdict in verdicts])
+    if log_extra is not None:
+        for column, values in problem.items():
+            log_extra(column, values)
+        log_extra(task.answer_column, [verdict and verdict.answer for verdict in verdicts])
+        log_extra(task.verdict_column, [verdict.status if verdict else "" for verdict in verdicts])
+
+
+def judge_countdown(completions, nums, target):
+    """Verdicts on whether the answer reaches `target` (B ints) with `nums` (B lists of ints), each used once."""
+
+    def check(answers, problems):
+        return [solves_countdown(answer, *problem) for answer, problem in zip(answers, problems, strict=True)]
+
+    problems = [None if row[1] is None else row for row in zip(nums, target, strict=True)]
+    return judge_batch(completions, problems, extract_answer, check)
 
 
 def countdown_reward(completions, nums, target, log_extra=None, log_metric=None, **kwargs):
@@ -173,21 +126,23 @@ def countdown_reward(completions, nums, target, log_extra=None, log_metric=None,
     decimal integers, so `**`, `//`, `2.5*10` from [2, 5, 10], `07` and `equation = target` are wrong. More lenient
     here: the last complete answer counts wherever it stands, not only on the last line, and it may span lines.
     """
+    task = TASKS["countdown_reward"]
+    verdicts = judge_countdown(completions, nums, target)
+    problem = {"target": list(target), "numbers": [row_nums and str(row_nums) for row_nums in nums]}
+    log_verdicts(task, verdicts, problem, log_extra, log_metric)
+    for verdict in verdicts if log_metric is not None else ():
+        if verdict is not None and verdict.answer is not None:
+            log_metric("times_divide_rate", float("*" in verdict.answer or "/" in verdict.answer))
+    return scored(verdicts, task.rewards)
 
-    def check(answers, problems):
-        return [solves_countdown(answer, *problem) for answer, problem in zip(answers, problems, strict=True)]
 
-    problems = [None if row[1] is None else row for row in zip(nums, target, strict=True)]
-    rewards, answers, verdicts = grade("countdown", completions, problems, extract_answer, check, log_metric)
-    for answer in answers if log_metric is not None else ():
-        if answer is not None:
-            log_metric("times_divide_rate", float("*" in answer or "/" in answer))
-    if log_extra is not None:
-        log_extra("target", list(target))
-        log_extra("numbers", [row_nums and str(row_nums) for row_nums in nums])
-        log_extra("equation", answers)
-        log_extra("verdict", verdicts)
-    return rewards
+def judge_product(completions, product):
+    """Verdicts on whether the answer is `product` (B decimal strs or ints)."""
+
+    def check(answers, products):
+        return [answer == str(value) for answer, value in zip(answers, products, strict=True)]
+
+    return judge_batch(completions, product, extract_answer, check)
 
 
 def multiplication_reward(completions, product, log_extra=None, log_metric=None, **kwargs):
@@ -202,51 +157,33 @@ def multiplication_reward(completions, product, log_extra=None, log_metric=None,
 
     Source: compute_score in TinyZero's verl/utils/reward_score/multiply.py, which reads the last line alone.
     """
-
-    def check(answers, products):
-        return [answer == str(product) for answer, product in zip(answers, products, strict=True)]
-
-    rewards, answers, verdicts = grade("multiplication", completions, product, extract_answer, check, log_metric)
-    if log_extra is not None:
-        log_extra("product", [None if row_product is None else str(row_product) for row_product in product])
-        log_extra("stated_product", answers)
-        log_extra("product_verdict", verdicts)
-    return rewards
+    task = TASKS["multiplication_reward"]
+    verdicts = judge_product(completions, product)
+    problem = {"product": [None if value is None else str(value) for value in product]}
+    log_verdicts(task, verdicts, problem, log_extra, log_metric)
+    return scored(verdicts, task.rewards)
 
 
-def last_box(text):
-    r"""The content, stripped, of the last \boxed{...} or \fbox{...} that closes and has content, or None.
+def gold_answers(solution):
+    """The golds of B solutions: an answer alone, or what the last box of a text holds; None stays None."""
+    return [None if text is None else last_box(str(text)) or str(text) for text in solution]
 
-    Braces may nest to any depth, escaped ones do not count, and `\boxed 5` is a box too. Linear in the text.
 
-    >>> last_box(r"\boxed{1} so \boxed{\frac{1}{2}}, that is \boxed{"), last_box(r"\boxed 5."), last_box(r"\boxed{ }")
-    ('\\frac{1}{2}', '5', None)
-    """
-    end = len(text)
-    for command in reversed(list(BOX.finditer(text))):
-        start = command.end()
-        if text.startswith("{", start):
-            depth, content = 0, None
-            for token in BRACE.finditer(text, start, end):
-                depth += {"{": 1, "}": -1}.get(token[0], 0)
-                if depth == 0:
-                    content = text[start + 1 : token.start()].strip()
-                    break
-            if content is None:
-                end = command.start()  # what opens before this and has not closed here never closes
-        else:
-            content = UNBRACED.match(text, start)[0].rstrip(".,;:")
-        if content:
-            return content
-    return None
+def judge_boxed_math(completions, solution):
+    """Verdicts on whether the last box holds the answer of `solution` (B strs in LaTeX, alone or with a box)."""
+
+    def check(answers, golds):
+        return latex_answers.equal(golds, answers)
+
+    return judge_batch(completions, gold_answers(solution), last_box, check)
 
 
 def boxed_math_reward(
     completions,
     solution=None,
     ground_truth=None,
-    format_reward=0.1,
-    correct_reward=1.0,
+    format_reward=FORMAT_REWARD,
+    correct_reward=CORRECT_REWARD,
     log_extra=None,
     log_metric=None,
     **kwargs,
@@ -255,8 +192,9 @@ def boxed_math_reward(
 
     completions: B texts (or chat messages); solution, or ground_truth: B golds in LaTeX, as an answer alone or as a
     text that ends in its box, None in rows of another task. Returns B floats, None for those rows; ValueError without
-    either column. The last box counts. How answers are compared, and in what time, stands in math_answers.py; what
-    could not be decided is wrong, and `undecided` is its share.
+    either column. The last box counts. How answers are compared stands in r1zero/latex_answers.py. An unreduced answer
+    (`45/9` for 5, `7! \times 2!`) is wrong on purpose, as OpenAI's and PRIME's graders have it; what could not be
+    decided in its time is wrong too, and `undecided` is its share.
 
     >>> boxed_math_reward([r"\boxed{0.5}", r"\boxed{2}", "1/2"], [r"so it is \boxed{\frac{1}{2}}"] * 3)
     [1.1, 0.1, 0.0]
@@ -264,37 +202,46 @@ def boxed_math_reward(
     Source: the x_r1_750 recipe on veRL, for the values; its pattern takes the first box, up to its first closing
     brace. TRL's accuracy_reward, for math-verify; it leaves the wrapping of a bare gold to the data.
     """
-    golds = ground_truth if solution is None else solution
-    if golds is None:
+    solution = ground_truth if solution is None else solution
+    if solution is None:
         raise ValueError(f"boxed_math_reward found the columns {sorted(kwargs)}, wanted solution or ground_truth")
-    golds = [None if gold is None else last_box(str(gold)) or str(gold) for gold in golds]
-    rewards, answers, verdicts = grade(
-        "boxed_math",
-        completions,
-        golds,
-        last_box,
-        lambda answers, golds: math_answers.equal(golds, answers),
-        log_metric,
-        wrong=format_reward,
-        right=format_reward + correct_reward,
-    )
-    if log_metric is not None:
-        for verdict in filter(None, verdicts):
-            log_metric("undecided", float(verdict == "undecided"))
-    if log_extra is not None:
-        log_extra("gold", golds)
-        log_extra("boxed", answers)
-        log_extra("boxed_verdict", verdicts)
-    return rewards
+    verdicts = judge_boxed_math(completions, solution)
+    log_verdicts(TASKS["boxed_math_reward"], verdicts, {"gold": gold_answers(solution)}, log_extra, log_metric)
+    for verdict in verdicts if log_metric is not None else ():
+        if verdict is not None:
+            log_metric("undecided", float(verdict.status == UNDECIDED))
+    return scored(verdicts, graded(format_reward, format_reward + correct_reward))
 
 
-def code_reward(completions, tests, log_extra=None, log_metric=None, **kwargs):
+@functools.cache
+def shared_sandbox():
+    """The sandbox of a code_reward that was given none, as in TRL's own script."""
+    return Sandbox()
+
+
+def judge_code(completions, tests, sandbox=None):
+    """Verdicts on whether the program passes all of its `tests` (B JSON strs), with the share that it passes."""
+    own = [row for row, row_tests in enumerate(tests) if row_tests is not None]
+    verdicts = [None] * len(completions)
+    if not own:
+        return verdicts
+    programs = [python_block(completion_text(completions[row])) for row in own]
+    shares = (sandbox or shared_sandbox()).share_passed(programs, [parse_tests(tests[row]) for row in own])
+    for row, program, share in zip(own, programs, shares, strict=True):
+        if program is None:
+            verdicts[row] = Verdict(None, NO_ANSWER, share)
+        else:
+            verdicts[row] = Verdict(program, CORRECT if share == 1 else WRONG, share)
+    return verdicts
+
+
+def code_reward(completions, tests, sandbox=None, log_extra=None, log_metric=None, **kwargs):
     r"""The share of its tests that the Python program of a completion passes: 0 without a program, 1.0 for all.
 
     completions: B texts (or chat messages); tests: B JSON strs {"inputs": [...], "outputs": [...], "fn_name"
-    optional}, None in rows of another task. Returns B floats, None for those rows; ValueError for tests that cannot
-    be read, RuntimeError where there is no sandbox. The last complete ```python block counts, and runs in sandbox.py,
-    10 s a program.
+    optional}, None in rows of another task; sandbox: the Sandbox to run in, by default one in bubblewrap. Returns B
+    floats, None for those rows; ValueError for tests that cannot be read, RuntimeError where there is no sandbox. The
+    last complete ```python block counts, and has 10 s.
 
     >>> tests = '{"inputs": ["1\\n", "2\\n"], "outputs": ["2\\n", "3\\n"]}'
     >>> code_reward(["```python\nprint(2)\n```", "print(2)"], [tests, tests])  # doctest: +SKIP
@@ -302,12 +249,52 @@ def code_reward(completions, tests, log_extra=None, log_metric=None, **kwargs):
 
     Source: the code rows of PRIME-RL/Eurus-2-RL-Data, and their scoring in verl's prime_code.
     """
-    own = [i for i, row_tests in enumerate(tests) if row_tests is not None]
-    programs = {i: sandbox.python_block(completion_text(completions[i])) for i in own}
-    shares = sandbox.share_passed(list(programs.values()), [sandbox.parse_tests(tests[i]) for i in own]) if own else []
-    shares = dict(zip(own, shares, strict=True))
-    log_rates(log_metric, "code", [(shares[i] == 1, programs[i] is not None) for i in own], len(completions))
-    if log_extra is not None:
-        log_extra("program", [programs.get(i) for i in range(len(completions))])
-        log_extra("tests_passed", [shares.get(i) for i in range(len(completions))])
-    return [shares.get(i) for i in range(len(completions))]
+    task = TASKS["code_reward"]
+    verdicts = judge_code(completions, tests, sandbox)
+    problem = {"tests_passed": [verdict and verdict.passed for verdict in verdicts]}
+    log_verdicts(task, verdicts, problem, log_extra, log_metric)
+    return scored(verdicts, task.rewards)
+
+
+def graded(wrong, correct):
+    """The rewards of each status where an answer is either right or not."""
+    return {NO_ANSWER: 0.0, WRONG: wrong, UNDECIDED: wrong, CORRECT: correct}
+
+
+TASKS = {
+    "countdown_reward": Task(
+        name="countdown",
+        judge=judge_countdown,
+        columns=("nums", "target"),
+        rewards=graded(FORMAT_REWARD, CORRECT_REWARD),
+        answer_column="equation",
+        verdict_column="verdict",
+        problem_columns=("numbers", "target"),
+    ),
+    "multiplication_reward": Task(
+        name="multiplication",
+        judge=judge_product,
+        columns=("product",),
+        rewards=graded(FORMAT_REWARD, CORRECT_REWARD),
+        answer_column="stated_product",
+        verdict_column="product_verdict",
+        problem_columns=("product",),
+    ),
+    "boxed_math_reward": Task(
+        name="boxed_math",
+        judge=judge_boxed_math,
+        columns=("solution",),
+        rewards=graded(FORMAT_REWARD, FORMAT_REWARD + CORRECT_REWARD),
+        answer_column="boxed",
+        verdict_column="boxed_verdict",
+        problem_columns=("gold",),
+    ),
+    "code_reward": Task(
+        name="code",
+        judge=judge_code,
+        columns=("tests",),
+        rewards={NO_ANSWER: 0.0, CORRECT: 1.0},
+        answer_column="program",
+        verdict_column="code_verdict",
+    ),
+}

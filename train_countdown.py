@@ -1,8 +1,9 @@
 """Teach a language model to reason with GRPO and verifiable rewards alone: R1-Zero in one file, on TRL.
 
-It reproduces TinyZero on Countdown, and trains on every other task of preprocess.py, or several, by naming their data
-and their rewards in the YAML. It trains by GRPO where TinyZero trains by PPO: there is no critic, and the advantage of
-a completion is its reward less the mean reward of its group, the completions sampled from the same prompt.
+It reproduces TinyZero on Countdown, and trains on every other task of preprocess.py, on several of them, or on one of
+your own, by naming their data and their rewards in the YAML. It trains by GRPO where TinyZero trains by PPO: there is
+no critic, and the advantage of a completion is its reward less the mean reward of its group, the completions sampled
+from the same prompt.
 
     accelerate launch train_countdown.py                                          # whatever this machine has, CPU too
     accelerate launch train_countdown.py --config configs/qwen2.5-1.5b.yaml       # one GPU
@@ -21,13 +22,7 @@ from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.generation import vllm_generation
 
-import behaviours
-import live
-import preflight
-import record
-import report
-import rewards
-import sandbox
+from r1zero import checks, console, memory, report, reward_functions, run_folder
 
 
 @dataclass
@@ -41,7 +36,8 @@ class ScriptArguments:
     reward_funcs: list[str] = field(
         default_factory=lambda: ["countdown_reward"],
         metadata={
-            "help": "Functions of rewards.py; each scores the rows of its own task. reward_weights weighs them."
+            "help": "Functions of rewards.py, or your own as module:function; each scores the rows of its own task. "
+            "reward_weights weighs them."
         },
     )
     allow_unsandboxed_code: bool = field(
@@ -61,19 +57,17 @@ class ScriptArguments:
     )
     prepare: str | None = field(
         default=None,
-        metadata={
-            "help": "Script of this project, with its arguments, that makes the recipe's missing data or model."
-        },
+        metadata={"help": "What python runs to make the recipe's missing data or model: preprocess.py countdown."},
     )
 
 
-def main(script_args, training_args, model_args):
+def main(script_args, training_args, model_args, reward_funcs):
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
 
     # An earlier run in the same folder is moved aside, never overwritten
     if is_main and training_args.resume_from_checkpoint is None:
-        record.move_aside(output_dir)
+        run_folder.move_aside(output_dir)
 
     # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
     # TRL's mean over batches would not be the mean over problems.
@@ -85,9 +79,8 @@ def main(script_args, training_args, model_args):
         total = data["test"].num_rows
         print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {total:,} held-out ones")
 
-    # Rewards, model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would
-    # round the updates away.
-    sandbox.ALLOW_UNSANDBOXED_CODE = script_args.allow_unsandboxed_code
+    # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
+    # updates away.
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -97,11 +90,11 @@ def main(script_args, training_args, model_args):
     if training_args.use_vllm and training_args.vllm_mode == "colocate":
         # The engine is to sample in the type that the update computes in. TRL has no setting for it, and vLLM alone
         # takes the type of config.json, and for float32 bfloat16 (float16 on older cards).
-        dtype = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else model_args.dtype
-        vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtype)
+        dtypes = {"bf16": "bfloat16", "fp16": "float16", None: model_args.dtype}
+        vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtypes[memory.mixed_precision(training_args)])
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=[behaviours.logged(getattr(rewards, name)) for name in script_args.reward_funcs],
+        reward_funcs=[reward_functions.watched(function) for function in reward_funcs],
         args=training_args,
         train_dataset=data["train"],
         eval_dataset=held_out,
@@ -109,16 +102,16 @@ def main(script_args, training_args, model_args):
         peft_config=get_peft_config(model_args),
     )
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
-    console = live.Live(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
-    trainer.add_callback(console)
+    lines = console.Console(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
+    trainer.add_callback(lines)
     if is_main:
-        record.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
+        run_folder.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
 
     # Train, and evaluate once more where the last step did not
     interrupted = False
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        evaluated = record.evaluations(trainer.state.log_history)
+        evaluated = run_folder.evaluations(trainer.state.log_history)
         if evaluated and evaluated[-1]["step"] < trainer.state.global_step:
             trainer.evaluate()
     except KeyboardInterrupt:
@@ -129,7 +122,7 @@ def main(script_args, training_args, model_args):
         trainer.save_model()
         trainer.create_model_card(model_name=output_dir.name)
     if is_main:
-        console.keep(training_args, trainer.state)
+        lines.keep(training_args, trainer.state)
         metrics = report.write(output_dir)
         if interrupted:
             step = trainer.state.global_step
@@ -141,4 +134,4 @@ def main(script_args, training_args, model_args):
 
 
 if __name__ == "__main__":
-    main(*preflight.parse(TrlParser((ScriptArguments, GRPOConfig, ModelConfig)), sys.argv[1:]))
+    main(*checks.check(TrlParser((ScriptArguments, GRPOConfig, ModelConfig)), sys.argv[1:]))

@@ -13,9 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import rewards  # noqa: E402
+from r1zero.arithmetic import exact_value, tokenize  # noqa: E402
+from rewards import boxed_math_reward, countdown_reward, multiplication_reward  # noqa: E402
 
-LENGTH, ROWS, ROUNDS = 1400, 4096, 7
+LENGTH, ROWS, ROUNDS = 1400, 4096, 7  # characters of a completion, completions of a batch, batches of which one counts
+BOXED_FORMS = {"integers": "{}", "fractions": r"\dfrac{{{}}}{{1001}}", "text": r"\text{{ room {} }}"}
 # Golds and answers that neither text nor exact numbers decide, right and wrong in turn; K is another number each time
 ALGEBRA = [
     (r"x^2-K^2", r"(x-K)(x+K)"),
@@ -38,6 +40,11 @@ def reasoning(rng):
     return text[:LENGTH]
 
 
+def chat(text):
+    """A completion as chat messages, the form that TRL's accuracy_reward wants."""
+    return [{"role": "assistant", "content": text}]
+
+
 def fastest(function, *columns):
     """Completions a second in the best round."""
     best = float("inf")
@@ -53,54 +60,93 @@ def countdown_columns(rng):
     completions, nums, target = [], [], []
     while len(completions) < ROWS:
         numbers = [rng.randint(1, 99) for _ in range(rng.choice((3, 4)))]
-        answer = str(numbers[0]) + "".join(f" {rng.choice('+-*/')} {number}" for number in numbers[1:])
-        value = rewards.evaluate(rewards.tokenize(answer))
+        answer = str(numbers[0])
+        for number in numbers[1:]:
+            answer += f" {rng.choice('+-*/')} {number}"
+        value = exact_value(tokenize(answer))
         completions.append(f"{reasoning(rng)}</think>\n<answer>{answer}</answer>")
         nums.append(numbers)
         target.append(value if len(nums) % 2 else 100)
     return completions, nums, target
 
 
+def multiplication_columns(rng, text):
+    """Products of two numbers of three digits; every second one is right. text: what stands before the answer."""
+    completions, product = [], []
+    for row in range(ROWS):
+        right = rng.randint(100, 999) * rng.randint(100, 999)
+        completions.append(f"{text}<answer>{right + row % 2}</answer>")
+        product.append(str(right))
+    return completions, product
+
+
+def boxed_math_columns(rng, text, form):
+    """Boxes of one of BOXED_FORMS; every second one is right. text: what stands before the answer."""
+    completions, solution = [], []
+    for row in range(ROWS):
+        right = rng.randint(1, 1000)
+        completions.append(rf"{text} so it is \boxed{{{form.format(right + row % 2)}}}.")
+        solution.append(form.format(right))
+    return completions, solution
+
+
+def algebra_columns(text):
+    """Every pair of ALGEBRA with 50 numbers in K's place. text: what stands before the answer."""
+    completions, solution = [], []
+    for k in range(2, 52):
+        for gold, answer in ALGEBRA:
+            completions.append(chat(rf"{text} so it is \boxed{{{answer.replace('K', str(k))}}}."))
+            solution.append(f"${gold.replace('K', str(k))}$")
+    return completions, solution
+
+
+def measure_what_text_and_numbers_decide(rng, text):
+    print(f"completions of {LENGTH:,} characters, one core:")
+    rate = fastest(countdown_reward, *countdown_columns(rng))
+    print(f"  countdown_reward                    {rate:>9,.0f} /s")
+    rate = fastest(multiplication_reward, *multiplication_columns(rng, text))
+    print(f"  multiplication_reward               {rate:>9,.0f} /s")
+    for what, form in BOXED_FORMS.items():
+        rate = fastest(boxed_math_reward, *boxed_math_columns(rng, text, form))
+        print(f"  boxed_math_reward, {what:<16} {rate:>9,.0f} /s")
+
+
+def measure_computer_algebra(completions, solution):
+    from trl.rewards import accuracy_reward  # imports torch, which nothing else here needs
+
+    print(f"computer algebra, {len(completions)} different pairs, wall-clock time:")
+    boxed_math_reward(completions[:8], solution[:8])  # starts the helper process
+    rates = {}
+    for name, reward in {"TRL's accuracy_reward": accuracy_reward, "boxed_math_reward": boxed_math_reward}.items():
+        started = time.perf_counter()
+        scores = reward(completions, solution)
+        rates[name] = len(completions) / (time.perf_counter() - started)
+        right = sum(score is not None and score >= 1 for score in scores)
+        print(f"  {name:<35} {rates[name]:>9,.0f} /s, {right} right of {len(completions) // 2}")
+    times = rates["boxed_math_reward"] / rates["TRL's accuracy_reward"]
+    print(f"  {times:.1f} times TRL's, with {os.cpu_count()} cores")
+
+
+def measure_answers_that_never_end(completions, solution):
+    """A batch of 16 pairs, of which 8 are right, and 48 answers that computer algebra would never be done with."""
+    bombs = []
+    for i in range(24):
+        bombs += [rf"\boxed{{9^{{9^{{9^9}}}}+{i}}}", rf"\boxed{{(10^9)!+{i}x}}"]
+    batch = completions[:16] + [chat(bomb) for bomb in bombs]
+    started = time.perf_counter()
+    scores = boxed_math_reward(batch, solution[:16] + ["2x"] * len(bombs))
+    seconds = time.perf_counter() - started
+    right = sum(score > 1 for score in scores)
+    print(f"  a batch of {len(batch)} with {len(bombs)} that never end: {seconds:.1f} s, {right} right of 8")
+
+
 def main():
     rng = random.Random(0)
     text = reasoning(rng)
-    print(f"completions of {LENGTH:,} characters, one core:")
-    print(
-        f"  countdown_reward                    {fastest(rewards.countdown_reward, *countdown_columns(rng)):>9,.0f} /s"
-    )
-    products = [(rng.randint(100, 999), rng.randint(100, 999)) for _ in range(ROWS)]
-    answers = [f"{text}<answer>{a * b + i % 2}</answer>" for i, (a, b) in enumerate(products)]
-    rate = fastest(rewards.multiplication_reward, answers, [str(a * b) for a, b in products])
-    print(f"  multiplication_reward               {rate:>9,.0f} /s")
-    for what, form in (("integers", "{}"), ("fractions", r"\dfrac{{{}}}{{1001}}"), ("text", r"\text{{ room {} }}")):
-        values = [rng.randint(1, 1000) for _ in range(ROWS)]
-        golds = [form.format(value) for value in values]
-        boxes = [rf"{text} so it is \boxed{{{form.format(value + i % 2)}}}." for i, value in enumerate(values)]
-        print(f"  boxed_math_reward, {what:<16} {fastest(rewards.boxed_math_reward, boxes, golds):>9,.0f} /s")
-
-    from trl.rewards import accuracy_reward  # imports torch, which nothing above needs
-
-    pairs = [
-        (gold.replace("K", str(k)), answer.replace("K", str(k))) for k in range(2, 52) for gold, answer in ALGEBRA
-    ]
-    golds = [f"${gold}$" for gold, _ in pairs]
-    completions = [[{"role": "assistant", "content": rf"{text} so it is \boxed{{{answer}}}."}] for _, answer in pairs]
-    print(f"computer algebra, {len(pairs)} different pairs, wall-clock time:")
-    rewards.boxed_math_reward(completions[:8], golds[:8])  # starts the helper process
-    rates = {}
-    for name, reward in (("TRL's accuracy_reward", accuracy_reward), ("boxed_math_reward", rewards.boxed_math_reward)):
-        started = time.perf_counter()
-        right = sum(score is not None and score >= 1 for score in reward(completions, golds))
-        rates[name] = len(pairs) / (time.perf_counter() - started)
-        print(f"  {name:<35} {rates[name]:>9,.0f} /s, {right} right of {len(pairs) // 2}")
-    theirs, ours = rates.values()
-    print(f"  {ours / theirs:.1f} times TRL's, with {os.cpu_count()} cores")
-    bombs = [rf"\boxed{{9^{{9^{{9^9}}}}+{i}}}" for i in range(24)] + [rf"\boxed{{(10^9)!+{i}x}}" for i in range(24)]
-    batch = completions[:16] + [[{"role": "assistant", "content": bomb}] for bomb in bombs]
-    started = time.perf_counter()
-    right = sum(score > 1 for score in rewards.boxed_math_reward(batch, golds[:16] + ["2x"] * len(bombs)))
-    seconds = time.perf_counter() - started
-    print(f"  a batch of 64 with 48 that never end: {seconds:.1f} s, {right} right of 8")
+    measure_what_text_and_numbers_decide(rng, text)
+    completions, solution = algebra_columns(text)
+    measure_computer_algebra(completions, solution)
+    measure_answers_that_never_end(completions, solution)
 
 
 if __name__ == "__main__":

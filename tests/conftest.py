@@ -1,16 +1,45 @@
+"""What the tests share: small models and data, and runs of the training script in this process or another."""
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
-import pytest  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import tiny_model as tiny  # noqa: E402
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import preprocess  # noqa: E402
+from r1zero import ROOT  # noqa: E402
+from r1zero import tiny_model as tiny  # noqa: E402
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # what accelerate launch leaves; the same sums in every run
+PATIENCE = 600  # seconds after which something hangs, however busy the machine is
+
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The same sums in this process as in those that are launched with ENVIRONMENT."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Folder with train.parquet and test.parquet of the embedded default."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny"), steps=0)[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_data):
+    """Folder of the embedded default's model with random weights."""
+    return tiny_data.parent / "model"
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +50,20 @@ def long_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_data):
-    """Folder of the embedded default's model with random weights."""
-    return tiny_data.parent / "model"
+def data(tmp_path_factory, long_model):
+    """Folder with the data of every task: countdown, multiply, x_r1_750, gsm8k, eurus, mixture."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(task, *arguments):
+        preprocess.main([task, "--local_dir", str(folder / task), *map(str, arguments)])
+
+    write("countdown", "--train_size", 16, "--test_size", 4)
+    write("multiply", "--train_size", 16, "--test_size", 4)
+    write("x_r1_750", "--source", FIXTURES / "x_r1_750.jsonl")
+    write("gsm8k", "--source", FIXTURES / "gsm8k.jsonl")
+    write("eurus", "--source", FIXTURES / "eurus.jsonl", "--tokenizer", long_model)
+    write("mixture", folder / "countdown", folder / "x_r1_750")
+    return folder
 
 
 def words(flags):
@@ -32,6 +72,60 @@ def words(flags):
 
 
 def make_tiny_model(folder, **flags):
-    """Runs tiny_model.py, with so many warm-up `steps`; returns the folders of the model and of its data."""
+    """Runs r1zero.tiny_model, with so many warm-up `steps`; returns the folders of the model and of its data."""
     tiny.main(words({"output_dir": folder / "model", "data_dir": folder / "data"} | flags))
     return folder / "model", folder / "data"
+
+
+def parser():
+    """The parser of train_countdown.py."""
+    from trl import GRPOConfig, ModelConfig, TrlParser
+
+    import train_countdown
+
+    return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig))
+
+
+def train_here(config, **flags):
+    """A run of train_countdown.py in this process, which saves the ten seconds of starting one."""
+    import train_countdown
+    from r1zero import checks
+
+    train_countdown.main(*checks.check(parser(), ["--config", str(config), *words(flags)]))
+
+
+def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
+    """What a command prints, once it has ended well."""
+    run = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    return run.stdout
+
+
+def train(output_dir, model, data, launcher=(sys.executable,), **flags):
+    """A run of the tiny recipe, as small as SMALL says, in a process of its own; returns what it prints."""
+    return run_to_end([*launcher, *training_command(output_dir, model, data, **flags)])
+
+
+# The tiny recipe, small: 8 completions of 2 prompts a step, 16 tokens each
+SMALL = {
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "steps_per_generation": 1,
+    "max_completion_length": 16,
+    "per_device_eval_batch_size": 128,
+    "logging_steps": 1,
+}
+
+
+def training_command(output_dir, model, data, **flags):
+    """train_countdown.py with the tiny recipe, as small as SMALL says, as words."""
+    settings = SMALL | flags | {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
+    return ["train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]

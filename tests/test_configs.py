@@ -1,19 +1,19 @@
 """Every YAML parses into its classes, and its batch arithmetic holds.   bash tests/run.sh tests/test_configs.py"""
 
+import importlib.util
 import re
-from pathlib import Path
+import shlex
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from trl import GRPOConfig, ModelConfig, TrlParser
+from conftest import parser
+from trl import TrlParser
 
-import preflight
 import rewards
-import tiny_model
-from train_countdown import ScriptArguments
+from r1zero import ROOT, checks, machine, tiny_model
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "tiny_model.yaml")
 WANTED = {
     "tiny_cpu",
@@ -33,14 +33,8 @@ WANTED = {
 COMPLETIONS_A_STEP = {"x_r1_750": 64, "eurus_r1_distill_1.5b": 128}  # the others: TinyZero's 256
 
 
-def settings_of(path):
-    """Every setting of a recipe as preflight sees it; the arguments' classes themselves want the recipe's hardware."""
-    parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
-    assert parser.set_defaults_with_config(**yaml.safe_load(path.read_text())) == [], "unknown keys"
-    return parser.parse_known_args([])[0]
-
-
 def processes_in(path):
+    """How many processes the command in a recipe's header starts."""
     match = re.search(r"--num_processes (\d+)", path.read_text())
     return int(match[1]) if match else 1
 
@@ -51,25 +45,25 @@ def test_no_recipe_is_missing():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 class TestRecipe:
+    @pytest.fixture
+    def values(self, path):
+        """Every setting as the checks see it; the arguments' classes themselves want the recipe's hardware."""
+        return machine.read_recipe(parser(), ["--config", str(path)]).values
+
     def test_keys_are_known_and_values_have_their_type(self, path):
         """Through TRL's own parser, on the CPU in float32, since the classes check the hardware."""
-        parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
         flags = ["--config", str(path), "--use_cpu", "--bf16", "false"]
-        script_args, training_args, model_args = parser.parse_args_and_config(flags)
-        for values in (script_args, training_args, model_args):
+        for arguments in parser().parse_args_and_config(flags):
             for key, value in yaml.safe_load(path.read_text()).items():
-                if hasattr(values, key) and isinstance(value, (int, float)) and key not in ("bf16", "use_cpu"):
-                    assert getattr(values, key) == value
+                if hasattr(arguments, key) and isinstance(value, (int, float)) and key not in ("bf16", "use_cpu"):
+                    assert getattr(arguments, key) == value
 
-    def test_batch_arithmetic_holds(self, path, monkeypatch):
-        monkeypatch.setattr(preflight, "PROCESSES", processes_in(path))
-        values = settings_of(path)
-        assert list(preflight.batch_problems(values)) == []
-        per_generation = (
-            values.per_device_train_batch_size
-            * processes_in(path)
-            * (values.steps_per_generation or values.gradient_accumulation_steps)
-        )
+    def test_batch_arithmetic_holds(self, path, values, monkeypatch):
+        processes = processes_in(path)
+        monkeypatch.setattr(machine, "processes", lambda: processes)
+        assert checks.batch_errors(values) == []
+        steps = values.steps_per_generation or values.gradient_accumulation_steps
+        per_generation = values.per_device_train_batch_size * processes * steps
         assert per_generation == COMPLETIONS_A_STEP.get(path.stem, 256)
         assert f"= {per_generation} completions" in path.read_text(), "the arithmetic is spelled out"
 
@@ -80,28 +74,34 @@ class TestRecipe:
         assert "Hardware:" in header and f"--config configs/{path.name}" in header
         assert "ot yet run" in header or path.stem == "tiny_cpu"
 
-    def test_prepare_names_a_script_that_makes_its_data(self, path):
-        values = settings_of(path)
-        script, *arguments = values.prepare.split()
-        assert (CONFIGS.parent / script).is_file()
-        if script == "preprocess.py":
-            given = arguments[arguments.index("--local_dir") + 1] if "--local_dir" in arguments else None
-            assert values.data_dir == (given or f"data/{arguments[0]}")
+    def test_prepare_names_what_makes_its_data(self, values):
+        script, *arguments = shlex.split(values.prepare)
+        if script == "-m":
+            assert importlib.util.find_spec(arguments[0])
+            return
+        assert script == "preprocess.py" and (ROOT / script).is_file()
+        folder = f"data/{arguments[0]}"
+        if "--local_dir" in arguments:
+            folder = arguments[arguments.index("--local_dir") + 1]
+        assert values.data_dir == folder
 
-    def test_reward_functions_exist(self, path):
-        values = settings_of(path)
+    def test_what_prepare_would_make_is_planned(self, path, values, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        missing = machine.what_will_be_there(machine.read_recipe(parser(), ["--config", str(path)]))
+        assert missing.data and (missing.rows is None or missing.rows >= 913)
+
+    def test_reward_functions_exist(self, values):
         assert all(callable(getattr(rewards, name)) for name in values.reward_funcs)
         assert values.reward_weights is None or len(values.reward_weights) == len(values.reward_funcs)
 
-    def test_context_of_vllm_holds_prompt_and_completion(self, path):
-        values = settings_of(path)
-        if values.use_vllm:
-            prompt = re.search(r"# prompt (\d+) \+ completion", path.read_text())
-            assert values.vllm_max_model_length == int(prompt[1]) + values.max_completion_length
-            dropped = re.search(r"--max_prompt_length (\d+)", path.read_text())
-            assert int(prompt[1]) == (int(dropped[1]) if dropped else 256), (
-                "prompts of Countdown have under 256 tokens"
-            )
+    def test_context_of_vllm_holds_prompt_and_completion(self, path, values):
+        if not values.use_vllm:
+            return
+        prompt = int(re.search(r"# prompt (\d+) \+ completion", path.read_text())[1])
+        assert values.vllm_max_model_length == prompt + values.max_completion_length
+        dropped = re.search(r"--max_prompt_length (\d+)", path.read_text())
+        longest = int(dropped[1]) if dropped else 256  # prompts of Countdown have fewer tokens
+        assert prompt == longest
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

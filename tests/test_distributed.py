@@ -1,6 +1,6 @@
 """Runs of several processes, on two machines and with vLLM's stand-in, all on the CPU, from the shipped configs.
 
-bash tests/run.sh tests/test_distributed.py
+bash tests/run.sh --all tests/test_distributed.py
 """
 
 import contextlib
@@ -14,20 +14,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 import yaml
-from accelerate.commands import launch
-from conftest import words
+from conftest import ENVIRONMENT, PATIENCE, ROOT, words
 from safetensors.torch import load_file
-from torch.distributed import run as torchrun
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 STRATEGIES = ROOT / "configs" / "accelerate"
 STAND_IN = ROOT / "tests" / "stand_in"
-SEVERAL = sorted(path.stem for path in STRATEGIES.glob("*.yaml") if path.stem != "single")
 # Two steps of 16 completions, 4 a group, whatever the number of processes
 COMPLETIONS, ACCUMULATION = 16, 2
 SMALL = {
@@ -37,7 +33,7 @@ SMALL = {
     "max_completion_length": 8,
     "max_steps": 2,
     "lr_scheduler_type": "constant",
-    "reward_funcs": "letters_reward",
+    "reward_funcs": "tests/stand_in/letters.py:letters_reward",
     "logging_steps": 1,
     "eval_strategy": "no",
     "eval_on_start": False,
@@ -87,8 +83,7 @@ def train(tmp_path_factory, tiny_model, tiny_data):
         (folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
         settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
         settings |= {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": folder / "run"} | flags
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
+        environment = ENVIRONMENT | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # ninja, for DeepSpeed
             "VLLM_STAND_IN_LOG": str(folder / "vllm.jsonl"),
         }
@@ -112,7 +107,7 @@ def train(tmp_path_factory, tiny_model, tiny_data):
                 )
             )
         try:
-            statuses = [launcher.wait(timeout=600) for launcher in launchers]
+            statuses = [launcher.wait(timeout=PATIENCE) for launcher in launchers]
         finally:
             for launcher in launchers:  # one that waits for another, which has failed
                 with contextlib.suppress(ProcessLookupError):
@@ -155,7 +150,6 @@ def assert_same(run, reference, tiny_model):
     assert distance(found, expected) < 1e-3 * distance(initial, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "kind"),
     [
@@ -173,105 +167,11 @@ def test_two_processes_train_as_one(train, alone, tiny_model, strategy, kind):
     assert_same(run, alone, tiny_model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "MULTI_CPU"), ("zero2", "DEEPSPEED 2")])
 def test_two_machines_train_as_one(train, alone, tiny_model, strategy, kind):
     run = train(strategy, machines=2)
     assert run.ran_as() == [f"2 processes on 2 machines, {kind}"]
     assert_same(run, alone, tiny_model)
-
-
-def test_slurm_script_starts_a_launcher_on_each_node(tmp_path):
-    """With commands that stand in for Slurm's and accelerate's; the launchers' flags are those of the test above."""
-    commands = {
-        "scontrol": 'echo "$*" >>calls; printf "node7\\nnode8\\n"',
-        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
-        "accelerate": 'printf "%s " "$@" >>calls; echo >>calls',
-    }
-    for name, body in commands.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
-    environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
-    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "STRATEGY": "zero2"}
-    script = [ROOT / "configs" / "slurm" / "nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
-    subprocess.run(["bash", *script], env=environment, check=True, timeout=60, cwd="/")
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        "show hostnames node[7-8]",
-        *[
-            "launch --config_file configs/accelerate/zero2.yaml "
-            f"--num_machines 2 --machine_rank {rank} --main_process_ip node7 --main_process_port 23456 "
-            "--num_processes 16 train_countdown.py --config configs/qwen2.5-7b.yaml --run_name a b "
-            for rank in (0, 1)
-        ],
-    ]
-
-
-@pytest.mark.parametrize("gpus", [1, 4])
-@pytest.mark.parametrize("strategy", SEVERAL)
-def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, gpus, monkeypatch):
-    started = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(launch, "check_cuda_p2p_ib_support", lambda: True)
-    monkeypatch.setattr(torchrun, "run", started.append)
-    for flags in ([], ["--num_processes", "3"]):
-        command = [
-            "--config_file",
-            str(STRATEGIES / f"{strategy}.yaml"),
-            "--main_process_port",
-            "0",
-            *flags,
-            "script.py",
-        ]
-        launch.launch_command(launch.launch_command_parser().parse_args(command))
-    assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [gpus, 3]
-
-
-@pytest.fixture
-def engine(tiny_model, tmp_path, monkeypatch):
-    """The stand-in's LLM, asleep, and its load_weights."""
-    monkeypatch.syspath_prepend(STAND_IN)
-    monkeypatch.setenv("VLLM_STAND_IN_LOG", str(tmp_path / "vllm.jsonl"))
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    with mock.patch.dict(sys.modules):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-            del sys.modules[name]  # the real one, where there is a GPU
-        import vllm
-
-        trl_gives = {"distributed_executor_backend": "external_launcher", "logprobs_mode": "processed_logprobs"}
-        engine = vllm.LLM(str(tiny_model), enable_sleep_mode=True, **trl_gives)
-        engine.sleep(level=2)
-        params = vllm.SamplingParams(logprobs=0)
-        engine.run = lambda: engine.generate([{"prompt_token_ids": [1]}], sampling_params=params, use_tqdm=False)
-        engine.load = engine.llm_engine.model_executor.driver_worker.model_runner.model.load_weights
-        yield engine
-
-
-@pytest.mark.parametrize(
-    ("calls", "refusal"),
-    [
-        pytest.param(lambda e: e.load([("model.norm.weight", torch.ones(128))]), "has freed", id="loads asleep"),
-        pytest.param(lambda e: e.run(), "only set() are awake", id="generates asleep"),
-        pytest.param(lambda e: (e.wake_up(), e.run()), "discarded", id="generates without new weights"),
-        pytest.param(lambda e: (e.wake_up(), e.wake_up()), "are awake", id="wakes twice"),
-        pytest.param(
-            lambda e: (e.wake_up(), e.load([("model.norm.lora_A.weight", torch.ones(128))])),
-            "no module or parameter named 'model.norm.lora_A.weight'",
-            id="loads a name that is not the model's",
-        ),
-        pytest.param(
-            lambda e: (e.wake_up(), e.load([("model.norm.weight", torch.ones(64))])),
-            "[64] arrived for [128]",
-            id="loads half a weight",
-        ),
-    ],
-)
-def test_stand_in_refuses_what_vllm_would_not_survive(engine, calls, refusal):
-    with pytest.raises((RuntimeError, ValueError), match=re.escape(refusal)):
-        calls(engine)
 
 
 VLLM = {
@@ -337,7 +237,6 @@ def test_vllm_in_float32_trains_as_transformers_own_generation(colocated, alone,
     assert_same(colocated, alone, tiny_model)
 
 
-@pytest.mark.slow
 def test_zero3_with_tensor_parallel_gives_each_engine_whole_weights(train, colocated, tiny_model):
     run = train("zero3", **VLLM | {"vllm_tensor_parallel_size": 2})
     assert run.ran_as() == ["2 processes on 1 machines, DEEPSPEED 3"]
@@ -355,7 +254,6 @@ def test_zero3_with_tensor_parallel_gives_each_engine_whole_weights(train, coloc
     assert_same(run, colocated, tiny_model)
 
 
-@pytest.mark.slow
 def test_lora_reaches_vllm_merged_into_the_base_weights(train, tiny_model):
     flags = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
     run = train("single", processes=1, save_strategy="steps", save_steps=1, learning_rate=1e-3, **flags, **VLLM)
@@ -379,7 +277,6 @@ def test_vllm_holds_float32_where_the_run_computes_in_it(colocated):
     assert engine["engine_dtype"] == "float32"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "checkpoint", "dtype"), [("bf16", "float16", "bfloat16"), ("fp16", "bfloat16", "float16")]
 )

@@ -1,4 +1,4 @@
-"""What only a GPU shows: that the embedded default learns there in bfloat16, and how near plan.py's memory is.
+"""What only a GPU shows: that the embedded default learns there in bfloat16, and how near the memory estimate is.
 
 bash tests/gpu.sh
 """
@@ -9,22 +9,18 @@ import sys
 
 import pytest
 import torch
-from conftest import words
-from test_training import ROOT, run_to_end
+from conftest import ROOT, run_to_end, words
 
-GPU = [
-    pytest.mark.gpu,
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 HERE = {"use_cpu": not torch.cuda.is_available(), "bf16": torch.cuda.is_available()}
 VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+pytestmark = pytest.mark.slow
 
 
 def learn(folder, warm_up=(), **flags):
     """Makes the embedded default and trains it on the GPU, or where there is none on the CPU; returns its metrics."""
     paths = {"output_dir": folder / "model", "data_dir": folder / "data"}
-    run_to_end([sys.executable, "tiny_model.py", *words(paths), *warm_up])
+    run_to_end([sys.executable, "-m", "r1zero.tiny_model", *words(paths), *warm_up])
     paths = {"model_name_or_path": folder / "model", "data_dir": folder / "data", "output_dir": folder / "run"}
     command = [sys.executable, "train_countdown.py", "--config", str(ROOT / "configs" / "tiny_cpu.yaml")]
     run_to_end([*command, *words(paths | HERE | flags)])
@@ -33,11 +29,11 @@ def learn(folder, warm_up=(), **flags):
 
 
 def measure(folder, shape, method, generation, *flags):
-    """The benchmark's row for one shape, method and way to generate."""
+    """The benchmark's row for one shape, method and way to generate, and all that it prints."""
     chosen = words({"shapes": shape, "methods": method, "generation": generation, "output_dir": folder})
-    run_to_end([sys.executable, "benchmarks/gpu.py", *chosen, "--steps", "2", *flags])
+    output = run_to_end([sys.executable, "benchmarks/gpu.py", *chosen, "--steps", "2", *flags])
     (row,) = json.loads((folder / "gpu.json").read_text())["rows"]
-    return row
+    return row, output
 
 
 class TestOnTheGpu:
@@ -50,16 +46,14 @@ class TestOnTheGpu:
 
     @pytest.mark.parametrize("generation", ["transformers", pytest.param("vllm", marks=VLLM)])
     @pytest.mark.parametrize("method", ["full", "lora"])
-    def test_peak_of_memory_is_as_planned(self, tmp_path, method, generation):
+    def test_peak_of_memory_is_as_estimated(self, tmp_path, method, generation):
         """vLLM in the same process, asleep during the update, as in configs/qwen2.5-1.5b.yaml."""
-        row = measure(tmp_path, "0.5B", method, generation)
+        row, _ = measure(tmp_path, "0.5B", method, generation)
         assert row["peak GiB"] == pytest.approx(row["estimated GiB"], rel=0.3)
 
 
-def test_helpers_run_without_a_gpu(tmp_path):
-    """Few steps of what the tests above do on a GPU, so that they do not rot where there is none."""
+def test_learning_runs_without_a_gpu(tmp_path):
+    """One step of what is learned on a GPU above, so that it does not rot where there is none."""
     short = {"max_steps": 1, "max_completion_length": 8, "logging_steps": 1, "steps_per_generation": 1}
-    metrics = learn(tmp_path / "tiny", ("--steps", "0"), **short)
+    metrics = learn(tmp_path, ("--steps", "0"), **short)
     assert metrics["steps"] == 1 and 0 <= metrics["after"]["accuracy"] <= 1
-    flags = ("--completions", "8", "--max_completion_length", "8")
-    assert measure(tmp_path / "gpu", "tiny", "full", "transformers", *flags)["estimated GiB"] > 0

@@ -1,34 +1,27 @@
-"""preprocess.py on small sizes and on fixtures.   bash tests/run.sh tests/test_preprocess.py"""
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused, what is planned.
 
-from fractions import Fraction
+bash tests/run.sh tests/test_preprocess.py
+"""
+
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import FIXTURES
+from transformers import AutoTokenizer
 
 import preprocess
-from preprocess import problem_id
+from r1zero import ROOT
 
 SCHEMA = ["nums", "target", "data_source", "prompt", "ability", "reward_model", "extra_info"]
 
 
-def make(folder, *flags):
-    preprocess.main(["countdown", "--local_dir", str(folder), *map(str, flags)])
+def prepare(task, folder, *flags):
+    """preprocess.py on a task; returns the rows of train and test."""
+    preprocess.main([task, "--local_dir", str(folder), *map(str, flags)])
     return [pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")]
-
-
-def reachable(values):
-    """Every value that some expression in all of these numbers has, by brute force."""
-    if len(values) == 1:
-        return {values[0]}
-    found = set()
-    for i, a in enumerate(values):
-        for j, b in enumerate(values):
-            if i != j:
-                rest = [value for k, value in enumerate(values) if k not in (i, j)]
-                for value in (a + b, a - b, a * b, *([a / b] if b else [])):
-                    found |= reachable([*rest, value])
-    return found
 
 
 def write_source(path, problems):
@@ -36,154 +29,209 @@ def write_source(path, problems):
     return path
 
 
+def test_nothing_heavy_is_imported_before_a_task_needs_it():
+    heavy = {"torch", "transformers", "datasets"}
+    command = f"import sys, preprocess; print(*({heavy!r} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.stdout.split() == []
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("made"), "--train_size", 1001, "--test_size", 100)
+    return prepare("countdown", tmp_path_factory.mktemp("made"), "--train_size", 101, "--test_size", 11)
 
 
-def test_rows_have_tinyzeros_schema(made):
-    for split, rows in zip(("train", "test"), made, strict=True):
-        for index, row in enumerate(rows):
-            assert list(row) == SCHEMA
-            assert row["data_source"] == "countdown" and row["ability"] == "math"
-            assert row["reward_model"] == {
-                "style": "rule",
-                "ground_truth": {"target": row["target"], "numbers": row["nums"]},
-            }
-            assert row["extra_info"] == {"split": split, "index": index}
+class TestCountdown:
+    def test_rows_have_tinyzeros_schema(self, made):
+        assert [len(rows) for rows in made] == [101, 11]
+        for split, rows in zip(("train", "test"), made, strict=True):
+            for index, row in enumerate(rows):
+                assert list(row) == SCHEMA
+                assert row["data_source"] == "countdown" and row["ability"] == "math"
+                truth = {"target": row["target"], "numbers": row["nums"]}
+                assert row["reward_model"] == {"style": "rule", "ground_truth": truth}
+                assert row["extra_info"] == {"split": split, "index": index}
+
+    def test_prompt_asks_for_the_rows_own_numbers_and_target(self, made):
+        for row in made[0]:
+            question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
+            assert question in row["prompt"]
+
+    def test_counts_and_a_whole_prompt_are_printed(self, tmp_path, capsys):
+        _, test = prepare("countdown", tmp_path, "--train_size", 20, "--test_size", 4, "--num_operands", 3)
+        output = capsys.readouterr().out
+        assert f"{tmp_path}/train.parquet: 20 problems, 20 of 3 numbers (" in output and "% need * or /)" in output
+        assert f"One example of {tmp_path}/test.parquet:\n  nums: {test[0]['nums']}" in output
+        assert f"  prompt:\n{test[0]['prompt']}\n" in output
+
+    def test_long_prompts_are_dropped_and_counted(self, tmp_path, tiny_model, capsys):
+        # The tiny tokenizer needs 9 tokens for three numbers and 11 for four
+        flags = ("--train_size", 20, "--test_size", 4, "--tokenizer", tiny_model, "--max_prompt_length", 10)
+        train, test = prepare("countdown", tmp_path, *flags)
+        assert {len(row["nums"]) for row in train + test} == {3}
+        assert "dropped 10 prompts over 10 tokens" in capsys.readouterr().out
+
+    def test_chat_is_rendered_by_the_tokenizer_that_is_given(self, tmp_path, tiny_model):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        flags = ("--template", "qwen-instruct", "--tokenizer", tmp_path / "tokenizer")
+        _, (row,) = prepare("countdown", tmp_path, "--train_size", 1, "--test_size", 1, *flags)
+        assert f"[end][user]Using the numbers {row['nums']}" in row["prompt"]
+
+    @pytest.mark.parametrize("split", ["unique", "tinyzero"])
+    def test_source_is_split_as_asked(self, tmp_path, split):
+        problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
+        source = write_source(tmp_path / "set.parquet", problems)
+        flags = ("--source", source, "--split", split, "--train_size", 8, "--test_size", 2)
+        train, test = (
+            [(row["nums"], row["target"]) for row in rows] for rows in prepare("countdown", tmp_path, *flags)
+        )
+        assert sorted(train + test) == problems and (len(train), len(test)) == (8, 2)
+        assert (train + test == problems) == (split == "tinyzero")
+
+    def test_source_may_be_json_lines(self, tmp_path):
+        source = tmp_path / "set.jsonl"
+        source.write_text('{"nums": [1, 2, 30], "target": 33}\n{"nums": [1, 2, 40], "target": 43}\n')
+        train, test = prepare("countdown", tmp_path, "--source", source, "--train_size", 1, "--test_size", 1)
+        assert {row["target"] for row in train + test} == {33, 43}
 
 
-def test_sizes_ranges_and_halves_are_as_asked(made):
-    train, test = made
-    assert (len(train), len(test)) == (1001, 100)
-    assert sorted(len(row["nums"]) for row in train) == [3] * 501 + [4] * 500
-    assert sorted(len(row["nums"]) for row in test) == [3] * 50 + [4] * 50
-    assert all(1 <= number <= 99 for row in train + test for number in row["nums"])
-    assert all(10 <= row["target"] <= 100 for row in train + test)
+class TestMultiply:
+    def test_products_are_right_different_and_disjoint(self, tmp_path):
+        flags = ("--digits", 2, 2, "--train_size", 3000, "--test_size", 1000)
+        train, test = prepare("multiply", tmp_path, *flags)
+        pairs = []
+        for row in train + test:
+            assert row["prompt"].endswith("\nAssistant: Let me solve this step by step.\n<think>")
+            left, right = row["prompt"].split("equation: ")[1].split(" =")[0].split(" * ")
+            assert len(left) == len(right) == 2 and row["product"] == str(int(left) * int(right))
+            pairs.append(tuple(sorted((left, right))))
+        assert (len(train), len(test)) == (3000, 1000) and len(set(pairs)) == 4000
+        assert [train, test] == prepare("multiply", tmp_path / "again", *flags), "the seed decides"
+        assert [train, test] != prepare("multiply", tmp_path / "other", *flags, "--seed", 1)
+
+    def test_every_product_that_exists_can_be_asked_for(self, tmp_path):
+        train, test = prepare("multiply", tmp_path, "--digits", 1, 1, "--train_size", 44, "--test_size", 1)
+        assert len({row["prompt"] for row in train + test}) == 45
+
+    def test_products_may_be_longer_than_a_machine_word(self, tmp_path):
+        flags = ("--digits", 18, 17, "--train_size", 1, "--test_size", 1)
+        (row,), _ = prepare("multiply", tmp_path, *flags)
+        left, right = row["prompt"].split("equation: ")[1].split(" =")[0].split(" * ")
+        assert (len(left), len(right)) == (18, 17) and int(row["product"]) == int(left) * int(right)
 
 
-def test_every_problem_is_solvable_with_each_number_once(made):
-    for row in made[0][:150] + made[1]:
-        assert row["target"] in reachable([Fraction(number) for number in row["nums"]]), row
+def test_mixture_has_equal_parts_and_none_in_the_columns_of_other_tasks(data):
+    tables = [pq.read_table(data / "mixture" / f"{split}.parquet") for split in ("train", "test")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    sources = [row["data_source"] for row in rows]
+    assert sources.count("countdown") == sources.count("x_r1_750") == len(rows) / 2 > 4
+    for row in rows:
+        assert (row["nums"] is None) == (row["target"] is None) == (row["solution"] is not None)
+    assert sources != sorted(sources), "shuffled"
 
 
-def test_no_problem_comes_twice_and_no_test_problem_is_in_train(made):
-    train, test = ([problem_id(row["nums"], row["target"]) for row in rows] for rows in made)
-    assert len(set(train + test)) == len(train) + len(test)
+class TestPlanned:
+    """What a run in a fresh clone is told of data that is not there yet."""
 
+    @pytest.mark.parametrize("task", ["countdown", "multiply"])
+    @pytest.mark.parametrize("template", ["base", "chat"])
+    def test_made_tasks_plan_as_many_rows_and_no_shorter_prompt_than_they_write(self, tmp_path, task, template):
+        flags = ["--train_size", "300", "--test_size", "3", "--template", template]
+        rows, (longest,) = preprocess.planned([task, *flags])
+        train, _ = prepare(task, tmp_path, *flags)
+        assert rows == len(train) == 300
+        assert max(len(row["prompt"]) for row in train) <= len(longest) <= 30 + len(train[0]["prompt"])
 
-def test_products_and_quotients_are_needed_in_a_fair_share(made):
-    """Checked by brute force over the signs, of which a right answer by + and - alone must be one."""
+    def test_largest_numbers_that_the_flags_allow_stand_in_the_prompt(self):
+        flags = ["--num_operands", "2", "5", "--max_number", "1234", "--max_target", "999"]
+        rows, (longest,) = preprocess.planned(["countdown", *flags])
+        assert rows == 327_680
+        assert f"Using the numbers {[1234] * 5}, create an equation that equals 999." in longest
+        assert "equation: 999 * 99 =" in preprocess.planned(["multiply", "--digits", "3", "2"])[1][0]
 
-    def by_sums(row):
-        sums = {0}
-        for number in row["nums"]:
-            sums = {value + sign * number for value in sums for sign in (1, -1)}
-        return row["target"] in sums
+    def test_what_only_the_source_knows_is_left_open(self):
+        assert preprocess.planned(["countdown", "--source", "somebody/a-set", "--train_size", "7"]) == (7, [])
+        assert preprocess.planned(["gsm8k"]) == preprocess.planned(["eurus", "--test_size", "9"]) == (None, [])
 
-    share = sum(not by_sums(row) for row in made[0]) / len(made[0])
-    assert 0.4 < share < 0.6
+    def test_rows_of_a_mixture_are_those_of_its_folders_where_they_are_there(self, data):
+        folders = [str(data / "countdown"), str(data / "x_r1_750")]
+        assert preprocess.planned(["mixture", *folders]) == (
+            pq.read_metadata(data / "mixture/train.parquet").num_rows,
+            [],
+        )
+        assert preprocess.planned(["mixture", folders[0], "nowhere"]) == (None, [])
 
-
-def test_seed_decides_the_problems(tmp_path):
-    first, again, other = (
-        make(tmp_path / name, "--train_size", 50, "--test_size", 5, "--seed", seed)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
-    assert first == again and first != other
-
-
-def test_base_prompt_ends_in_the_prefilled_turn(made):
-    row = made[0][0]
-    assert row["prompt"].startswith("A conversation between User and Assistant.")
-    assert f"Using the numbers {row['nums']}, create an equation that equals {row['target']}." in row["prompt"]
-    assert row["prompt"].endswith("\nAssistant: Let me solve this step by step.\n<think>")
-
-
-def test_instruct_prompt_is_chatml_with_the_turn_left_open(tmp_path):
-    (row,) = make(tmp_path, "--train_size", 1, "--test_size", 1, "--template", "qwen-instruct")[1]
-    assert row["prompt"].startswith("<|im_start|>system\nYou are a helpful assistant.")
-    assert row["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\nLet me solve this step by step.\n<think>")
-
-
-def test_instruct_prompt_uses_the_models_own_chat_template(tmp_path, tiny_model):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ '{}' }}[end]{% endfor %}"
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (row,) = make(
-        tmp_path,
-        *("--train_size", 1, "--test_size", 1, "--template", "qwen-instruct", "--tokenizer", tmp_path / "tokenizer"),
-    )[1]
-    assert row["prompt"].startswith("[system]You are") and f"[user]Using the numbers {row['nums']}" in row["prompt"]
-    assert row["prompt"].endswith("[assistant]Let me solve this step by step.\n<think>")
-
-
-def test_long_prompts_are_dropped_and_counted(tmp_path, tiny_model, capsys):
-    # The tiny tokenizer needs 9 tokens for three numbers and 11 for four
-    flags = ("--train_size", 20, "--test_size", 4, "--tokenizer", tiny_model, "--max_prompt_length", 10)
-    train, test = make(tmp_path, *flags)
-    assert {len(row["nums"]) for row in train + test} == {3}
-    assert "dropped 10 prompts over 10 tokens" in capsys.readouterr().out
-
-
-def test_source_is_deduplicated_and_split_without_leakage(tmp_path, capsys):
-    problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 40)]
-    reordered = [([5, *nums[:2]], target) for nums, target in problems[:10]]
-    source = write_source(tmp_path / "set.parquet", problems + reordered)
-    train, test = make(tmp_path, "--source", source, "--train_size", 25, "--test_size", 5)
-    assert "40 rows, 10 of them duplicates, 30 different problems" in capsys.readouterr().out
-    ids = [problem_id(row["nums"], row["target"]) for row in train + test]
-    assert len(set(ids)) == len(ids) == 30
-
-
-def test_tinyzero_split_takes_the_first_rows_and_counts_leaks(tmp_path, capsys):
-    problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
-    source = write_source(tmp_path / "set.parquet", [*problems, ([5, 11, 10], 26), ([90, 3, 4], 97)])
-    train, test = make(tmp_path, "--source", source, "--split", "tinyzero", "--train_size", 10, "--test_size", 2)
-    assert [(row["nums"], row["target"]) for row in train] == problems
-    assert [row["target"] for row in test] == [26, 97]
-    assert "leaks: 1 of 2 test rows (50.0%)" in capsys.readouterr().out
-
-
-def test_source_may_be_json_lines(tmp_path):
-    source = tmp_path / "set.jsonl"
-    source.write_text('{"nums": [1, 2, 30], "target": 33}\n{"nums": [1, 2, 40], "target": 43}\n')
-    train, test = make(tmp_path, "--source", source, "--train_size", 1, "--test_size", 1)
-    assert {row["target"] for row in train + test} == {33, 43}
+    def test_recipes_own_commands_are_read_with_the_same_checks(self, capsys):
+        with pytest.raises(SystemExit):
+            preprocess.planned(["multiply", "--digits", "0", "3"])
+        assert "wanted --digits from 1 to 18" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("arguments", "message"),
     [
-        pytest.param(("--num_operands", 3, "--max_number", 4), "different problems of 3 numbers 1..4", id="too few"),
-        pytest.param(("--source", "nowhere.parquet"), "nowhere.parquet does not exist", id="no such source"),
-        pytest.param(("--source", "x.txt"), "no parquet, json or jsonl", id="a source of another format"),
-        pytest.param(("--source", "other.parquet"), r"columns \['a'\]; wanted nums and target", id="wrong columns"),
-        pytest.param(("--source", "two.parquet"), "has 2 problems, --train_size 327,680", id="too small a source"),
+        pytest.param(
+            "countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4", id="too few"
+        ),
+        pytest.param("countdown --source none.parquet", "none.parquet does not exist", id="no such source"),
+        pytest.param("countdown --source x.txt", "no parquet, json or jsonl", id="a source of another format"),
+        pytest.param("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target", id="no numbers"),
+        pytest.param("countdown --source two.parquet", "has 2 problems, --train_size 327,680", id="a small source"),
+        pytest.param(
+            f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
+            r"\['problem', 'solution'\]; wanted question and answer",
+            id="other columns",
+        ),
+        pytest.param(
+            "math --source none.jsonl", "none.jsonl does not exist; give a parquet or json file", id="no file"
+        ),
+        pytest.param(
+            "math --source nobody/nothing", "nor a data set that the hub gives .* give its path", id="no hub"
+        ),
+        pytest.param(
+            "multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792", id="products"
+        ),
+        pytest.param("mixture none", "none/train.parquet does not exist: write it first", id="a folder missing"),
+        pytest.param(
+            f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
+            "tokenizer ./none cannot be had",
+            id="no tokenizer",
+        ),
     ],
 )
-def test_bad_input_ends_in_one_line(tmp_path, monkeypatch, flags, message):
+def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     pq.write_table(pa.table({"a": [1]}), "other.parquet")
     write_source("two.parquet", [([1, 2, 30], 33), ([1, 2, 40], 43)])
-    with pytest.raises(SystemExit, match=message):
-        make(tmp_path / "out", *flags)
+    with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}"):
+        preprocess.main([*arguments.split(), "--local_dir", "data"])
+    assert not list(tmp_path.glob("data/*"))
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("arguments", "message"),
     [
-        pytest.param(("--max_prompt_length", 9), "needs --tokenizer", id="a token limit without tokenizer"),
-        pytest.param(("--source", "x", "--max_number", 9), "cannot go with --source", id="numbers for a source"),
-        pytest.param(("--split", "tinyzero"), "give it with --source", id="a split without source"),
-        pytest.param(("--max_target", 5), "--max_target of at least 10", id="targets out of range"),
-        pytest.param(("--num_operands", 1), "--num_operands of at least 2", id="one number"),
+        pytest.param("countdown --max_prompt_length 9", "needs --tokenizer", id="a token limit without tokenizer"),
+        pytest.param("countdown --source x --max_number 9", "cannot go with --source", id="numbers for a source"),
+        pytest.param("countdown --split tinyzero", "give it with --source", id="a split without source"),
+        pytest.param("countdown --max_target 5", "--max_target of at least 10", id="targets out of range"),
+        pytest.param("countdown --num_operands 1", "--num_operands of at least 2", id="one number"),
+        pytest.param("multiply --digits 3 19", "wanted --digits from 1 to 18", id="too many digits"),
+        pytest.param("math --test_size 0", "--test_size of at least 1", id="no test problem"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(tmp_path, capsys, flags, message):
+def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        make(tmp_path, *flags)
+        preprocess.main(arguments.split())
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "default"), [("eurus", 1000), ("x_r1_750", None), ("mixture", None)])
+def test_tasks_have_their_own_defaults(task, default):
+    """None gets another's, whatever the order in which they are listed."""
+    arguments = [task, "folder"] if task == "mixture" else [task]
+    args = preprocess.read_arguments(arguments)
+    assert args.max_prompt_length == default and (args.tokenizer is None) == (default is None)

@@ -5,13 +5,9 @@ bash tests/run.sh tests/test_report.py; what is tried in a browser needs apt-get
 
 import html
 import json
-import os
 import re
 import shutil
-import statistics
-import subprocess
-import sys
-from pathlib import Path
+from statistics import stdev
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +18,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-import report
+from r1zero import figures, report, run_folder
 
-ROOT = Path(__file__).parent.parent
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
 STEPS = (0, 4, 8)
 PROBLEMS = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
@@ -41,54 +36,48 @@ def completion(step, i):
     return f"{thought}</think>" + (f" <answer>{answer}</answer>" if answer else "")
 
 
-def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), **settings):
-    """A folder as train_countdown.py leaves it, with evaluations of three problems at three steps."""
+def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_reward",), **settings):
+    """A folder as train_countdown.py leaves it, with evaluations of three problems at three steps.
+
+    accuracy: of the three evaluations, None for a reward that says of nothing whether it is right.
+    """
     (folder / "completions").mkdir(parents=True)
     settings = {
         "model_name_or_path": f"models/tiny-{seed}",
         "data_dir": "data/countdown",
-        "reward_funcs": ["countdown_reward"],
+        "reward_funcs": list(rewards),
         "seed": seed,
         "output_dir": str(folder),
         "learning_rate": 1e-6,
+        "num_generations": 8,
+        "num_generations_eval": 1,
     } | settings
     (folder / "config.yaml").write_text(f"# commit {HOSTILE!r}\n{yaml.safe_dump(settings)}")
     history = []
-    for step, share in zip(STEPS, accuracy, strict=True):
+    for i, step in enumerate(STEPS):
+        metrics = {"reward": 0.1 * i - 0.05, "completions/mean_length": 50.0, "behaviours/restarts": step}
+        metrics |= {"accuracy": accuracy[i], "format_rate": 0.9} if accuracy else {"edit_distance": 12.5 - i}
         if step:
-            history.append({"step": step, "reward": share, "accuracy": share, "completions/mean_length": 100.0 * step})
-        evaluated = {
-            "accuracy": share,
-            "format_rate": 0.9,
-            "completions/mean_length": 50.0,
-            "behaviours/restarts": step,
-        }
-        history.append({"step": step, **{f"eval_{name}": value for name, value in evaluated.items()}})
-        rows = [  # of training, before those of the evaluation
-            {"step": step, "prompt": "p", "completion": "", "countdown_reward": 0.0, "advantage": 0.0}
-            | {"numbers": "[9]", "target": 9, "equation": None, "verdict": "no answer"}
-        ] * 2 + [
-            {"step": step, "prompt": f"{numbers} {HOSTILE}", "completion": completion(step, i), "advantage": 0.0}
-            | {
-                "countdown_reward": reward,
-                "numbers": numbers,
-                "target": target,
-                "equation": answer,
-                "verdict": verdict,
-            }
-            for i, ((numbers, target), (answer, verdict, reward)) in enumerate(
-                zip(PROBLEMS.items(), TEXTS[step], strict=True)
-            )
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 16}))
-    before, after = (
-        {"step": step, "accuracy": share, "format_rate": 0.9, "mean_completion_tokens": 50.0, "n": 3}
-        for step, share in ((0, accuracy[0]), (8, accuracy[-1]))
-    )
-    metrics = {"before": before, "after": after, "steps": 8, "train_seconds": 80.0, "completions": 64}
+            history.append({"step": step, **metrics})
+        history.append({"step": step, **{f"eval_{name}": value for name, value in metrics.items()}})
+        write_table(folder, step)
+    state = {"log_history": history, "max_steps": 16}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    evaluated = [{**evaluation, "n": 3} for evaluation in run_folder.evaluations(history)]
+    metrics = {"before": evaluated[0], "after": evaluated[-1], "steps": 8, "train_seconds": 80.0, "completions": 64}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000}))
     return folder
+
+
+def write_table(folder, step):
+    """TRL's table of completions: two of training, then those of the evaluation."""
+    row = {"step": step, "prompt": "p", "completion": "", "advantage": 0.0, "countdown_reward": 0.0}
+    rows = [row | {"numbers": "[9]", "target": 9, "equation": None, "verdict": "no answer"}] * 2
+    for i, (numbers, target) in enumerate(PROBLEMS.items()):
+        answer, verdict, reward = TEXTS[step][i]
+        row = row | {"prompt": f"{numbers} {HOSTILE}", "completion": completion(step, i), "countdown_reward": reward}
+        rows.append(row | {"numbers": numbers, "target": target, "equation": answer, "verdict": verdict})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +87,14 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """A console that is wide enough for every table."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def reader(folder):
+    """What the page's reader of completions is given."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
@@ -128,58 +124,6 @@ def test_reader_follows_the_same_held_out_problems(run):
     assert [problem["at"]["2"]["value"] for problem in data["problems"]] == ["16", "0", None]
 
 
-@pytest.mark.parametrize(
-    ("row", "about", "answer", "verdict", "value"),
-    [
-        pytest.param(
-            {"boxed": "1/2", "gold": "0.5", "boxed_verdict": "correct", "verdict": ""},
-            {"gold": "0.5"},
-            "1/2",
-            "correct",
-            None,
-            id="maths, beside empty columns of Countdown",
-        ),
-        pytest.param(
-            {"product": "391", "stated_product": None, "product_verdict": "no answer"},
-            {"product": "391"},
-            None,
-            "no answer",
-            None,
-            id="multiplication without an answer",
-        ),
-        pytest.param(
-            {"program": "print()", "tests_passed": 0.5}, {}, "print()", "wrong", None, id="half of the tests"
-        ),
-        pytest.param({"program": "print()", "tests_passed": 1.0}, {}, "print()", "correct", None, id="all tests"),
-        pytest.param({"program": None, "tests_passed": 0.0}, {}, None, "no answer", None, id="no program"),
-        pytest.param(
-            {"equation": "7/0", "numbers": "[7, 0]", "target": 1, "verdict": "wrong"},
-            {"numbers": "[7, 0]", "target": 1},
-            "7/0",
-            "wrong",
-            None,
-            id="an equation without a value",
-        ),
-        pytest.param(
-            {"equation": "7/2", "numbers": "[7, 2]", "target": 3.0, "verdict": "wrong"},
-            {"numbers": "[7, 2]", "target": 3},
-            "7/2",
-            "wrong",
-            "7/2",
-            id="a fraction, and a target that a mixture has made a float",
-        ),
-        pytest.param({}, {}, None, "", None, id="a reward of one's own"),
-        pytest.param({"completion": [{"role": "assistant", "content": "text"}]}, {}, None, "", None, id="a chat"),
-    ],
-)
-def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
-    found = report.read_completion({"completion": "text", "own_reward": None} | row, ["own_reward"])
-    assert found == (
-        about,
-        {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False},
-    )
-
-
 def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     folder = make_run(tmp_path / "run")
     shutil.rmtree(folder / "completions")
@@ -191,49 +135,63 @@ def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     assert "Nothing has been logged yet" in text and "there was no evaluation" in text
 
 
-def command(*words):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, ROOT / "report.py", *words], env=environment, capture_output=True, text=True, timeout=120
-    )
+def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_path, wide, capsys):
+    folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
+    metrics = report.write(folder)
+    rows = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    assert {"│ accuracy (95 % interval) │ - │ - │", "│ mean reward │ -0.050 │ 0.150 │"} <= set(rows), rows
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<td>mean reward</td>\s*<td>-0.050</td>\s*<td>0.150</td>", text)
+    assert re.search(r"<th colspan=\"9\">Logged by the rewards</th>", text)
+    assert re.search(r"<td>edit_distance</td>\s*<td>12.5</td>\s*<td>10.5</td>", text)
+    assert text.count("<svg") == 3
+    assert {problem["at"]["2"]["verdict"] for problem in reader(folder)["problems"]} == {""}
+    (folder / "README.md").write_text("[None](https://huggingface.co/None)")
+    report.complete_card(folder / "README.md", metrics, "models/tiny")
+    assert "| mean reward | -0.050 | 0.150 |" in (folder / "README.md").read_text()
 
 
 def test_folder_that_is_no_run_is_named_in_one_line(tmp_path, run):
     for words in ([tmp_path], [run, tmp_path, "--output", tmp_path / "page.html"]):
-        found = command(*words)
-        assert found.returncode == 1 and found.stderr.count("\n") == 1
-        assert f"{tmp_path} is not the folder of a run" in found.stderr
+        with pytest.raises(SystemExit) as found:
+            report.main(list(map(str, words)))
+        (line,) = str(found.value).splitlines()
+        assert line.startswith(f"r1zero.report: {tmp_path} is not the folder of a run")
     assert not (tmp_path / "page.html").exists()
 
 
-def test_seeds_are_averaged_and_other_settings_compared(tmp_path):
+def test_help_says_what_to_type(capsys):
+    with pytest.raises(SystemExit) as found:
+        report.main(["--help"])
+    text = capsys.readouterr().out
+    assert found.value.code == 0 and "usage: python -m r1zero.report" in text and "outputs/comparison.html" in text
+
+
+def test_seeds_are_averaged_and_other_settings_compared(tmp_path, wide, capsys):
     shares = {0: (0.1, 0.2, 0.5), 1: (0.2, 0.4, 0.9)}
     folders = [make_run(tmp_path / f"base-{seed}", seed, accuracy) for seed, accuracy in shares.items()]
     folders.append(make_run(tmp_path / "faster", learning_rate=2e-6))
-    found = command(*folders, "--output", tmp_path / "new" / "page.html")
-    assert found.returncode == 0, found.stderr
-    for row in ("│ base-0 │ 2    │ 15.0% ± 7.1% ", "│ faster │ 1    │ 10.0% "):
-        assert row.replace("base-0", "base  ") in found.stdout, found.stdout
+    report.main([*map(str, folders), "--output", str(tmp_path / "new" / "page.html")])
+    output = capsys.readouterr().out
+    for row in ("│ base   │ 2    │ 15.0% ± 7.1% ", "│ faster │ 1    │ 10.0% "):
+        assert row in output, output
     page = html.unescape((tmp_path / "new" / "page.html").read_text(encoding="utf-8"))
     assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", page)
     assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", page), "what every seed has of its own"
     histories = [report.read(folder).history for folder in folders[:2]]
-    steps, means, spread = report.curve(histories, "eval_accuracy")
-    assert steps == list(STEPS) and means == pytest.approx([0.15, 0.3, 0.7])
-    assert spread == pytest.approx([statistics.stdev(pair) for pair in zip(*shares.values(), strict=True)])
+    curve = figures.curve(histories, "eval_accuracy")
+    assert curve.steps == list(STEPS) and curve.means == pytest.approx([0.15, 0.3, 0.7])
+    assert curve.deviations == pytest.approx([stdev([0.1, 0.2]), stdev([0.2, 0.4]), stdev([0.5, 0.9])])
 
 
-def test_mean_is_over_the_steps_that_all_seeds_have():
-    histories = [[{"step": 1, "reward": 0.0}, {"step": 2, "reward": 1.0}], [{"step": 1, "reward": 1.0}, {"step": 2}]]
-    assert report.curve(histories, "reward") == ([1], [0.5], [statistics.stdev([0.0, 1.0])])
-
-
-@pytest.mark.parametrize(
-    ("right", "of", "low", "high"), [(0, 10, 0.0, 0.278), (5, 10, 0.237, 0.763), (81, 263, 0.255, 0.366)]
-)
-def test_wilson_interval_is_the_published_one(right, of, low, high):
-    """0 and 5 of 10, and 81 of 263: Newcombe 1998, table I."""
-    assert report.wilson(right / of, of) == pytest.approx((low, high), abs=0.0006)
+def test_runs_without_accuracy_are_compared_by_their_rewards(tmp_path, wide, capsys):
+    folders = [make_run(tmp_path / "ours"), make_run(tmp_path / "own", accuracy=None, rewards=["mine:spelling"])]
+    report.compare(folders, tmp_path / "page.html")
+    rows = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    assert "│ ours │ 1 │ 10.0% │ 60.0% │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
+    assert "│ own │ 1 │ - │ - │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ">edit_distance</text>" in page and "['mine:spelling']" in html.unescape(page)
 
 
 @pytest.fixture(scope="module")

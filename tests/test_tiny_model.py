@@ -3,17 +3,19 @@
 import itertools
 import random
 import re
+from dataclasses import fields
 from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import words
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import TrlParser
 
-import tiny_model as tiny
-from preprocess import problem_id
-from rewards import solves_countdown
+from r1zero import tiny_model as tiny
+from r1zero.arithmetic import solves_countdown
+from r1zero.countdown_problems import problem_id
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,7 @@ def every_order(rows):
 
 
 def warm_up_examples(rows, tokenizer, count):
-    config = ["--config", str(tiny.ROOT / "configs" / "tiny_model.yaml"), "--curriculum", "0"]
-    (args,) = TrlParser((tiny.TinyModelArguments,)).parse_args_and_config(config)
+    args = tiny.read_arguments(["--curriculum", "0"])
     examples = tiny.warm_up_examples(every_order(rows["train"]), tokenizer, args, random.Random(0))
     return itertools.islice(examples, count)
 
@@ -96,9 +97,59 @@ def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
     assert 0.3e6 < model.num_parameters() < 1e6
 
 
+def test_plan_is_what_is_made(tiny_model, tiny_data, rows):
+    planned_rows, (longest,), config, tokenizer = tiny.planned([])
+    assert planned_rows == len(rows["train"])
+    assert len(tokenizer(longest)["input_ids"]) == 9 and "create an equation that equals 60." in longest
+    made = AutoModelForCausalLM.from_pretrained(tiny_model).config
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        assert getattr(config, name) == getattr(made, name)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tiny.main(["--help"])
+    output = capsys.readouterr().out
+    assert stopped.value.code == 0 and output.startswith("usage: python -m r1zero.tiny_model ")
+    for setting in fields(tiny.TinyModelArguments):
+        assert f"--{setting.name} " in output and setting.metadata["help"], setting.name
+    assert "(default: data/countdown_tiny)" in output, "as the YAML has it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--stepz", "3"], "found --stepz 3, which is no setting; --help lists them all", id="a typo"),
+        pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
+        pytest.param(
+            ["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML mapping", id="a list"
+        ),
+        pytest.param(["--config", "open.yaml"], "the settings cannot be read ", id="no YAML at all"),
+    ],
+)
+def test_settings_that_cannot_be_read_end_in_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "open.yaml").write_text("steps: [")
+    with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
+        tiny.main(arguments)
+
+
 def test_existing_model_is_not_overwritten(tiny_model, tiny_data):
     with pytest.raises(SystemExit, match="is there already: remove it"):
         tiny.main(["--output_dir", str(tiny_model), "--data_dir", str(tiny_data)])
+
+
+def test_the_seed_decides_the_warm_up(tmp_path, tiny_data):
+    def weights(name, seed):
+        flags = {"data_dir": tiny_data, "output_dir": tmp_path / name, "steps": 2, "batch_size": 4, "seed": seed}
+        tiny.main(words(flags))
+        return load_file(tmp_path / name / "model.safetensors")
+
+    first, again, other = weights("first", 1), weights("again", 1), weights("other", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if first[name].ndim == 2)
 
 
 def test_muon_takes_the_step_of_torchs_muon():

@@ -1,61 +1,36 @@
-"""Real runs of train_countdown.py through accelerate, with the embedded default's model.
+"""Real runs of train_countdown.py with the embedded default's model: one through accelerate, the others from here.
 
 bash tests/run.sh tests/test_training.py
 """
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import make_tiny_model, words
+from conftest import (
+    ENVIRONMENT,
+    PATIENCE,
+    ROOT,
+    SMALL,
+    make_tiny_model,
+    train,
+    train_here,
+    training_command,
+)
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # what accelerate launch leaves; the same sums in every run
+from r1zero import report, run_folder
+
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
-# The tiny recipe, small: 8 completions of 2 prompts a step, 16 held-out problems
-SMALL = {
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "steps_per_generation": 1,
-    "max_completion_length": 16,
-    "per_device_eval_batch_size": 128,
-    "logging_steps": 1,
-}
-
-
-def start(output_dir, model, data, launch=LAUNCH, **flags):
-    settings = SMALL | flags | {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-    command = [*launch, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def train(output_dir, model, data, **flags):
-    process = start(output_dir, model, data, **flags)
-    output = process.communicate(timeout=1200)[0]
-    assert process.returncode == 0, output[-4000:]
-    return output
-
-
-def run_to_end(command, env=ENVIRONMENT):
-    """What a command prints, once it has ended well."""
-    run = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    return run.stdout
+TINY = ROOT / "configs" / "tiny_cpu.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +38,13 @@ def run(tmp_path_factory, tiny_model, tiny_data):
     """A run of two steps with a checkpoint after each; (folder, console)."""
     folder = tmp_path_factory.mktemp("run") / "two"
     flags = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "show_every": 1, "price_per_hour": 3600}
-    return folder, train(folder, tiny_model, tiny_data, **flags)
+    return folder, train(folder, tiny_model, tiny_data, launcher=LAUNCH, **flags)
+
+
+def train_tiny(output_dir, model, data, **flags):
+    """The same in this process."""
+    paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
+    train_here(TINY, **SMALL | flags | paths)
 
 
 def test_weights_change_and_model_and_checkpoints_are_saved(run, tiny_model):
@@ -78,7 +59,7 @@ def test_weights_change_and_model_and_checkpoints_are_saved(run, tiny_model):
 def test_metrics_hold_before_and_after(run):
     metrics = json.loads((run[0] / "metrics.json").read_text())
     for moment, step in (("before", 0), ("after", 2)):
-        assert metrics[moment].keys() == {"step", "accuracy", "format_rate", "mean_completion_tokens", "n"}
+        assert metrics[moment].keys() == {"step", "reward", "accuracy", "format_rate", "mean_completion_tokens", "n"}
         assert metrics[moment]["step"] == step and metrics[moment]["n"] == 256
         assert 0 < metrics[moment]["mean_completion_tokens"] <= 16
     assert metrics["steps"] == 2 and metrics["completions"] == 16
@@ -91,16 +72,9 @@ def test_config_is_written_with_versions_and_trains_again(run, tmp_path, tiny_mo
     assert text.startswith("# commit ") and "trl 1.16.0" in text
     config = yaml.safe_load(text)
     assert config["num_generations"] == 4 and config["learning_rate"] > 0 and config["data_dir"] == str(tiny_data)
-    command = [
-        sys.executable,
-        "train_countdown.py",
-        "--config",
-        run[0] / "config.yaml",
-        "--output_dir",
-        tmp_path / "x",
-    ]
-    run_to_end(command)
-    assert load_file(tmp_path / "x" / "model.safetensors").keys()
+    train_here(run[0] / "config.yaml", output_dir=tmp_path / "x")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run[0], tmp_path / "x"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
     again, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "x", run[0]))
     assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
 
@@ -110,6 +84,8 @@ def test_behaviours_and_cells_are_logged_in_training_and_on_the_held_out_set(run
     for metric in ("behaviours/equations", "behaviours_incorrect/over_200_tokens"):
         assert [entry["step"] for entry in history if metric in entry] == [1, 2]
         assert [entry["step"] for entry in history if f"eval_{metric}" in entry] == [0, 1, 2]
+    names = {name.removeprefix("eval_") for entry in history for name in entry}
+    assert run_folder.own_metrics(names) == [], "all of them are TRL's or ours"
     # A training step's two problems may be of one kind
     assert all("eval_cells/3_numbers_sums_suffice" in entry for entry in history if "eval_reward" in entry)
 
@@ -154,7 +130,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tin
     whole = tmp_path / "resumed"
     shutil.copytree(run[0] / "checkpoint-1", whole / "checkpoint-1")
     (whole / "metrics.json").write_text('{"steps": 2, "train_seconds": 10000.0}')
-    train(whole, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, resume_from_checkpoint="true")
+    train_tiny(whole, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, resume_from_checkpoint="true")
     expected, found = (load_file(folder / "model.safetensors") for folder in (run[0], whole))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     metrics = json.loads((whole / "metrics.json").read_text())
@@ -162,12 +138,12 @@ def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tin
     assert 5000 < metrics["train_seconds"] < 6000, "one of the two steps was done, and paid, before"
 
 
-def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data):
+def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data, capsys):
     folder = tmp_path / "again"
     shutil.copytree(run[0], folder)
-    output = train(
-        folder, tiny_model, tiny_data, max_steps=1, eval_strategy="no", eval_on_start=False, save_strategy="no"
-    )
+    unevaluated = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    train_tiny(folder, tiny_model, tiny_data, max_steps=1, **unevaluated)
+    output = capsys.readouterr().out
     (aside,) = tmp_path.glob("again-*")
     assert f"moved to {aside}" in output and (aside / "checkpoint-2").is_dir()
     assert not list(folder.glob("checkpoint-*"))
@@ -175,19 +151,27 @@ def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data):
 
 
 def test_lora_trains_and_saves_an_adapter(tmp_path, tiny_model, tiny_data):
-    train(tmp_path, tiny_model, tiny_data, max_steps=1, use_peft=True, lora_target_modules="all-linear")
+    train_tiny(tmp_path, tiny_model, tiny_data, max_steps=1, use_peft=True, lora_target_modules="all-linear")
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
 def test_ctrl_c_leaves_the_report_and_says_how_to_go_on(tmp_path, tiny_model, tiny_data):
-    process = start(tmp_path, tiny_model, tiny_data, launch=[sys.executable], max_steps=10**6, save_steps=1)
+    command = training_command(tmp_path, tiny_model, tiny_data, max_steps=10**6, save_steps=1)
+    process = subprocess.Popen(
+        list(map(str, [sys.executable, *command])),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     while not list(tmp_path.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
         time.sleep(0.2)
-    report = run_to_end([sys.executable, "report.py", tmp_path])
-    assert "before (step 0)" in report and (tmp_path / "report.html").is_file(), "while the run goes on"
+    report.write(tmp_path)
+    assert (tmp_path / "report.html").is_file(), "while the run goes on"
     (tmp_path / "report.html").unlink()
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1 and "Traceback" not in output
     assert "--resume_from_checkpoint true goes on" in output and "before (step 0)" in output
     assert all((tmp_path / name).is_file() for name in ("report.html", "report.png", "metrics.json"))
@@ -200,7 +184,7 @@ def test_shortened_embedded_default_learns_patience(tmp_path):
     flags = {"learning_rate": 3e-4, "max_steps": 28, "eval_steps": 28, "save_strategy": "no", "logging_steps": 4}
     recipe = yaml.safe_load((ROOT / "configs" / "tiny_cpu.yaml").read_text())
     flags |= {key: recipe[key] for key in SMALL if key in recipe} | {"max_completion_length": 128}
-    train(tmp_path / "run", model, data, **flags)
+    train_tiny(tmp_path / "run", model, data, **flags)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     before, after = metrics["before"], metrics["after"]
     # One held-out accuracy of 256 has a standard error of at most 0.031

@@ -2,9 +2,8 @@
 
 - Sampling takes a row's place in its group where it would take a random number: the completions, and with them the
   gradient, no longer depend on how many processes share the batch.
-- letters_reward differs within a group of random text, where every reward of rewards.py would be 0.
 - FSDP: accelerate has it only between GPUs, so it is told that gloo is between GPUs.
-- The lines of preflight that vLLM and float16 need a GPU are left out: the stand-in beside this file needs none.
+- The lines of the checks that vLLM and float16 need a GPU are left out: the stand-in beside this file needs none.
 
 The last line of a run says what accelerate made of the launcher's configuration.
 """
@@ -20,8 +19,7 @@ sys.path[0] = str(ROOT)  # as if the script itself had been started; vLLM's stan
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
 
-import preflight  # noqa: E402
-import rewards  # noqa: E402
+from r1zero import checks  # noqa: E402
 
 GROUP = 4  # num_generations of the tests
 
@@ -38,17 +36,12 @@ def place_in_group(probabilities, num_samples):
     return (below < places[:, None] * below[:, -1:]).sum(-1, keepdim=True)
 
 
-def letters_reward(completions, **columns):
-    return [len(set(text)) / 10 for text in completions]
-
-
 torch.multinomial = place_in_group
-rewards.letters_reward = letters_reward
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-problems = preflight.backend_problems
-preflight.backend_problems = lambda values: (line for line in problems(values) if "there is no GPU" not in line)
+errors = checks.hardware_errors
+checks.hardware_errors = lambda values: [line for line in errors(values) if "there is no GPU" not in line]
 
 runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
 

@@ -1,0 +1,81 @@
+"""Where the answer stands in a completion: between tags, in a box, in a block of Python. All of it is linear."""
+
+import re
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is matched with its backslash, and not counted
+UNBRACED = re.compile(r"[^\s$]*")
+
+
+def completion_text(completion):
+    """The text of a completion that TRL gives as a string or as a list of chat messages."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def extract_answer(text):
+    """The content of the last complete <answer>...</answer>, stripped, or None where there is none.
+
+    >>> extract_answer("<answer>1+2</answer> no, wait: <answer> 2*3 </answer>")
+    '2*3'
+    """
+    last_close = text.rfind("</answer>")
+    if last_close < 0:
+        return None
+    start = text.rfind("<answer>", 0, last_close)
+    if start < 0:
+        return None
+    start += len("<answer>")
+    return text[start : text.index("</answer>", start)].strip()
+
+
+def last_box(text):
+    r"""The content, stripped, of the last \boxed{...} or \fbox{...} that closes and has content, or None.
+
+    Braces may nest to any depth, escaped ones do not count, and `\boxed 5` is a box too.
+
+    >>> last_box(r"\boxed{1} so \boxed{\frac{1}{2}}, that is \boxed{"), last_box(r"\boxed 5."), last_box(r"\boxed{ }")
+    ('\\frac{1}{2}', '5', None)
+    """
+    end = len(text)
+    for command in reversed(list(BOX.finditer(text))):
+        start = command.end()
+        if text.startswith("{", start):
+            content = braced(text, start, end)
+            if content is None:
+                end = command.start()  # what opens before this and has not closed here never closes
+        else:
+            content = UNBRACED.match(text, start)[0].rstrip(".,;:")
+        if content:
+            return content
+    return None
+
+
+def braced(text, start, end):
+    """What stands, stripped, between the brace at `start` and the one that closes it before `end`, or None."""
+    depth = 0
+    for token in BRACE.finditer(text, start, end):
+        if token[0] == "{":
+            depth += 1
+        elif token[0] == "}":
+            depth -= 1
+        if depth == 0:
+            return text[start + 1 : token.start()].strip()
+    return None
+
+
+def python_block(text):
+    """The content of the last complete ```python block, or None where there is none. A fence ends or begins a line.
+
+    >>> python_block("First:\\n```python\\nprint(1)\\n```\\nBetter:\\n```python\\nprint(2)\\n```\\n")
+    'print(2)'
+    """
+    block = lines = None
+    for line in text.split("\n"):
+        fence = line.strip().lower() if "```" in line else ""
+        if fence.endswith("```python"):
+            lines = []
+        elif lines is not None and fence.startswith("```"):
+            block, lines = "\n".join(lines), None
+        elif lines is not None:
+            lines.append(line)
+    return block

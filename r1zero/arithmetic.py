@@ -1,0 +1,99 @@
+"""Expressions of whole numbers and + - * / ( ), read and worked out exactly. Nothing a model wrote is run.
+
+An expression is split into tokens, parsed, and worked out in integers and fractions, so that a near miss is a miss.
+"""
+
+import operator
+import re
+from fractions import Fraction
+
+TOKEN = re.compile(r"[0-9]+|[-+*/()]")
+TOKEN_CHARACTERS = "0123456789+-*/() \t\r\n"  # ASCII on purpose: any other character makes the answer wrong
+SIGN_PRECEDENCE = 3  # of a sign, which binds tighter than every binary operator
+
+
+def tokenize(text):
+    """Numbers, operators and parentheses as list[str]; ValueError where anything but them and whitespace is there."""
+    if text.strip(TOKEN_CHARACTERS):
+        raise ValueError("a character that is no part of an expression")
+    return TOKEN.findall(text)
+
+
+def divide(a, b):
+    """The exact quotient: an int where it is whole, for speed, otherwise a Fraction."""
+    if type(a) is type(b) is int and a % b == 0:
+        return a // b
+    return Fraction(a, b)
+
+
+BINARY = {"+": (1, operator.add), "-": (1, operator.sub), "*": (2, operator.mul), "/": (2, divide)}
+SIGN = {"+": (SIGN_PRECEDENCE, operator.pos), "-": (SIGN_PRECEDENCE, operator.neg)}
+
+
+def apply_down_to(precedence, values, pending):
+    """Carries out the operators on top of the stack `pending` that bind at least as tightly as `precedence`."""
+    while pending and pending[-1] and pending[-1][0] >= precedence:
+        rank, function = pending.pop()
+        if rank == SIGN_PRECEDENCE:
+            values[-1] = function(values[-1])
+        else:
+            right = values.pop()
+            values[-1] = function(values[-1], right)
+
+
+def exact_value(tokens):
+    """The exact value of an infix expression (list[str] of tokenize), an int or a Fraction.
+
+    Shunting-yard on two stacks rather than recursion, so that no depth of parentheses can exhaust the interpreter.
+    Raises ValueError where the expression is malformed and ZeroDivisionError where it divides by zero.
+
+    >>> exact_value(tokenize("8 / (3 - 8/3)"))
+    Fraction(24, 1)
+    """
+    values, pending = [], []  # pending: (precedence, function), or None for an open parenthesis
+    value_is_next = True
+    for token in tokens:
+        if value_is_next:
+            if token.isdigit():
+                values.append(int(token))
+                value_is_next = False
+            elif token == "(":
+                pending.append(None)
+            elif token in SIGN:
+                pending.append(SIGN[token])
+            else:
+                raise ValueError(f"{token} where a value belongs")
+        elif token in BINARY:
+            apply_down_to(BINARY[token][0], values, pending)
+            pending.append(BINARY[token])
+            value_is_next = True
+        elif token == ")":
+            apply_down_to(0, values, pending)
+            if not pending:
+                raise ValueError("a parenthesis that was never opened")
+            pending.pop()
+        else:
+            raise ValueError(f"{token} where an operator belongs")
+    if value_is_next:
+        raise ValueError("an expression that stops where a value belongs")
+    apply_down_to(0, values, pending)
+    if pending:
+        raise ValueError("a parenthesis that was never closed")
+    return values[0]
+
+
+def solves_countdown(answer, nums, target):
+    """Whether `answer` (str) is an expression in exactly the numbers `nums` (list[int]) whose value is `target` (int).
+
+    >>> solves_countdown("(25 - 3) * 2", [2, 3, 25], 44), solves_countdown("25 + 2*9", [2, 9, 25, 3], 43)
+    (True, False)
+    """
+    try:
+        tokens = tokenize(answer)
+        # Compared as text before anything is worked out: 07 is not 7, and no number is larger than those given.
+        used = [token for token in tokens if token.isdigit()]
+        if sorted(used) != sorted(map(str, nums)):
+            return False
+        return exact_value(tokens) == target
+    except (ValueError, ZeroDivisionError):
+        return False

@@ -1,0 +1,342 @@
+"""What can be found wrong before a model is loaded, one function a topic: each error is one line to act on."""
+
+import importlib.util
+import math
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from transformers.integrations import integration_utils
+from trl.import_utils import is_vllm_available
+
+from r1zero import inputs, machine, memory, reward_functions
+
+BITSANDBYTES_OPTIMIZERS = (  # of transformers' OptimizerNames, those that bitsandbytes has; a test compares the two
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+TRACKER_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}  # whose name is another than the tracker's
+
+
+def check(parser, argv):
+    """What train_countdown.py trains with, once nothing is wrong: its arguments and the reward functions.
+
+    parser: a TrlParser; argv: list[str]. Without --config, the recipe for this machine is taken. Prints the plan.
+    Exits with status 1 and every error found where something is wrong, and with 0 for --dry_run.
+    """
+    # The recipe, and what it needs: a dry run works with what would be made
+    recipe = machine.read_recipe(parser, argv)
+    values = recipe.values
+    if values.dry_run:
+        missing = machine.what_will_be_there(recipe)
+    else:
+        missing = machine.Missing()
+        machine.make_missing(recipe)
+
+    # What the run is given, and what is wrong with it, with the settings and with the machine
+    strategy = launched_strategy()
+    functions, reward_settings = inputs.read_rewards(values)
+    data, unreadable = inputs.read_data(values, missing)
+    model, unavailable = inputs.read_model(values, missing)
+    longest, unmeasured = inputs.longest_prompt(data, model)
+    errors = [*batch_errors(values), *hardware_errors(values), *strategy_errors(values, strategy)]
+    errors += [*tracker_errors(values), *reward_settings, *unreadable, *data_errors(values, data)]
+    errors += [*reward_errors(functions, data), *unavailable, *unmeasured, *model_errors(values, model, longest)]
+    if machine.is_main_process():
+        errors += [*output_errors(values, model), *checkpoint_errors(values)]
+
+    # The plan, then what is wrong
+    if model is not None and machine.is_main_process():
+        card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        lines = memory.plan_lines(values, model.parameters, data.rows, longest, strategy, card)
+        print("\n".join(lines), flush=True)
+    if errors:
+        machine.stop(f"{recipe.path} cannot run as it is", errors)
+    if values.dry_run:
+        sys.exit(0)
+    return *parse(parser, recipe), functions
+
+
+def parse(parser, recipe):
+    """The parser's dataclasses filled from the recipe and its flags. Exits where TRL or transformers find an error."""
+    values, flags = recipe.values, recipe.flags
+    if values.resume_from_checkpoint:
+        flags = [*flags, "--resume_from_checkpoint", str(machine.find_checkpoint(values))]
+    threads = torch.get_num_threads()
+    if values.use_cpu and machine.processes() == 1 and threads < os.cpu_count():
+        print(f"{threads} of {os.cpu_count()} CPU threads in use: set OMP_NUM_THREADS to use more")
+    try:
+        return parser.parse_args_and_config(["--config", recipe.path, *flags])
+    except ValueError as error:
+        machine.stop(f"{recipe.path} cannot run as it is", [str(error)])
+
+
+def launched_strategy():
+    """The machine.Strategy that the launcher asks for. Exits where its DeepSpeed file cannot be read."""
+    try:
+        return machine.read_strategy(os.environ)
+    except ValueError as error:
+        machine.stop("the launcher's DeepSpeed settings cannot be used", [inputs.one_line(error)])
+
+
+def batch_errors(values):
+    """Completions that do not divide into groups, and checkpoints that would stand inside a generation."""
+    processes = machine.processes()
+    steps = values.steps_per_generation or values.gradient_accumulation_steps
+    per_device, group = values.per_device_train_batch_size, values.num_generations
+    batch = values.generation_batch_size or per_device * processes * steps
+    errors = []
+    if batch % group:
+        unit = group // math.gcd(group, processes * steps)
+        groups = [size for size in range(2, batch + 1) if batch % size == 0]
+        groups.sort(key=lambda size: abs(size - group))
+        errors.append(
+            f"{batch} completions a generation (per_device_train_batch_size {per_device} x {processes} processes x "
+            f"{steps} steps) do not divide into groups of num_generations {group}: set --per_device_train_batch_size "
+            f"to {multiples_around(per_device, unit)}, or --num_generations to "
+            f"{' or '.join(map(str, sorted(groups[:2])))}"
+        )
+    span = int(memory.span(values))
+    by_steps = str(values.save_strategy) == "steps" and values.save_steps >= 1
+    if by_steps and span > 1 and values.save_steps % span:
+        errors.append(
+            f"save_steps {values.save_steps} is no multiple of the {span} optimizer steps that share one generation, "
+            f"so a checkpoint would not resume exactly: set --save_steps to "
+            f"{multiples_around(int(values.save_steps), span)}"
+        )
+    return errors
+
+
+def multiples_around(number, unit):
+    """The multiples of a unit below and above a number, 0 left out.
+
+    >>> multiples_around(42, 4), multiples_around(3, 8)
+    ('40 or 44', '8')
+    """
+    lower = number // unit * unit
+    return f"{lower} or {lower + unit}" if lower else str(unit)
+
+
+def hardware_errors(values):
+    """What the machine cannot do: a type of arithmetic, vLLM, several GPUs in one process, optimizers in 8 bits."""
+    cuda = torch.cuda.is_available()
+    half = memory.mixed_precision(values)
+    errors = []
+    if half and not cuda and (half == "fp16" or not values.use_cpu):
+        errors.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
+    if half == "bf16" and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        errors.append(f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true")
+    if values.use_vllm:
+        errors += vllm_errors(cuda)
+    if cuda and not values.use_cpu and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        errors.append(
+            f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
+            "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
+        )
+    needs = [f"optim {values.optim}"] if values.optim in BITSANDBYTES_OPTIMIZERS else []
+    needs += [name for name in ("load_in_4bit", "load_in_8bit") if getattr(values, name)]
+    if needs and importlib.util.find_spec("bitsandbytes") is None:
+        errors.append(
+            f"{' and '.join(needs)} needs bitsandbytes, which is not installed: type pip install -e '.[gpu]'"
+        )
+    return errors
+
+
+def vllm_errors(cuda):
+    """Whether vLLM is there, with a GPU, in a version that TRL knows."""
+    if not cuda:
+        return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
+    with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version
+        warnings.simplefilter("always")
+        available = is_vllm_available()
+    errors = [f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false" for warning in caught]
+    if not available:
+        errors.append("use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false")
+    return errors
+
+
+def strategy_errors(values, strategy):
+    """What does not go with how the processes share the model. strategy: machine.Strategy."""
+    processes, parallel = machine.processes(), values.vllm_tensor_parallel_size
+    errors = []
+    if values.use_vllm and values.vllm_mode == "colocate" and processes % parallel:
+        sizes = [str(size) for size in range(1, processes + 1) if processes % size == 0]
+        errors.append(
+            f"vllm_tensor_parallel_size {parallel} does not divide the {processes} process{'es' * (processes > 1)}: "
+            f"set --vllm_tensor_parallel_size to {' or '.join(sizes)}"
+        )
+    if "FSDP" in strategy.name and values.optim in BITSANDBYTES_OPTIMIZERS:
+        errors.append(
+            f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"
+        )
+    if strategy.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        errors.append("the launcher asks for DeepSpeed, which is not installed: type pip install -e .")
+    # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
+    if strategy.deepspeed and (values.use_cpu or strategy.offload):
+        packages = {"g++": "g++", "ninja": "ninja-build"}
+        lacking = [package for tool, package in packages.items() if not shutil.which(tool)]
+        if lacking:
+            errors.append(
+                f"DeepSpeed compiles an operator with g++ and ninja; type apt-get install {' '.join(lacking)}"
+            )
+    return errors
+
+
+def tracker_errors(values):
+    """Trackers of report_to that transformers does not know, or that are not there."""
+    names = values.report_to or []
+    if isinstance(names, str):
+        names = [names]
+    names = [name for name in names if name not in ("none", "all")]
+    if not names:  # asking what is there imports it
+        return []
+    available = set(integration_utils.get_available_reporting_integrations())
+    # That list leaves out azure_ml beside mlflow, and flyte always
+    if integration_utils.is_azureml_available():
+        available.add("azure_ml")
+    if integration_utils.is_flytekit_available():
+        available.add("flyte")
+    errors = []
+    for name in names:
+        if name in available:
+            continue
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(integration_utils.INTEGRATION_TO_CALLBACK))
+            errors.append(f"report_to names {name}, which is no tracker that transformers knows: it knows {known}")
+            continue
+        package = TRACKER_PACKAGES.get(name, name)
+        errors.append(f"report_to names {name}, which is not installed or not set up: type pip install {package}")
+    return errors
+
+
+def data_errors(values, data):
+    """A held-out set that is smaller than one evaluation batch. data: inputs.Data."""
+    processes, per_device = machine.processes(), values.per_device_eval_batch_size
+    errors = []
+    for file in data.files:
+        evaluated = file.path.stem == "test" and str(values.eval_strategy) != "no"
+        if evaluated and file.rows < per_device * processes:
+            errors.append(
+                f"{file.path} has {file.rows} rows, less than one evaluation batch ({per_device} x {processes} "
+                f"processes): set --per_device_eval_batch_size to {max(1, file.rows // processes)}"
+            )
+    return errors
+
+
+def reward_errors(functions, data):
+    """What the reward functions (list, None where one could not be had) cannot do with the data (inputs.Data)."""
+    errors = []
+    if functions is not None:
+        for file in data.files:
+            errors += errors_on_file(functions, file)
+    return errors
+
+
+def errors_on_file(functions, file):
+    """Asks for the rewards of empty completions, which shows what columns and rows of an inputs.File are missed."""
+    columns = {name: column for name, column in file.first.items() if name != "prompt"}
+    prompts = file.first["prompt"]
+    completions = [empty_completion(prompt) for prompt in prompts]
+    scored, errors = [False] * len(prompts), []
+    for function in functions:
+        try:
+            scores = reward_functions.call_as_trl(function, prompts, completions, columns)
+        except Exception as error:  # a user's own function may raise anything
+            errors.append(
+                f"{file.path} has the columns {list(file.first)}, with which {function.__name__} cannot work "
+                f"({type(error).__name__}: {inputs.one_line(error)})"
+            )
+            continue
+        for row, score in enumerate(scores):
+            scored[row] = scored[row] or score is not None
+    if not errors and not all(scored):
+        errors.append(unscored_error(file, scored))
+    return errors
+
+
+def empty_completion(prompt):
+    """A completion without text, in the form in which TRL gives it for such a prompt."""
+    return "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
+
+
+def unscored_error(file, scored):
+    """The error of rows that no function gives a reward. scored: list of bool, one for each row tried."""
+    row = scored.index(False)
+    source = "another task"
+    if "data_source" in file.first:
+        source = file.first["data_source"][row]
+    return (
+        f"{scored.count(False):,} of the first {len(scored):,} rows of {file.path} get no reward from any of "
+        f"reward_funcs (row {row} is of {source}): name the function for them too"
+    )
+
+
+def model_errors(values, model, longest):
+    """A context that is too short. model: inputs.Model or None; longest: tokens of the longest prompt."""
+    if model is None:
+        return []
+    context, where, otherwise = model.config.get_text_config().max_position_embeddings, "the model's context", ""
+    colocate = values.use_vllm and values.vllm_mode == "colocate"  # a server has its own length
+    if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
+        context, where = values.vllm_max_model_length, "vllm_max_model_length"
+        otherwise = ", or raise --vllm_max_model_length"
+    if longest + values.max_completion_length <= context:
+        return []
+    return [
+        f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed {where} "
+        f"of {context}: set --max_completion_length to at most {context - longest}{otherwise}"
+    ]
+
+
+def output_errors(values, model):
+    """An output folder that cannot be written, or a disk that is too small. model: inputs.Model, or None."""
+    output = Path(values.output_dir or "trainer_output")
+    existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        return [f"output_dir {output} cannot be written to ({error}): name another with --output_dir"]
+    saves = model is not None and not values.use_peft and str(values.save_strategy) != "no"  # adapters are small
+    if not saves:
+        return []
+    copies = values.save_total_limit or 1
+    needed = model.parameters.num_parameters() * (12 * copies + 4)  # float32, with two moments; the final model
+    free = shutil.disk_usage(existing).free
+    if free >= needed:
+        return []
+    return [
+        f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoints with the final model take "
+        f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or lower --save_total_limit"
+    ]
+
+
+def checkpoint_errors(values):
+    """A checkpoint to resume from that is not there, or only in part."""
+    if not values.resume_from_checkpoint:
+        return []
+    checkpoint = machine.find_checkpoint(values)
+    if checkpoint is None:
+        output = values.output_dir or "trainer_output"
+        return [f"{output} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"]
+    # Trainer would go on without an optimizer or a random state that is missing, and say nothing
+    parts = {
+        "trainer_state.json": ["trainer_state.json"],
+        "random state": ["rng_state*"],
+        "optimizer": ["optimizer*", "global_step*"],  # DeepSpeed's is in global_step*
+    }
+    lacking = []
+    for part, patterns in parts.items():
+        if not any(list(checkpoint.glob(pattern)) for pattern in patterns):
+            lacking.append(part)
+    if not lacking:
+        return []
+    return [
+        f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so it would not go on as it was: "
+        "name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
+    ]

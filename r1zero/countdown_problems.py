@@ -1,0 +1,201 @@
+"""Countdown's problems: reach a target with some numbers, each used once, and + - * /.
+
+They are drawn here or read from an existing set, told apart, split without leakage, and sorted into cells: how many
+numbers a problem has, and whether + and - are enough for it.
+"""
+
+import itertools
+
+import numpy as np
+
+from r1zero.problem_files import check_columns, load_splits
+
+MIN_TARGET = 10
+# Products and quotients leave the range of targets more often than sums, so they are drawn more often
+OPERATION_SHARES = {"+": 0.1, "-": 0.1, "*": 0.4, "/": 0.4}
+DIVISION = list(OPERATION_SHARES).index("/")
+DRAWS = 1 << 16  # expressions drawn at a time
+DRAWS_A_ROUND = 8  # before duplicates are dropped
+BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
+
+# The two kinds of problems, and what they are called in names of metrics, which trackers restrict
+CELL_METRICS = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}
+
+
+def problem_id(nums, target):
+    """What makes two problems the same: the numbers in any order, and the target."""
+    return (*sorted(nums), target)
+
+
+def problem_keys(nums, target):
+    """One int64 per problem, equal for problems that differ only in the order of their numbers.
+
+    nums: (N, k) ints, target: (N,) ints. Raises ValueError where k + 1 of the largest do not fit in 63 bits.
+    """
+    radix = int(max(nums.max(), target.max())) + 1
+    if radix ** (nums.shape[1] + 1) >= 2**63:
+        raise ValueError(
+            f"{nums.shape[1]} numbers up to {radix - 1} are too large to compare; use fewer or smaller ones"
+        )
+    key = target.astype(np.int64)
+    for column in np.sort(nums, axis=1).T:
+        key = key * radix + column
+    return key
+
+
+def solvable_by_sums(nums, target):
+    """(N,) bool: which problems are solved with + and - alone, that is, by one of the 2**k choices of signs.
+
+    nums: (N, k) ints, target: (N,) ints.
+    """
+    solvable = np.zeros(len(nums), dtype=bool)
+    for signs in itertools.product((1, -1), repeat=nums.shape[1]):
+        solvable |= nums @ np.array(signs) == target
+    return solvable
+
+
+def cells(nums, target):
+    """The cell of each Countdown problem: ("3 numbers", "+ - alone"), ("4 numbers", "needs * or /") and so on.
+
+    nums: N lists of ints, target: N ints, None in rows of another task. Returns N pairs, None for those rows. A policy
+    that never multiplies or divides solves the first half at most.
+    """
+    places = {}  # the rows of each count of numbers
+    for i, numbers in enumerate(nums):
+        if numbers is not None:
+            places.setdefault(len(numbers), []).append(i)
+    found = [None] * len(nums)
+    for k, rows in places.items():
+        sums_suffice = solvable_by_sums(np.array([nums[i] for i in rows]), np.array([target[i] for i in rows]))
+        for i, suffice in zip(rows, sums_suffice, strict=True):
+            found[i] = (f"{k} numbers", "+ - alone" if suffice else "needs * or /")
+    return found
+
+
+def size_lines(nums, target):
+    """For each count of numbers, how many problems have it, and what share of them + and - are not enough for.
+
+    nums: N lists of ints, target: N ints. Returns list[str].
+
+    >>> size_lines([[1, 2, 3], [2, 5, 9], [5, 7]], [6, 45, 35])
+    ['1 of 2 numbers (100.0% need * or /)', '2 of 3 numbers (50.0% need * or /)']
+    """
+    lines = []
+    for k in sorted({len(numbers) for numbers in nums}):
+        rows = [i for i, numbers in enumerate(nums) if len(numbers) == k]
+        suffice = solvable_by_sums(np.array([nums[i] for i in rows]), np.array([target[i] for i in rows]))
+        lines.append(f"{len(rows):,} of {k} numbers ({1 - suffice.mean():.1%} need * or /)")
+    return lines
+
+
+def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
+    """Random expressions evaluated exactly; those whose value is a whole number in range become problems.
+
+    Two random values are joined by a random operation until one is left, so every shape of expression comes up.
+    Returns nums (N, num_operands) and target (N,), N <= draws.
+    """
+    nums = rng.integers(min_number, max_number + 1, (draws, num_operands))
+    top, bottom = nums.copy(), np.ones_like(nums)  # every value is the fraction top / bottom
+    rows = np.arange(draws)
+    alive = np.ones(draws, dtype=bool)
+    for left in range(num_operands, 1, -1):
+        i = rng.integers(0, left, draws)
+        j = (i + rng.integers(1, left, draws)) % left
+        operation = rng.choice(4, draws, p=list(OPERATION_SHARES.values()))
+        a, b = top[rows, i], bottom[rows, i]  # a / b is joined with c / d
+        c, d = top[rows, j], bottom[rows, j]
+        ad, bc, bd = a * d, b * c, b * d
+        by_zero = (operation == DIVISION) & (c == 0)
+        alive &= ~by_zero
+        top[rows, i] = np.choose(operation, [ad + bc, ad - bc, a * c, ad])
+        bottom[rows, i] = np.choose(operation, [bd, bd, bd, np.where(by_zero, 1, bc)])
+        top[rows, j], bottom[rows, j] = top[:, left - 1], bottom[:, left - 1]  # close the gap
+    top, bottom = top[:, 0], bottom[:, 0]
+    target = top // bottom
+    alive &= (target * bottom == top) & (target >= MIN_TARGET) & (target <= max_target)
+    return nums[alive], target[alive]
+
+
+def make_problems(rng, size, num_operands, min_number, max_number, max_target):
+    """`size` different problems (nums (size, num_operands), target (size,)) in random order.
+
+    Raises ValueError where so many different problems do not exist, or are too rare to find.
+    """
+    nums = np.empty((0, num_operands), dtype=np.int64)
+    target = np.empty(0, dtype=np.int64)
+    barren_rounds = 0
+    while len(nums) < size:
+        known = len(nums)
+        every_nums, every_target = [nums], [target]
+        for _ in range(DRAWS_A_ROUND):
+            drawn_nums, drawn_target = draw_problems(rng, DRAWS, num_operands, min_number, max_number, max_target)
+            every_nums.append(drawn_nums)
+            every_target.append(drawn_target)
+        nums, target = np.concatenate(every_nums), np.concatenate(every_target)
+        if len(nums):
+            first = np.unique(problem_keys(nums, target), return_index=True)[1]
+            nums, target = nums[first], target[first]
+        barren_rounds = 0 if len(nums) > known else barren_rounds + 1
+        if barren_rounds == BARREN_ROUNDS:
+            raise ValueError(
+                f"found {len(nums):,} different problems of {num_operands} numbers {min_number}..{max_number} with "
+                f"targets {MIN_TARGET}..{max_target}, wanted {size:,}: lower --train_size and --test_size, or widen "
+                "--max_number or --max_target"
+            )
+    keep = rng.permutation(len(nums))[:size]
+    return nums[keep], target[keep]
+
+
+def make_splits(args):
+    """Train and test problems of args.num_operands numbers in equal parts, as two lists of (nums, target)."""
+    rng = np.random.default_rng(args.seed)
+    train, test = [], []
+    for part, k in enumerate(args.num_operands):
+        n_train = part_size(args.train_size, part, len(args.num_operands))
+        n_test = part_size(args.test_size, part, len(args.num_operands))
+        nums, target = make_problems(rng, n_train + n_test, k, args.min_number, args.max_number, args.max_target)
+        problems = list(zip(nums.tolist(), target.tolist(), strict=True))
+        train += problems[:n_train]
+        test += problems[n_train:]
+    return shuffled(train, rng), shuffled(test, rng)
+
+
+def part_size(total, part, parts):
+    """The size of one of so many parts of `total`, equal but for a remainder, which goes to the first ones."""
+    return total // parts + int(part < total % parts)
+
+
+def shuffled(problems, rng):
+    """The problems as a list in random order."""
+    return [problems[i] for i in rng.permutation(len(problems))]
+
+
+def read_source(source):
+    """All problems of an existing set (a file, a folder, a hub id), as a list of (nums, target)."""
+    rows = load_splits(source)["train"]
+    check_columns(source, next(iter(rows), {}), ("nums", "target"))
+    problems = []
+    for some in rows.iter(4096):
+        problems += zip(some["nums"], some["target"], strict=True)
+    return problems
+
+
+def split_source(problems, args):
+    """Train and test of an existing set, without leakage (shuffled, duplicates dropped) or by TinyZero's own rows."""
+    wanted = args.train_size + args.test_size
+    if args.split == "unique":
+        rows = len(problems)
+        problems = list({problem_id(*problem): problem for problem in problems}.values())
+        print(f"{rows:,} rows, {rows - len(problems):,} of them duplicates, {len(problems):,} different problems")
+        problems = shuffled(problems, np.random.default_rng(args.seed))
+    if len(problems) < wanted:
+        raise ValueError(
+            f"--source has {len(problems):,} problems, --train_size {args.train_size:,} and --test_size "
+            f"{args.test_size:,} want {wanted:,}: lower one of them"
+        )
+    train, test = problems[: args.train_size], problems[args.train_size : wanted]
+    if args.split == "tinyzero":
+        known = {problem_id(*problem) for problem in train}
+        leaks = sum(problem_id(*problem) in known for problem in test)
+        print(f"TinyZero's split leaks: {leaks:,} of {len(test):,} test rows ({leaks / len(test):.1%}) stand in train")
+    return train, test

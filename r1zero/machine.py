@@ -1,0 +1,271 @@
+"""What a run finds on its machine: the recipe for it, what is missing, how processes share the model, checkpoints."""
+
+import argparse
+import difflib
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate.utils import DeepSpeedPlugin
+from filelock import FileLock
+
+import preprocess
+from r1zero import ROOT, tiny_model
+
+ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processes
+    1: ("optimizer",),
+    2: ("optimizer", "gradients"),
+    3: ("optimizer", "gradients", "weights"),
+}
+
+
+def processes():
+    """How many processes train together, as the launcher says it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main_process():
+    """Whether this is the process that prints and writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def stop(what, errors):
+    """Exits with status 1; the first process says why, one line an error."""
+    if not is_main_process():
+        sys.exit(1)
+    sys.exit("\n  - ".join([f"train_countdown.py: {what}:", *errors]))
+
+
+@dataclass
+class Recipe:
+    """A recipe with the flags given beside it.
+
+    path: str, of the YAML; flags: list[str]; values: the namespace of every setting, flags included; own: the same
+    without the flags.
+    """
+
+    path: str
+    flags: list
+    values: argparse.Namespace
+    own: argparse.Namespace
+
+
+def read_recipe(parser, argv):
+    """The Recipe that argv (list[str]) names with --config, or the one for this machine, with all other flags.
+
+    parser: a TrlParser, whose defaults become the recipe's values. Exits where the YAML cannot be read, or where it or
+    a flag names a setting that does not exist, and for --help.
+    """
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--config")
+    option, flags = option.parse_known_args(argv)
+    if "-h" in flags or "--help" in flags:
+        parser.print_help()
+        sys.exit(0)
+    path = option.config or choose_recipe()
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+        unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        stop(f"--config {path} is not a readable YAML mapping", [str(error)])
+    if option.config is None:
+        flags = share_accumulation(settings.get("gradient_accumulation_steps", 1)) + flags
+    values, unknown_flags = parser.parse_known_args(flags)
+    unknown += unknown_flags
+    if unknown:
+        errors = unknown_settings(unknown, values)
+        stop(f"{path} and the flags given name settings that do not exist", errors)
+    return Recipe(path, flags, values, own=parser.parse_known_args([])[0])
+
+
+def share_accumulation(steps):
+    """The flags with which a recipe that was not named has as many completions a step on however many processes."""
+    if processes() == 1 or steps == 1:
+        return []
+    return ["--gradient_accumulation_steps", str(max(1, steps // processes()))]
+
+
+def unknown_settings(words, values):
+    """One line for each name that is no setting, with the nearest that is. words: names as flags, and their values."""
+    names = [word.lstrip("-").split("=")[0] for word in words if word.startswith("--")]
+    errors = []
+    for name in names or words:
+        nearest = difflib.get_close_matches(name, vars(values), n=1)
+        meant = f"did you mean {nearest[0]}?" if nearest else "nothing has a name like it; see --help"
+        errors.append(f"{name}: {meant}")
+    return errors
+
+
+def choose_recipe():
+    """The path (str) of the recipe for this machine; says which and why."""
+    if not torch.cuda.is_available():
+        name, why = "tiny_cpu", "no GPU found"
+    else:
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        name, why = "qwen2.5-1.5b-lora-24gb", f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+        if gib >= 70:
+            name = "qwen2.5-1.5b"
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            name, why = "qwen2.5-1.5b-lora-fp16", f"{why}, no bfloat16"
+    if is_main_process():
+        print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
+    return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def missing_files(recipe):
+    """The last files written of the recipe's own model and data, as list[Path], where they are not there yet.
+
+    Only what the recipe's `prepare` makes: what a flag points elsewhere is the user's own.
+    """
+    values, own = recipe.values, recipe.own
+    if not values.prepare:
+        return []
+    files = []
+    name = own.model_name_or_path
+    if name and name == values.model_name_or_path and name.startswith("models/"):
+        files.append(Path(name, "config.json"))
+    if own.data_dir == values.data_dir:
+        files.append(Path(own.data_dir, "test.parquet"))
+    return [file for file in files if not file.exists()]
+
+
+def make_missing(recipe):
+    """Runs the recipe's `prepare` where its own data or model is missing, once a machine. Exits where that fails."""
+    if not missing_files(recipe):
+        return
+    with FileLock(".prepare.lock"):  # the machine's other processes wait here and then find everything made
+        missing = missing_files(recipe)
+        if not missing:
+            return
+        prepare = recipe.values.prepare
+        print(f"{' and '.join(map(str, missing))} not there yet: running python {prepare}", flush=True)
+        script, *arguments = shlex.split(prepare)
+        if script.endswith(".py"):
+            script = str(ROOT / script)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # -m finds r1zero from any folder
+        try:
+            status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
+        except KeyboardInterrupt:
+            status = "interrupted"
+        if status:
+            stop(f"python {prepare} failed ({status})", ["its own message is above"])
+
+
+@dataclass
+class Missing:
+    """What a dry run knows of what `prepare` would make. None or [] stands for what only making it would tell.
+
+    rows: training problems; prompts: list of the longest; config and tokenizer: transformers' objects.
+    """
+
+    data: bool = False
+    model: bool = False
+    rows: int | None = None
+    prompts: list = field(default_factory=list)
+    config: object = None
+    tokenizer: object = None
+
+
+def what_will_be_there(recipe):
+    """The Missing of a recipe, of which nothing is made; says what a run would make. Exits where making would fail."""
+    files = missing_files(recipe)
+    missing = Missing()
+    if not files:
+        return missing
+    prepare = recipe.values.prepare
+    if is_main_process():
+        folders = [str(file.parent) for file in files]
+        be, them = ("is", "it") if len(folders) == 1 else ("are", "them")
+        print(f"{' and '.join(folders)} {be} not there yet: a run would make {them} with python {prepare}", flush=True)
+    names = [file.name for file in files]
+    missing.data, missing.model = "test.parquet" in names, "config.json" in names
+    script, *arguments = shlex.split(prepare)
+    try:
+        if script == "preprocess.py":
+            missing.rows, missing.prompts = preprocess.planned(arguments)
+        if [script, *arguments[:1]] == ["-m", "r1zero.tiny_model"]:
+            found = tiny_model.planned(arguments[1:])
+            missing.rows, missing.prompts, missing.config, missing.tokenizer = found
+    except (OSError, ValueError) as error:
+        stop(f"python {prepare} would fail", [str(error)])
+    return missing
+
+
+@dataclass
+class Strategy:
+    """How a model is spread over the processes, as accelerate's launcher says it through the environment.
+
+    shards: dict of the parts of a model to how many cards share one; offload: the parts that the CPU's memory holds.
+    """
+
+    name: str
+    processes: int
+    shards: dict
+    deepspeed: bool = False
+    offload: tuple = ()
+
+
+def read_strategy(environment):
+    """The Strategy of this process, from the variables (a mapping) that `accelerate launch` sets.
+
+    Raises ValueError where they name a DeepSpeed file that cannot be read.
+    """
+    count = int(environment.get("WORLD_SIZE", 1))
+    whole = {"weights": 1, "gradients": 1, "optimizer": 1}
+    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage, offload = read_deepspeed(environment)
+        name = f"DeepSpeed ZeRO-{stage}"
+        if offload:
+            name += f" with {' and '.join(offload)} on the CPU"
+        shards = whole | dict.fromkeys(ZERO_SHARDS.get(stage, ()), count)
+        return Strategy(name, count, shards, deepspeed=True, offload=offload)
+    if environment.get("ACCELERATE_USE_FSDP") == "true":
+        return Strategy(f"FSDP{environment.get('FSDP_VERSION', '1')}", count, dict.fromkeys(whole, count))
+    return Strategy("DDP" if count > 1 else "one process", count, whole)
+
+
+def read_deepspeed(environment):
+    """The stage of ZeRO and the parts on the CPU, from accelerate's settings or from the DeepSpeed file they name.
+
+    Everything is given to accelerate's plugin, which would otherwise read it from this process's own environment.
+    """
+    plugin = DeepSpeedPlugin(
+        hf_ds_config=environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
+        zero_stage=int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)),
+        offload_optimizer_device=environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
+        offload_param_device=environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none"),
+        zero3_init_flag=False,
+    )
+    offload = []
+    if plugin.offload_optimizer_device != "none":
+        offload.append("optimizer")
+    if plugin.offload_param_device != "none":
+        offload.append("weights")
+    return plugin.zero_stage, tuple(offload)
+
+
+def find_checkpoint(values):
+    """The folder that --resume_from_checkpoint means; "true" means the newest complete checkpoint, None if none."""
+    if values.resume_from_checkpoint.lower() not in ("true", "1", "yes"):
+        return Path(values.resume_from_checkpoint)
+    # trainer_state.json is written last: a folder without it was cut off while it was saved
+    complete = [
+        state.parent for state in Path(values.output_dir or "trainer_output").glob("checkpoint-*/trainer_state.json")
+    ]
+    return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def is_folder_name(name):
+    """Whether the name of a model is a folder's: the hub is not asked for it, which offline means long retries.
+
+    The hub has nobody called `models`.
+    """
+    if name.startswith((".", "/", "~", "models/")) or name.count("/") > 1:
+        return True
+    return "/" in name and Path(name).parent.is_dir()

@@ -1,0 +1,121 @@
+"""Sets of problems as they come (parquet, JSON lines, the hub) and as they are written: rows in TinyZero's schema."""
+
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_READ = "rows read"  # counted beside what was dropped, and no reason for dropping
+
+
+def chunked(items, size=1024):
+    """Yields lists of `size` items of an iterable, the last one shorter."""
+    items = iter(items)
+    some = list(islice(items, size))
+    while some:
+        yield some
+        some = list(islice(items, size))
+
+
+def load_splits(source, configuration=None):
+    """The splits of an existing set as streams: a parquet or json file, a folder of them, or a hub id.
+
+    Returns dict of split name to iterable of rows (dict). Raises ValueError where it cannot be had.
+    """
+    builder = find_dataset(source, configuration)
+    if hasattr(builder.config, "fragment_scan_options"):  # parquet, of which all that was read would stay in memory
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        builder.config.batch_size = 1024
+    return builder.as_streaming_dataset()
+
+
+def find_dataset(source, configuration):
+    """The builder (of the datasets library) of a file, a folder or a hub id; ValueError where there is none."""
+    from datasets import load_dataset_builder
+
+    path = Path(source)
+    if path.is_file():
+        kind = path.suffix.lstrip(".")
+        if kind == "jsonl":
+            kind = "json"
+        if kind not in ("parquet", "json"):
+            raise ValueError(f"--source {source} is no parquet, json or jsonl file: give one of these")
+        return load_dataset_builder(kind, data_files=str(path))
+    is_hub_id = len(path.parts) == 2 and not path.is_absolute()
+    if not path.is_dir() and not is_hub_id:
+        raise ValueError(f"--source {source} does not exist; give a parquet or json file, a folder or a hub id")
+    try:
+        return load_dataset_builder(source, None if path.is_dir() else configuration)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--source {source} is neither a file or folder here nor a data set that the hub gives ({error}); "
+            "without network, download it elsewhere and give its path with --source"
+        ) from error
+
+
+def check_columns(source, row, wanted):
+    """Raises ValueError where a row (dict) of the source lacks one of the wanted columns."""
+    if not set(wanted) <= set(row):
+        raise ValueError(f"--source {source} has the columns {list(row)}; wanted {' and '.join(wanted)}")
+
+
+def make_example(columns, data_source, prompt, ground_truth, ability="math"):
+    """One row in TinyZero's schema but for its place in the split. columns: dict of what the reward reads."""
+    return {
+        **columns,
+        "data_source": data_source,
+        "prompt": prompt,
+        "ability": ability,
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+    }
+
+
+def row_schema(columns, ground_truth=None):
+    """The Arrow schema of such rows. columns: dict of name to type of what the reward reads; the truth is a string."""
+    ground_truth = ground_truth or pa.string()
+    return pa.schema(
+        {
+            **columns,
+            "data_source": pa.string(),
+            "prompt": pa.string(),
+            "ability": pa.string(),
+            "reward_model": pa.struct({"style": pa.string(), "ground_truth": ground_truth}),
+            "extra_info": pa.struct({"split": pa.string(), "index": pa.int64()}),
+        }
+    )
+
+
+def write_rows(folder, split, rows, schema, counts):
+    """Writes an iterable of rows to folder/split.parquet, some at a time; returns how many, and the first.
+
+    A half-written file never carries the real name. Raises ValueError where there is no row, with what was dropped
+    until then (counts: Counter of reason to number).
+    """
+    path = Path(folder) / f"{split}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(f"{path}.part")
+    written, first = 0, None
+    try:
+        with pq.ParquetWriter(part, schema) as writer:
+            for some in chunked(rows):
+                if first is None:
+                    first = some[0]
+                for row in some:
+                    row["extra_info"] = {"split": split, "index": written}
+                    written += 1
+                writer.write_table(pa.Table.from_pylist(some, schema=schema))
+        if not written:
+            raise ValueError(f"no row is left for {path}{dropped(counts)}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return written, first
+
+
+def dropped(counts):
+    """What was dropped (Counter of reason to number), as the end of a sentence."""
+    reasons = [reason for reason, number in counts.items() if number and reason != ROWS_READ]
+    return "".join(f"; dropped {counts[reason]:,} {reason}" for reason in reasons)

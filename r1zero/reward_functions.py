@@ -1,0 +1,239 @@
+"""From the names in `reward_funcs` to functions: those of rewards.py, or a user's own `module:function`.
+
+A user's function has TRL's signature, f(completions, **columns) -> list of floats, and stands in a file beside the
+data, in a file of the current folder, or in an installed package. What it logs with TRL's log_extra and log_metric
+appears where ours does; of its columns, `verdict`, `answer` and `problem` are those that the page's reader shows.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import rewards
+from r1zero.answers import completion_text
+from r1zero.countdown_problems import CELL_METRICS, cells
+from r1zero.reasoning import LONG, count_behaviours
+from r1zero.sandbox import Sandbox
+
+OWN_COLUMNS = ("verdict", "answer", "problem")  # of a user's function, which are named after it in the table
+
+
+class TableColumns(NamedTuple):
+    """The columns of the table of completions that a reward function writes. Any of them may be missing there."""
+
+    answer: str
+    verdict: str
+    problem: tuple[str, ...]
+
+
+def function_name(name):
+    """The function's own name, which names its metrics and its column of rewards.
+
+    >>> function_name("countdown_reward"), function_name("mine.rewards:spelling")
+    ('countdown_reward', 'spelling')
+    """
+    return name.rpartition(":")[2]
+
+
+def table_columns(name):
+    """The TableColumns of a name in reward_funcs.
+
+    >>> table_columns("mine:spelling")
+    TableColumns(answer='spelling_answer', verdict='spelling_verdict', problem=('spelling_problem',))
+    """
+    function = function_name(name)
+    task = rewards.TASKS.get(function)
+    if task is None:
+        return TableColumns(f"{function}_answer", f"{function}_verdict", (f"{function}_problem",))
+    return TableColumns(task.answer_column, task.verdict_column, task.problem_columns)
+
+
+def resolve(names, data_dir, allow_unsandboxed_code=False):
+    """The functions that `reward_funcs` names (list of str), in order. data_dir: where a user's file may stand.
+
+    Raises ValueError for a name without a function, and RuntimeError where code_reward has no sandbox to run programs
+    in; both say what to type.
+    """
+    functions = []
+    for name in names:
+        if ":" in name:
+            functions.append(own_function(name, data_dir))
+        elif name in rewards.TASKS:
+            functions.append(getattr(rewards, name))
+        else:
+            raise ValueError(
+                f"reward_funcs names {name}; rewards.py has {', '.join(rewards.TASKS)}, and a function of your own is "
+                "named module:function"
+            )
+    taken = [function.__name__ for function in functions]
+    for name in set(taken):
+        if taken.count(name) > 1:
+            raise ValueError(f"reward_funcs names {taken.count(name)} functions called {name}: rename one of them")
+    if "code_reward" in taken:
+        place = taken.index("code_reward")
+        functions[place] = functools.partial(rewards.code_reward, sandbox=Sandbox(allow_unsandboxed_code))
+        functools.update_wrapper(functions[place], rewards.code_reward)
+    return functions
+
+
+def own_function(name, data_dir):
+    """A user's function from its name, module:function. Raises ValueError with what was found and what was wanted."""
+    module_name, _, attribute = name.rpartition(":")
+    module = load_module(module_name, data_dir)
+    function = getattr(module, attribute, None)
+    if not inspect.isroutine(function):
+        defined = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise ValueError(f"reward_funcs names {name}, and {module_name} has no such function; it has {defined}")
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"reward_funcs names {name}, which is async: make it a plain function")
+    if function.__name__ in rewards.TASKS:
+        raise ValueError(f"reward_funcs names {name}, and rewards.py has a {function.__name__}: give it another name")
+    return with_own_columns(function)
+
+
+def load_module(name, data_dir):
+    """A user's module: a file (path.py), or the name of one beside the data, in this folder, or installed."""
+    path = find_file(name, data_dir)
+    try:
+        if path is None:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        sys.path.append(str(path.parent.resolve()))  # last, so that the file's neighbours hide nothing of ours
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:  # a user's file may raise anything
+        raise ValueError(
+            f"reward_funcs names {name}, which cannot be imported ({type(error).__name__}: {error}): give "
+            f"module:function with a file of {data_dir} or of this folder, or an installed package"
+        ) from error
+
+
+def find_file(name, data_dir):
+    """The Path of a user's file, or None where the name is to be imported as an installed package is."""
+    if name.endswith(".py"):
+        return Path(name)
+    for folder in (Path(data_dir), Path()):
+        path = folder / f"{name.replace('.', '/')}.py"
+        if path.is_file():
+            return path
+    return None
+
+
+def with_own_columns(function):
+    """A user's function whose columns verdict, answer and problem are named after it: tasks can share a run."""
+
+    @functools.wraps(function)
+    def wrapped(completions, log_extra=None, **columns):
+        def log_column(column, values):
+            values = list(values)
+            if column == "verdict":
+                check_verdicts(function.__name__, values, len(completions))
+            if log_extra is not None:
+                log_extra(f"{function.__name__}_{column}" if column in OWN_COLUMNS else column, values)
+
+        return function(completions=completions, log_extra=log_column, **columns)
+
+    return wrapped
+
+
+def check_verdicts(name, verdicts, size):
+    """Raises ValueError unless these are `size` of the statuses in rewards.py, or None in rows of another task."""
+    if len(verdicts) != size:
+        raise ValueError(f"{name} logged {len(verdicts)} verdicts for {size} completions: log one for each")
+    for verdict in verdicts:
+        if verdict not in (*rewards.STATUSES, None):
+            raise ValueError(f"{name} logged the verdict {verdict!r}: wanted one of {rewards.STATUSES}, or None")
+
+
+def call_as_trl(function, prompts, completions, columns, completion_ids=None, log_extra=None, log_metric=None):
+    """The rewards of B completions, asked for with everything that TRL's trainer gives to a reward function.
+
+    columns: dict of the data's other columns to B values. Returns B floats or None. Raises ValueError where the
+    function returns another number of rewards, and what the function raises.
+    """
+    from transformers import TrainerState
+
+    given = function(
+        prompts=prompts,
+        completions=completions,
+        completion_ids=completion_ids or [[] for _ in completions],
+        trainer_state=TrainerState(),
+        log_extra=log_extra or ignore,
+        log_metric=log_metric or ignore,
+        **columns,
+    )
+    found = list(given)
+    if len(found) != len(completions):
+        raise ValueError(f"{function.__name__} returned {len(found)} rewards for {len(completions)} completions")
+    return found
+
+
+def ignore(*_):
+    """Stands for log_extra and log_metric where nothing is to be logged."""
+
+
+def watched(function):
+    """A reward function that also logs what its completions show, through TRL's log_metric: for training.
+
+    Over the rows that it scores, one value a row: `behaviours/<name>`, a count of reasoning.py, and the same of right
+    and of wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, with whether a
+    completion is longer than 200 tokens; for Countdown the accuracy in each of its cells, such as
+    `cells/4_numbers_needs_times_divide`. For a user's function that writes verdicts, `accuracy` and `format_rate`.
+    """
+    name = function.__name__
+    verdict_column = table_columns(name).verdict
+
+    @functools.wraps(function)
+    def wrapped(completions, log_extra=None, log_metric=None, **columns):
+        statuses, logged = [None] * len(completions), set()
+
+        def see_column(column, values):
+            if column == verdict_column:
+                statuses[:] = values
+            if log_extra is not None:
+                log_extra(column, values)
+
+        def see_metric(metric, value):
+            logged.add(metric)
+            log_metric(metric, value)
+
+        if log_metric is None:
+            return function(completions=completions, log_extra=log_extra, **columns)
+        scores = function(completions=completions, log_extra=see_column, log_metric=see_metric, **columns)
+        if name not in rewards.TASKS and "accuracy" not in logged:
+            rewards.log_rates(log_metric, name.removesuffix("_reward"), statuses)
+        for row, score in enumerate(scores):
+            if score is not None:
+                ids = columns["completion_ids"][row] if "completion_ids" in columns else None
+                log_behaviours(log_metric, completion_text(completions[row]), ids, statuses[row])
+        if name == "countdown_reward":
+            log_cells(log_metric, columns["nums"], columns["target"], statuses)
+        return scores
+
+    return wrapped
+
+
+def log_behaviours(log_metric, text, ids, status):
+    """Logs what one completion shows. ids: its tokens, or None where not known; status: None where not judged."""
+    counts = count_behaviours(text)
+    if ids is not None:
+        counts["over_200_tokens"] = len(ids) > LONG
+    for name, count in counts.items():
+        log_metric(f"behaviours/{name}", count)
+        if status in rewards.STATUSES:
+            side = "correct" if status == rewards.CORRECT else "incorrect"
+            log_metric(f"behaviours_{side}/{name}", count)
+
+
+def log_cells(log_metric, nums, target, statuses):
+    """Logs whether each Countdown problem was solved, under the name of its cell."""
+    for cell, status in zip(cells(nums, target), statuses, strict=True):
+        if cell is not None:
+            size, kind = cell
+            log_metric(f"cells/{size}_{CELL_METRICS[kind]}".replace(" ", "_"), float(status == rewards.CORRECT))

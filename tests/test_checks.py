@@ -1,0 +1,542 @@
+"""Each early check, with the line it prints; no weights are loaded.   bash tests/run.sh tests/test_checks.py"""
+
+import importlib.util
+import os
+import shutil
+import types
+import warnings
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import parser, words
+from test_machine import TINY, pretend_card
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.training_args import OptimizerNames
+
+from r1zero import ROOT, checks, inputs, machine, reward_functions, sandbox
+
+PROGRAM = "```python\nprint(int(input()) * 2)\n```"
+OWN_REWARD = """
+def short_reward(completions, limit, log_extra=None, log_metric=None, **columns):
+    log_extra("answer", [completion[:5] for completion in completions])
+    log_metric("length", 3.0)
+    return [float(len(completion) < most) for completion, most in zip(completions, limit)]
+
+def fussy_reward(completions, **columns):
+    return [float(completion[0] == "a") for completion in completions]
+
+def forgetful_reward(completions, **columns):
+    [1.0 for completion in completions]
+
+def scarce_reward(completions, **columns):
+    return [1.0]
+
+def demanding_reward(completions, solution, **columns):
+    return [1.0 for completion in completions]
+"""
+
+
+@pytest.fixture
+def check(tmp_path, tiny_model, tiny_data, monkeypatch):
+    """Checks the tiny recipe on the tests' own model and data, with more flags; returns what is trained with."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags, config=TINY):
+        own = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "out"}
+        return checks.check(parser(), ["--config", str(config), *words(own), *map(str, flags)])
+
+    return run
+
+
+@pytest.fixture
+def error(check):
+    """The one line that stops a run with these flags."""
+
+    def run(*flags, **options):
+        with pytest.raises(SystemExit) as stopped:
+            check(*flags, **options)
+        lines = str(stopped.value).splitlines()
+        assert len(lines) == 2, lines
+        return lines[1]
+
+    return run
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A folder with a user's own problems and, beside them, own reward functions in mine.py."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "mine.py").write_text(OWN_REWARD)
+    for split in ("train", "test"):
+        table = pa.table({"prompt": [f"Say little of {i}: " for i in range(300)], "limit": [3] * 300})
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+def test_the_recipe_itself_passes_and_flags_override_it(check):
+    script_args, training_args, model_args, functions = check("--learning_rate", "1e-5", "--lora_r", 4)
+    assert training_args.learning_rate == 1e-5 and training_args.num_generations == 16
+    assert model_args.lora_r == 4 and script_args.prepare == "-m r1zero.tiny_model"
+    assert [function.__name__ for function in functions] == ["countdown_reward"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "found", "wanted"),
+    [
+        pytest.param(
+            ("--per_device_train_batch_size", 6, "--steps_per_generation", 1, "--num_generations", 4),
+            "6 completions",
+            "set --per_device_train_batch_size to 4 or 8, or --num_generations to 2 or 3",
+            id="a batch of 6 with 4 generations",
+        ),
+        pytest.param(
+            ("--per_device_train_batch_size", 3, "--steps_per_generation", 1, "--num_generations", 8),
+            "3 completions",
+            "set --per_device_train_batch_size to 8, or --num_generations to 3",
+            id="a batch smaller than a group",
+        ),
+        pytest.param(
+            ("--save_steps", 42), "save_steps 42", "set --save_steps to 40 or 44", id="a save inside a batch"
+        ),
+        pytest.param(("--learning_rte", "1"), "learning_rte:", "did you mean learning_rate?", id="a misspelt flag"),
+        pytest.param(("beta",), "beta:", "did you mean beta?", id="a word that is no flag"),
+        pytest.param(("--zzz", "1"), "zzz:", "see --help", id="a flag like no other"),
+        pytest.param(
+            ("--data_dir", "nowhere"),
+            "missing data: nowhere/train.parquet and nowhere/test.parquet",
+            "--data_dir",
+            id="no data",
+        ),
+        pytest.param(
+            ("--model_name_or_path", "no/where"), "model no/where", "hf download no/where", id="no such hub id"
+        ),
+        pytest.param(
+            ("--model_name_or_path", "./where"), "./where is a folder that does not", "FOLDER", id="no folder"
+        ),
+        pytest.param(
+            ("--max_completion_length", 510), "exceed the model's context of 512", "at most 503", id="context"
+        ),
+        pytest.param(
+            ("--per_device_eval_batch_size", 300),
+            "256 rows",
+            "--per_device_eval_batch_size to 256",
+            id="evaluation batch",
+        ),
+        pytest.param(
+            ("--resume_from_checkpoint", "true"), "no complete checkpoint", "leave out", id="nothing to resume"
+        ),
+        pytest.param(
+            ("--resume_from_checkpoint", "gone"), "gone is incomplete", "name an earlier", id="no such checkpoint"
+        ),
+        pytest.param(("--reward_funcs", "countdown"), "names countdown", "countdown_reward", id="no such reward"),
+        pytest.param(("--reward_weights", 1, 2), "2 numbers", "one weight for each", id="too many weights"),
+        pytest.param(
+            ("--loss_type", "grpo", "--num_generations", 1, "--scale_rewards", "none"), "2", "", id="TRL's own"
+        ),
+    ],
+)
+def test_error_says_what_was_found_and_what_to_type(error, flags, found, wanted):
+    line = error(*flags)
+    assert found in line and wanted in line
+
+
+def test_all_errors_are_listed_at_once(check):
+    with pytest.raises(SystemExit) as stopped:
+        check("--data_dir", "nowhere", "--model_name_or_path", "no/where", "--save_steps", 42)
+    assert len(str(stopped.value).splitlines()) == 1 + 3
+
+
+class TestHardware:
+    def test_bf16_without_a_gpu_is_refused(self, error):
+        assert "there is no GPU: pass --use_cpu --bf16 false" in error("--use_cpu", "false", "--bf16", "true")
+
+    def test_fp16_without_a_gpu_is_refused(self, error):
+        assert "fp16 is on and there is no GPU" in error("--fp16", "true")
+
+    def test_bf16_on_a_card_without_it_is_refused(self, error, monkeypatch):
+        pretend_card(monkeypatch, name="Tesla T4", bf16=False)
+        line = error("--use_cpu", "false", "--bf16", "true")
+        assert "Tesla T4 has no bfloat16: pass --bf16 false --fp16 true" in line
+
+    def test_vllm_without_a_gpu_is_refused(self, error):
+        assert "use_vllm is on and there is no GPU: pass --use_vllm false" in error("--use_vllm", "true")
+
+    def test_vllm_that_is_not_installed_is_named(self, error, monkeypatch):
+        pretend_card(monkeypatch)
+        monkeypatch.setattr(checks, "is_vllm_available", lambda: False)
+        assert "vllm is not installed: type pip install" in error("--use_vllm", "true")
+
+    def test_vllm_that_trl_does_not_know_is_refused(self, error, monkeypatch):
+        def old_vllm():
+            warnings.warn("TRL supports vLLM from 0.22.0 to 0.31.0. You have version 0.1.0.", stacklevel=1)
+            return True
+
+        pretend_card(monkeypatch)
+        monkeypatch.setattr(checks, "is_vllm_available", old_vllm)
+        assert "You have version 0.1.0. Type pip install" in error("--use_vllm", "true")
+
+    def test_one_process_that_sees_several_gpus_is_refused(self, error, monkeypatch):
+        """transformers would wrap the model in DataParallel and take so many times the batch."""
+        pretend_card(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        line = error("--use_cpu", "false")
+        assert "one process sees 8 GPUs" in line and "set CUDA_VISIBLE_DEVICES to one" in line
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            (("--optim", "adamw_bnb_8bit"), "optim adamw_bnb_8bit needs"),
+            (("--load_in_4bit", "true"), "load_in_4bit needs"),
+            (("--optim", "lion_8bit", "--load_in_8bit", "true"), "optim lion_8bit and load_in_8bit needs"),
+        ],
+    )
+    def test_bitsandbytes_that_is_not_installed_is_named(self, error, monkeypatch, flags, named):
+        hide(monkeypatch, "bitsandbytes")
+        assert f"{named} bitsandbytes, which is not installed: type pip install -e '.[gpu]'" in error(*flags)
+
+    def test_optimizers_of_bitsandbytes_are_those_that_transformers_takes_from_it(self, monkeypatch, tmp_path):
+        """adamw_torch_8bit and galore_adamw_8bit, for instance, are of other packages."""
+        monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        found = set()
+        for args.optim in OptimizerNames:
+            try:
+                Trainer.get_optimizer_cls_and_kwargs(args)
+            except (ImportError, ValueError) as error:
+                if "install `bitsandbytes`" in str(error):
+                    found.add(args.optim.value)
+        assert found == set(checks.BITSANDBYTES_OPTIMIZERS)
+
+
+class TestTrackers:
+    @pytest.fixture
+    def errors(self):
+        return lambda *names: checks.tracker_errors(types.SimpleNamespace(report_to=list(names)))
+
+    def test_that_is_not_installed_is_named(self, error, monkeypatch):
+        hide(monkeypatch, "wandb")
+        assert "wandb, which is not installed or not set up: type pip install wandb" in error("--report_to", "wandb")
+
+    def test_whose_package_has_another_name_is_found(self, errors, monkeypatch):
+        """azure_ml is the module azureml; transformers leaves it out of its list where mlflow is there too."""
+        monkeypatch.setattr(integration_utils, "is_azureml_available", lambda: True)
+        for mlflow in (False, True):
+            monkeypatch.setattr(integration_utils, "is_mlflow_available", lambda mlflow=mlflow: mlflow)
+            assert errors("azure_ml") == []
+        monkeypatch.setattr(integration_utils, "is_azureml_available", lambda: False)
+        assert "type pip install azureml-core" in errors("azure_ml")[0]
+
+    def test_that_nobody_knows_is_answered_with_the_known_ones(self, errors):
+        (line,) = errors("yaml")  # a module, and no tracker
+        assert "yaml" in line and "azure_ml" in line and "trackio, wandb" in line
+
+    @pytest.mark.parametrize("given", [None, [], "none", "all", ["none"]])
+    def test_of_which_none_is_named_are_no_error(self, given):
+        assert checks.tracker_errors(types.SimpleNamespace(report_to=given)) == []
+
+
+def hide(monkeypatch, package):
+    """As if a package were not installed."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+
+
+class TestStrategy:
+    @pytest.fixture
+    def vllm(self, monkeypatch):
+        """A card, and a vLLM that TRL knows."""
+        pretend_card(monkeypatch)
+        monkeypatch.setattr(checks, "is_vllm_available", lambda: True)
+
+    def test_tensor_parallel_that_does_not_divide_the_processes_is_refused(self, error, monkeypatch, vllm):
+        monkeypatch.setattr(machine, "processes", lambda: 2)
+        flags = ("--use_vllm", "true", "--vllm_tensor_parallel_size", 3, "--per_device_eval_batch_size", 16)
+        line = error(*flags)
+        assert "vllm_tensor_parallel_size 3 does not divide the 2 processes" in line and "to 1 or 2" in line
+
+    def test_tensor_parallel_on_one_gpu_is_refused(self, error, vllm):
+        line = error("--use_vllm", "true", "--vllm_tensor_parallel_size", 2)
+        assert line.endswith("2 does not divide the 1 process: set --vllm_tensor_parallel_size to 1")
+
+    def test_context_of_vllm_that_is_too_short_is_refused(self, error, vllm):
+        line = error("--use_vllm", "true", "--vllm_max_model_length", 128, "--max_completion_length", 120)
+        assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
+        assert "or raise --vllm_max_model_length" in line
+
+    def test_context_of_a_vllm_server_is_its_own(self, error, vllm):
+        flags = ("--use_vllm", "true", "--vllm_mode", "server", "--vllm_max_model_length", 128)
+        assert "exceed the model's context of 512" in error(*flags, "--max_completion_length", 510)
+
+    def test_optimizer_that_fsdp_cannot_shard_is_refused(self, error, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+        assert "adamw_8bit of bitsandbytes does not work with FSDP" in error("--optim", "adamw_8bit")
+
+    def test_deepspeed_without_what_it_compiles_with_is_refused(self, error, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        monkeypatch.setattr(shutil, "which", lambda tool: None)
+        assert "apt-get install g++ ninja-build" in error()
+
+    def test_deepspeed_file_that_is_not_there_is_named(self, error, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "nowhere.json")
+        assert "nowhere.json" in error()
+
+
+class TestData:
+    def test_with_other_columns_is_refused(self, check, tmp_path):
+        for split in ("train", "test"):
+            pq.write_table(pa.table({"question": ["?"] * 300}), tmp_path / f"{split}.parquet")
+        with pytest.raises(SystemExit, match="lacks prompt: type python -m r1zero.tiny_model"):
+            check("--data_dir", tmp_path)
+
+    def test_cut_off_in_the_middle_is_refused(self, error, tmp_path, tiny_data):
+        for split in ("train", "test"):
+            whole = (tiny_data / f"{split}.parquet").read_bytes()
+            (tmp_path / f"{split}.parquet").write_bytes(whole[: len(whole) // 2] if split == "test" else whole)
+        assert "test.parquet is no readable parquet file" in error("--data_dir", tmp_path)
+
+    def test_without_rows_is_refused(self, error, own_data):
+        pq.write_table(pq.read_table(own_data / "train.parquet").slice(0, 0), own_data / "train.parquet")
+        line = error("--data_dir", own_data, "--reward_funcs", "mine:short_reward")
+        assert "own/train.parquet has no rows" in line
+
+    def test_nothing_is_made_where_a_flag_points_elsewhere(self, error):
+        assert "missing data: mine/train.parquet" in error("--data_dir", "mine")
+        assert not Path("data").exists() and not Path("models").exists()
+
+    def test_longest_prompt_may_be_a_chat(self, tiny_model):
+        chat = [{"role": "user", "content": "Using the numbers " * 40}]
+        data = inputs.Data(rows=2, prompts=["short", chat])
+        values = types.SimpleNamespace(model_name_or_path=str(tiny_model), model_revision="main")
+        model, errors = inputs.read_model(values, machine.Missing())
+        assert errors == []
+        assert "no chat template" in inputs.longest_prompt(data, model)[1][0]
+        model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+        longest, errors = inputs.longest_prompt(data, model)
+        assert errors == [] and longest == len(model.tokenizer("user:" + chat[0]["content"])["input_ids"])
+
+
+class TestRewards:
+    @pytest.fixture
+    def error_of(self, error, own_data):
+        """The one line that stops a run on the user's own data with these functions."""
+        return lambda *names: error("--data_dir", own_data, "--reward_funcs", *names)
+
+    @pytest.fixture
+    def refused(self, check, long_model, data):
+        """What stops a run on one of the project's tasks."""
+
+        def run(task, *names):
+            flags = ["--data_dir", data / task, "--model_name_or_path", long_model, "--per_device_eval_batch_size", 1]
+            with pytest.raises(SystemExit) as stopped:
+                check(*flags, "--reward_funcs", *names)
+            return str(stopped.value)
+
+        return run
+
+    def test_whose_columns_the_data_lacks_are_named(self, refused):
+        output = refused("multiply", "countdown_reward")
+        assert "multiply/train.parquet has the columns ['product'" in output
+        assert "countdown_reward cannot work (TypeError: countdown_reward() missing 2 required positional" in output
+
+    def test_that_leave_rows_without_any_reward_are_told(self, refused):
+        output = refused("mixture", "countdown_reward")
+        assert "get no reward from any of reward_funcs" in output and "is of x_r1_750" in output
+
+    def test_unknown_one_and_number_of_weights_are_named_together(self, check):
+        with pytest.raises(SystemExit) as stopped:
+            check("--reward_funcs", "countdown", "--reward_weights", 1, 2)
+        output = str(stopped.value)
+        assert "reward_funcs names countdown; rewards.py has countdown_reward, multiplication_reward" in output
+        assert "reward_weights has 2 numbers and reward_funcs 1 names" in output
+
+    @pytest.mark.parametrize("setting", [{"reward_funcs": "countdown_reward"}, {"reward_weights": 1.0}])
+    def test_that_are_no_list_in_the_yaml_are_refused(self, error, tmp_path, setting):
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(yaml.safe_load(TINY.read_text()) | setting))
+        (name, value) = next(iter(setting.items()))
+        assert f"wanted a list: write {name}: [{value}]" in error(config=tmp_path / "x.yaml")
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_of_a_user_work_with_the_users_own_columns(self, check, own_data, dry_run, capsys):
+        flags = ("--data_dir", own_data, "--reward_funcs", "mine:short_reward")
+        if dry_run:
+            with pytest.raises(SystemExit) as ended:
+                check(*flags, "--dry_run")
+            assert ended.value.code == 0 and "an epoch of 300 problems" in capsys.readouterr().out
+        else:
+            (function,) = check(*flags)[3]
+            assert function.__name__ == "short_reward"
+            columns = {"limit": [3, 3]}
+            assert reward_functions.call_as_trl(function, ["", ""], ["ab", "abc"], columns) == [1.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            pytest.param("fussy_reward", "IndexError: string index out of range", id="raises whatever it likes"),
+            pytest.param("forgetful_reward", "TypeError: 'NoneType'", id="returns nothing"),
+            pytest.param("scarce_reward", "1 rewards for 64 completions", id="returns too few"),
+            pytest.param("demanding_reward", "'solution'", id="wants a column that is not there"),
+        ],
+    )
+    def test_of_a_user_that_cannot_work_are_named_with_the_error_and_the_file(self, check, own_data, name, reason):
+        with pytest.raises(SystemExit) as stopped:
+            check("--data_dir", own_data, "--reward_funcs", f"mine:{name}")
+        _, *lines = str(stopped.value).splitlines()
+        assert len(lines) == 2, "one for each file"
+        for line, split in zip(lines, ("train", "test"), strict=True):
+            assert f"own/{split}.parquet has the columns ['prompt', 'limit']" in line
+            assert name in line and reason in line
+
+    def test_of_a_user_that_do_not_exist_are_named(self, error_of):
+        assert "mine:gone" in error_of("mine:gone") and "short_reward" in error_of("mine:gone")
+        assert "nobody" in error_of("nobody:short_reward")
+
+    def test_see_chats_as_trl_gives_them(self):
+        seen = []
+
+        def reward(prompts, completions, **columns):
+            seen.extend(completions)
+            return [1.0] * len(completions)
+
+        chat = [{"role": "user", "content": "?"}]
+        file = inputs.File(Path("train.parquet"), 2, [], {"prompt": ["?", chat]})
+        assert checks.reward_errors([reward], inputs.Data(2, [], [file])) == []
+        assert seen == ["", [{"role": "assistant", "content": ""}]]
+
+
+class TestSandbox:
+    """code_reward's sandbox where bubblewrap is not installed."""
+
+    @pytest.fixture
+    def without_bubblewrap(self, monkeypatch, tmp_path):
+        sandbox.why_unavailable.cache_clear()
+        monkeypatch.setenv("PATH", str(tmp_path))
+        yield
+        sandbox.why_unavailable.cache_clear()
+
+    @pytest.fixture
+    def flags(self, data, long_model):
+        own = {"data_dir": data / "eurus", "model_name_or_path": long_model, "per_device_eval_batch_size": 1}
+        return [*words(own), "--reward_funcs", "boxed_math_reward", "code_reward"]
+
+    def test_missing_is_one_line_that_says_what_to_type(self, error, without_bubblewrap, flags):
+        line = error(*flags)
+        assert "code_reward: bubblewrap (bwrap) is not installed: apt-get install bubblewrap" in line
+        assert "--allow_unsandboxed_code" in line
+
+    def test_missing_and_allowed_is_no_error_and_the_functions_go_on_to_the_trainer(
+        self, check, without_bubblewrap, flags
+    ):
+        *_, functions = check(*flags, "--allow_unsandboxed_code")
+        assert [function.__name__ for function in functions] == ["boxed_math_reward", "code_reward"]
+        tests = '{"inputs": ["2\\n", "3\\n"], "outputs": ["4\\n", "5\\n"]}'
+        assert functions[1](completions=[PROGRAM], tests=[tests]) == [0.5]
+
+
+class TestOutput:
+    def test_folder_that_cannot_be_written_is_named(self, error, tmp_path):
+        (tmp_path / "file").write_text("")
+        line = error("--output_dir", tmp_path / "file" / "run")
+        assert "cannot be written to" in line and "--output_dir" in line
+
+    def test_full_disk_is_noticed_before_training(self, error, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**20))
+        assert "has 1 MB free and 2 checkpoints with the final model take 13 MB" in error()
+
+
+class TestResume:
+    @pytest.fixture
+    def checkpoints(self, tmp_path):
+        """Two complete checkpoints, and a later one that was cut off while it was saved."""
+        for step in (4, 12, 16):
+            folder = tmp_path / "out" / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            for name in ("optimizer.pt", "rng_state.pth", *(["trainer_state.json"] if step < 16 else [])):
+                (folder / name).write_text("")
+        return tmp_path / "out"
+
+    def test_true_means_the_newest_complete_checkpoint(self, check, checkpoints):
+        training_args = check("--resume_from_checkpoint", "true")[1]
+        assert training_args.resume_from_checkpoint == str(checkpoints / "checkpoint-12")
+
+    def test_half_saved_checkpoint_is_refused(self, error, checkpoints):
+        line = error("--resume_from_checkpoint", checkpoints / "checkpoint-16")
+        assert "checkpoint-16 is incomplete (no trainer_state.json)" in line
+
+    @pytest.mark.parametrize("lost", ["optimizer.pt", "rng_state.pth"])
+    def test_checkpoint_that_trainer_would_silently_half_load_is_refused(self, error, checkpoints, lost):
+        (checkpoints / "checkpoint-12" / lost).unlink()
+        assert "is incomplete" in error("--resume_from_checkpoint", "true")
+
+
+class TestDryRun:
+    TINY_PLAN = (
+        "steps: 256 completions of 16 prompts a generation, 4 optimizer steps on them; 228 steps an epoch of 913 "
+        "problems, 64 steps and 4,096 completions in this run\n"
+        "model: 473,216 parameters, all trained, weights float32, arithmetic float32, attention sdpa\n"
+        "machine: one process; transformers' own generation\n"
+    )
+
+    @pytest.fixture
+    def fresh_clone(self, tmp_path, monkeypatch, capsys):
+        """Runs --dry_run of a recipe in an empty folder without the hub; returns what it prints."""
+        monkeypatch.chdir(tmp_path)
+        for source in (inputs.AutoConfig, inputs.AutoTokenizer):
+            monkeypatch.setattr(source, "from_pretrained", lambda *_, **__: pytest.fail("the hub was asked"))
+
+        def run(config):
+            with pytest.raises(SystemExit) as ended:
+                checks.check(parser(), ["--config", str(config), "--dry_run"])
+            assert ended.value.code == 0
+            return capsys.readouterr().out
+
+        return run
+
+    def test_says_the_plan_and_makes_nothing(self, check, tmp_path, capsys):
+        with pytest.raises(SystemExit) as ended:
+            check("--dry_run")
+        assert ended.value.code == 0 and capsys.readouterr().out == self.TINY_PLAN
+        assert os.listdir(tmp_path) == []
+
+    def test_of_a_fresh_clone_shows_the_plan_of_what_would_be_made(self, fresh_clone, tmp_path):
+        said, _, plan = fresh_clone(TINY).partition("\n")
+        assert said.startswith("models/tiny and data/countdown_tiny are not there yet: a run would make them with")
+        assert plan == self.TINY_PLAN and os.listdir(tmp_path) == []
+
+    def test_of_a_set_that_is_not_read_yet_leaves_its_rows_open(self, tmp_path, tiny_model, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        settings = {"prepare": "preprocess.py gsm8k", "data_dir": "data/gsm8k", "reward_funcs": ["boxed_math_reward"]}
+        settings |= {"model_name_or_path": str(tiny_model), "max_steps": -1, "num_train_epochs": 2}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(yaml.safe_load(TINY.read_text()) | settings))
+        with pytest.raises(SystemExit) as ended:
+            checks.check(parser(), ["--config", "x.yaml", "--dry_run"])
+        said, steps, *_ = capsys.readouterr().out.splitlines()
+        assert ended.value.code == 0
+        assert said == "data/gsm8k is not there yet: a run would make it with python preprocess.py gsm8k"
+        assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 2 epochs")
+
+    def test_fails_where_a_run_would(self, error):
+        assert "save_steps 42" in error("--save_steps", 42, "--dry_run")
+
+
+def test_recipes_of_qwen_have_their_plan(check, monkeypatch, capsys, long_model, data):
+    """With the tests' model in its place, which the memory is then of."""
+    pretend_card(monkeypatch, 80)
+    monkeypatch.setattr(checks, "is_vllm_available", lambda: True)
+    flags = {"model_name_or_path": long_model, "data_dir": data / "countdown", "per_device_eval_batch_size": 4}
+    with pytest.raises(SystemExit) as ended:
+        check(*words(flags), "--dry_run", config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; ")
+    assert lines[2] == "machine: one process; vLLM in the same processes, tensor parallel 1"
+    assert lines[3].startswith("memory a card, estimate in GiB: weights 0.0, gradients 0.0, optimizer 0.0, reference ")
+    assert lines[3].endswith(", context 1.0, vLLM 24.0: 1.1 in update, 25.0 in generation, of 80")

@@ -1,0 +1,154 @@
+"""A model as the evaluation reads it, and what the engines generate with it.
+
+bash tests/run.sh tests/test_engines.py
+"""
+
+import os
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
+
+import huggingface_hub.constants
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from r1zero import engines
+from r1zero.evaluate import up_to_end
+
+STATE = SimpleNamespace(process_index=0, local_process_index=0, num_processes=1, device=torch.device("cpu"))
+FLAGS = {"n": 1, "temperature": 0.0, "max_completion_length": 12, "seed": 0, "dtype": "float32"}
+
+
+@pytest.fixture
+def prompts(tiny_data):
+    return pq.read_table(tiny_data / "test.parquet")["prompt"].to_pylist()[:8]
+
+
+def generated(path, prompts, batch_size=8, **flags):
+    """The completions of prompts (list of str) by the transformers engine, as lists of token ids."""
+    model = engines.read_model(str(path))
+    args = SimpleNamespace(**FLAGS | flags)
+    ids = model.tokenizer(prompts)["input_ids"]
+    found = []
+    with engines.transformers_engine(model, args, STATE) as generate:
+        for start in range(0, len(ids), batch_size):
+            batch = ids[start : start + batch_size]
+            found += generate(batch, [0] * len(batch) * args.n)
+    return [up_to_end(row, model.ends) for row in found]
+
+
+class TestReading:
+    def test_a_folder_is_known_by_its_name_and_the_time_of_its_weights(self, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "copy")
+        model = engines.read_model(str(folder))
+        assert (model.name, model.base, model.context) == ("copy", str(folder), 512)
+        assert model.ends == [model.tokenizer.eos_token_id]
+        os.utime(folder / "model.safetensors")  # as if it had been trained on
+        assert engines.read_model(str(folder)).written > model.written
+
+    def test_a_checkpoint_has_its_runs_name_before_its_own(self, tiny_model, tmp_path, monkeypatch):
+        shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
+        assert engines.read_model(str(tmp_path / "run" / "checkpoint-3")).name == "run-checkpoint-3"
+        monkeypatch.chdir(tmp_path / "run")
+        assert engines.read_model("checkpoint-3").name == "run-checkpoint-3"
+
+    def test_a_model_of_the_hub_is_known_by_its_commit(self, tiny_model, tmp_path, monkeypatch):
+        """The hub's cache as it lies on disk, without the hub."""
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        folder = tmp_path / "models--somebody--something"
+        shutil.copytree(tiny_model, folder / "snapshots" / commit)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        model = engines.read_model("somebody/something")
+        assert (model.name, model.written) == ("something", commit)
+
+    def test_a_model_ends_where_its_generation_config_or_its_tokenizer_says(self, tiny_model, tmp_path):
+        copy = shutil.copytree(tiny_model, tmp_path / "copy")
+        (copy / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+        own = engines.read_model(str(tiny_model)).ends
+        assert engines.read_model(str(copy)).ends == sorted({5, 7, *own})
+
+
+class TestTransformers:
+    def test_a_lora_adapter_is_its_merged_model(self, tiny_model, prompts, tmp_path):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        adapted = get_peft_model(base, lora)
+        adapted.save_pretrained(tmp_path / "adapter")
+        adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
+        found = generated(tmp_path / "adapter", prompts)
+        assert found == generated(tmp_path / "merged", prompts) != generated(tiny_model, prompts)
+
+    def test_what_a_prompt_gets_does_not_depend_on_its_batch(self, tmp_path):
+        """GPT-2 with absolute positions, no padding token and no generation config, on prompts of many lengths."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "<end>"])}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3
+        )
+        config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        GPT2LMHeadModel(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "generation_config.json").unlink()
+        prompts = ["What is 1+1?"[:size] * 3 for size in range(5, 13)]
+        one, eight = (generated(tmp_path, prompts, batch_size=size) for size in (1, 8))
+        assert one == eight and len({tuple(row) for row in one}) > 4
+
+    def test_greedy_is_the_same_twice_and_samples_follow_the_seed(self, tiny_model, prompts):
+        assert generated(tiny_model, prompts) == generated(tiny_model, prompts)
+        model = engines.read_model(str(tiny_model))
+        ids = model.tokenizer(prompts)["input_ids"]
+        with engines.transformers_engine(model, SimpleNamespace(**FLAGS | {"temperature": 1.0}), STATE) as generate:
+            first, again, other = (generate(ids, [seed]) for seed in (3, 3, 4))
+        assert first == again != other
+
+
+def test_vllm_is_asked_for_the_same_completions(tiny_model, prompts, monkeypatch):
+    """vLLM 0.30's names and signatures, as far as they are used, over a transformers model in their place."""
+    model = engines.read_model(str(tiny_model))
+    model.longest = 9
+    calls = []
+
+    class SamplingParams:
+        def __init__(self, *, temperature=1.0, max_tokens=16, seed=None, stop_token_ids=None):
+            assert type(seed) is int and stop_token_ids == model.ends
+            self.temperature, self.max_tokens = temperature, max_tokens
+
+    class LLM:
+        def __init__(self, model, *, dtype, seed, max_model_len, distributed_executor_backend, enable_sleep_mode):
+            calls.append((dtype, max_model_len, distributed_executor_backend, enable_sleep_mode))
+            self.model = AutoModelForCausalLM.from_pretrained(model)
+
+        def generate(self, prompts, sampling_params, *, use_tqdm=True):
+            for prompt, params in zip(prompts, sampling_params, strict=True):
+                ids = torch.tensor([prompt["prompt_token_ids"]])
+                output = self.model.generate(ids, do_sample=False, max_new_tokens=params.max_tokens)
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(output[0, ids.size(1) :].tolist()))])
+
+        def sleep(self, level):
+            calls.append(level)
+
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # and back again after the test
+    ids = model.tokenizer(prompts[:3])["input_ids"]
+    with engines.vllm_engine(model, SimpleNamespace(**FLAGS | {"n": 2}), STATE) as generate:
+        found = generate(ids, list(range(6)))
+    assert calls == [("float32", 21, "external_launcher", True), 2]
+    assert [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["0", "0", "1"]
+    with engines.transformers_engine(model, SimpleNamespace(**FLAGS), STATE) as generate:
+        expected = generate(ids, [0, 0, 0])
+    assert found == [row for row in expected for _ in range(2)]

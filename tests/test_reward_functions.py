@@ -1,0 +1,245 @@
+"""A user's own reward functions: where they are found, what is refused, and what training logs of any of them.
+
+bash tests/run.sh tests/test_reward_functions.py
+"""
+
+import doctest
+import os
+import shutil
+import textwrap
+
+import pytest
+
+import rewards
+from r1zero import reward_functions, sandbox
+from r1zero.reasoning import BEHAVIOURS
+from r1zero.reward_functions import call_as_trl, resolve, table_columns, watched
+
+OWN = '''
+def spelling(completions, word, log_extra=None, log_metric=None, **kwargs):
+    """1 for the word itself; rows without a word are another task's."""
+    right = [text == own for text, own in zip(completions, word)]
+    verdicts = [None if own is None else "correct" if ok else "wrong" for own, ok in zip(word, right)]
+    log_extra("verdict", verdicts)
+    log_extra("answer", list(completions))
+    log_extra("shape", [len(text) for text in completions])
+    log_metric("letters", sum(map(len, completions)) / len(completions))
+    return [None if own is None else float(ok) for own, ok in zip(word, right)]
+
+def countdown_reward(completions, **kwargs):
+    return [0.0 for _ in completions]
+
+async def later(completions, **kwargs):
+    return [0.0 for _ in completions]
+
+number = 3
+'''
+
+
+def test_examples_in_docstrings_hold():
+    assert doctest.testmod(reward_functions).failed == 0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, empty, with a folder of data beside it."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def logged_by(function, **columns):
+    """What a function logs of a batch: dict of name to values, and the columns; and its rewards."""
+    metrics, table = {}, {}
+    given = function(
+        log_metric=lambda name, value: metrics.setdefault(name, []).append(value),
+        log_extra=table.__setitem__,
+        **columns,
+    )
+    return given, metrics, table
+
+
+class TestResolve:
+    @pytest.mark.parametrize(
+        ("place", "name"),
+        [
+            pytest.param("data/mine.py", "mine:spelling", id="a file beside the data"),
+            pytest.param("here/mine.py", "mine:spelling", id="a file of the current folder"),
+            pytest.param("here/lib/mine.py", "lib.mine:spelling", id="a file of a folder in the current one"),
+            pytest.param("here/deep/mine.py", "deep/mine.py:spelling", id="a path"),
+            pytest.param("data/rewards.py", "rewards:spelling", id="a file that has the name of ours"),
+        ],
+    )
+    def test_own_function_is_found(self, folder, place, name):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(OWN)
+        (function,) = resolve([name], folder / "data")
+        assert function.__name__ == "spelling" == reward_functions.function_name(name)
+        given, metrics, table = logged_by(function, completions=["a", "b", "c"], word=["a", "x", None])
+        assert given == [1.0, 0.0, None] and metrics == {"letters": [1.0]}
+        columns = table_columns(name)
+        assert table[columns.verdict] == ["correct", "wrong", None] and table[columns.answer] == ["a", "b", "c"]
+        assert table["shape"] == [1, 1, 1] and len(table) == 3
+
+    def test_own_function_of_an_installed_package_is_found(self, folder):
+        (function,) = resolve(["trl.rewards:think_format_reward"], folder / "data")
+        assert function.__name__ == "think_format_reward"
+
+    def test_file_beside_the_data_may_import_its_neighbours(self, folder):
+        (folder / "data" / "a_neighbour.py").write_text("WORTH = 7.0")
+        text = (
+            "from a_neighbour import WORTH\ndef mine(completions, **kwargs):\n    return [WORTH for _ in completions]"
+        )
+        (folder / "data" / "worth.py").write_text(text)
+        (function,) = resolve(["worth:mine"], folder / "data")
+        assert call_as_trl(function, ["p"], ["c"], {}) == [7.0]
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            pytest.param(["countdown"], "names countdown; rewards.py has countdown_reward, mult", id="no such name"),
+            pytest.param(["nowhere:f"], "nowhere, which cannot be imported .ModuleNotFoundError", id="no such module"),
+            pytest.param(["./nowhere.py:f"], "nowhere.py, which cannot be imported .FileNotFound", id="no such file"),
+            pytest.param(["broken:f"], r"broken, which cannot be imported .ZeroDivisionError", id="a broken module"),
+            pytest.param(["mine:f"], r"mine has no such function; it has \['spelling'", id="no such function"),
+            pytest.param(["mine:number"], "mine has no such function", id="a name that is no function"),
+            pytest.param(["mine:later"], "is async: make it a plain function", id="an async function"),
+            pytest.param(["mine:countdown_reward"], "give it another name", id="a name of ours"),
+            pytest.param(["mine:spelling", "other:spelling"], "2 functions called spelling", id="two of one name"),
+            pytest.param(["countdown_reward"] * 2, "2 functions called countdown_reward", id="the same twice"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named_in_one_line(self, folder, names, message):
+        for name in ("mine", "other"):
+            (folder / "data" / f"{name}.py").write_text(OWN)
+        (folder / "data" / "broken.py").write_text("1 / 0")
+        with pytest.raises(ValueError, match=message) as refused:
+            resolve(names, folder / "data")
+        assert "\n" not in str(refused.value)
+
+
+class TestCodeWithoutBubblewrap:
+    @pytest.fixture(autouse=True)
+    def no_bubblewrap(self, monkeypatch):
+        monkeypatch.setenv("PATH", "/nonexistent")
+        sandbox.why_unavailable.cache_clear()
+        yield
+        sandbox.why_unavailable.cache_clear()
+
+    def test_is_refused_before_anything_is_scored(self):
+        with pytest.raises(RuntimeError, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
+            resolve(["code_reward"], "data")
+
+    def test_runs_as_plain_processes_where_that_is_allowed(self):
+        (function,) = resolve(["code_reward"], "data", allow_unsandboxed_code=True)
+        tests = '{"inputs": ["1"], "outputs": ["1"]}'
+        assert function.__name__ == "code_reward"
+        assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
+        assert shutil.which("bwrap") is None and os.environ["PATH"] == "/nonexistent"
+
+
+def spelling(completions, word, log_extra, log_metric, verdicts=("correct", "wrong", None), **kwargs):
+    log_extra("verdict", verdicts)
+    return [1.0, 0.0, None]
+
+
+class TestVerdictsOfAUsersFunction:
+    def own(self):
+        return reward_functions.with_own_columns(spelling)
+
+    def test_become_accuracy_in_training(self):
+        batch = {"completions": ["wait", "b", "c"], "word": ["wait", "x", None]}
+        given, metrics, _ = logged_by(watched(self.own()), **batch)
+        assert given == [1.0, 0.0, None]
+        assert metrics["accuracy"] == [1.0, 0.0] and metrics["format_rate"] == [1.0, 1.0]
+        assert metrics["accuracy/spelling"] == [1.0, 0.0], "another task has a row of the batch"
+        assert metrics["behaviours/restarts"] == [1, 0] and metrics["behaviours_correct/restarts"] == [1]
+
+    def test_do_not_count_twice_where_the_function_logs_its_accuracy_itself(self):
+        def exact(completions, log_extra, log_metric, **kwargs):
+            log_extra("verdict", ["correct"])
+            log_metric("accuracy", 1.0)
+            return [1.0]
+
+        metrics = logged_by(watched(reward_functions.with_own_columns(exact)), completions=["a"])[1]
+        assert metrics["accuracy"] == [1.0] and "format_rate" not in metrics
+
+    @pytest.mark.parametrize(
+        ("verdicts", "message"),
+        [
+            (["right", "wrong", None], r"the verdict 'right': wanted one of \('no answer', 'wrong', 'correct'"),
+            (["wrong"], "logged 1 verdicts for 3 completions"),
+        ],
+    )
+    def test_that_are_none_of_ours_are_refused(self, verdicts, message):
+        with pytest.raises(ValueError, match=message):
+            logged_by(self.own(), completions=["a"] * 3, word=["a"] * 3, verdicts=verdicts)
+
+
+def test_function_that_returns_too_few_rewards_is_named():
+    def short(completions, **kwargs):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="short returned 1 rewards for 2 completions"):
+        call_as_trl(short, ["p"] * 2, ["c"] * 2, {})
+
+
+def test_function_is_called_with_all_that_trl_gives():
+    def curious(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, word):
+        log_extra("seen", word)
+        log_metric("step", trainer_state.global_step)
+        return [len(ids) for ids in completion_ids]
+
+    assert call_as_trl(curious, ["p"] * 2, ["c"] * 2, {"word": ["a", "b"]}) == [0, 0]
+    assert call_as_trl(curious, ["p"], ["c"], {"word": ["a"]}, completion_ids=[[1, 2]]) == [2]
+
+
+class TestWatched:
+    def watched_by(self, function, **columns):
+        """What watched(function) logs beyond the function itself, whose rewards and metrics must stay."""
+        plain, plain_metrics, _ = logged_by(function, **columns)
+        given, metrics, _ = logged_by(watched(function), **columns)
+        assert given == plain == function(**columns) == watched(function)(**columns)
+        assert watched(function).__name__ == function.__name__, "which is the metric's name"
+        assert {name: metrics.pop(name) for name in plain_metrics} == plain_metrics
+        return metrics
+
+    def test_logs_behaviours_and_cells_of_right_and_wrong_completions(self):
+        found = self.watched_by(
+            rewards.countdown_reward,
+            completions=["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
+            nums=[[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
+            target=[16, 11, 120, None],
+            completion_ids=[[0] * 200, [0], [0] * 201, [0] * 999],
+        )
+        assert found.pop("behaviours/over_200_tokens") == [False, False, True]
+        assert found.pop("behaviours_correct/over_200_tokens") == [False, False]
+        assert found.pop("behaviours_incorrect/over_200_tokens") == [True]
+        assert found["behaviours/restarts"] == [1, 0, 2]
+        assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
+        assert found["behaviours_correct/true_equations"] == [1, 0]
+        assert found["cells/3_numbers_needs_times_divide"] == [True, False]
+        assert found["cells/4_numbers_sums_suffice"] == [True]
+        assert {name.split("/")[1] for name in found if name.startswith("behaviours")} == set(BEHAVIOURS)
+
+    def test_logs_behaviours_of_chats_and_other_tasks(self):
+        chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
+        found = self.watched_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
+        assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)
+
+    def test_logs_behaviours_of_a_reward_without_verdicts_all_the_same(self):
+        def own_reward(completions, log_metric=None, **columns):
+            return [None if text == "" else 1.0 for text in completions]
+
+        found = self.watched_by(own_reward, completions=["Wait.", "", "ok"])
+        assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
+
+
+def test_documented_signature_is_enough(tmp_path):
+    """A function that names its own columns alone and takes the rest as **kwargs."""
+    (tmp_path / "plain.py").write_text(
+        textwrap.dedent("def plain(completions, **kwargs):\n    return [1] * len(completions)")
+    )
+    (function,) = resolve([f"{tmp_path}/plain.py:plain"], tmp_path)
+    assert call_as_trl(watched(function), ["p"], ["c"], {"word": ["a"]}) == [1]

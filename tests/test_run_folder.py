@@ -1,0 +1,137 @@
+"""What a run writes into its folder, and what it reads there again.   bash tests/run.sh tests/test_run_folder.py"""
+
+import dataclasses
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from transformers import TrainerState, TrainingArguments
+
+from r1zero import run_folder
+
+# 64 completions a generation, which serves two optimizer steps
+GENERATION = SimpleNamespace(
+    generation_batch_size=64, steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=1
+)
+
+
+def training(step, length):
+    return {"step": step, "reward": 0.5, "completions/mean_length": length}
+
+
+def evaluation(step, **metrics):
+    return {"step": step, "eval_reward": 0.3, "eval_completions/mean_length": 20.0} | metrics
+
+
+def test_examples_in_the_docstrings_hold():
+    assert doctest.testmod(run_folder) == (0, 1)
+
+
+def test_evaluations_are_listed_with_their_rates_or_without_where_nothing_says_what_is_right():
+    history = [
+        evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9),
+        training(4, 10.0),
+        evaluation(4),
+        {"step": 4, "train_loss": 0.1},
+    ]
+    assert run_folder.evaluations(history) == [
+        {"step": 0, "reward": 0.3, "accuracy": 0.1, "format_rate": 0.9, "mean_completion_tokens": 20.0},
+        {"step": 4, "reward": 0.3, "accuracy": None, "format_rate": None, "mean_completion_tokens": 20.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "completions"),
+    [
+        pytest.param([1, 2, 3, 4], 128, id="every step logged"),
+        pytest.param([2, 4], 128, id="every generation logged"),
+        pytest.param([3], 128, id="a generation begun"),
+        pytest.param([], 0, id="nothing yet"),
+    ],
+)
+def test_completions_of_a_generation_count_once(steps, completions):
+    history = [training(step, 10.0) for step in steps]
+    metrics = run_folder.run_metrics(history, GENERATION, held_out=8, train_seconds=2.04)
+    assert metrics == {
+        "before": None,
+        "after": None,
+        "steps": steps[-1] if steps else 0,
+        "train_seconds": 2.0,
+        "completions": completions,
+        "completion_tokens": 10 * completions,
+    }
+
+
+def test_metrics_hold_the_first_and_the_last_evaluation():
+    history = [evaluation(0), training(1, 5.0), evaluation(1), evaluation(2)]
+    metrics = run_folder.run_metrics(history, GENERATION, held_out=8, train_seconds=1.0)
+    assert (metrics["before"]["step"], metrics["after"]["step"]) == (0, 2)
+    assert metrics["before"]["n"] == metrics["after"]["n"] == 8
+
+
+def test_everything_that_trl_logs_is_known_not_to_be_a_users():
+    source = Path(importlib.util.find_spec("trl").origin).parent / "trainer" / "grpo_trainer.py"
+    names = re.findall(r'_metrics\[(?:mode|"train")\]\[f?"([^"]+)"\]', source.read_text())
+    assert len(names) > 30 and {"reward", "entropy", "step_time"} <= set(names)
+    assert run_folder.own_metrics(names) == []
+
+
+def test_what_a_users_reward_logs_is_found_among_the_rest():
+    logged = ["edit_distance", "train_speed", "accuracy_by_hand", "kl_of_letters", "accuracy/spelling"]
+    others = [
+        *("loss", "runtime", "train_tokens_per_second", "mem_cpu_alloc_delta", "accuracy", "accuracy/boxed_math"),
+        *("behaviours_correct/restarts", "cells/3_numbers_sums_suffice", "undecided", "rewards/spelling/mean"),
+    ]
+    assert run_folder.own_metrics([*others, *logged, *logged]) == sorted(logged)
+
+
+def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):
+    folder = tmp_path / "new" / "run"
+    run_folder.move_aside(folder)
+    (folder / "config.yaml").write_text("kept where it is: no results\n")
+    run_folder.move_aside(folder)
+    assert capsys.readouterr().out == "" and (folder / "config.yaml").is_file()
+    (folder / "metrics.json").write_text("{}")
+    run_folder.move_aside(folder)
+    (aside,) = folder.parent.glob("run-*")
+    assert f"{folder} held an earlier run: moved to {aside}" in capsys.readouterr().out
+    assert sorted(path.name for path in aside.iterdir()) == ["config.yaml", "metrics.json"]
+    assert list(folder.iterdir()) == []
+
+
+def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
+    @dataclasses.dataclass
+    class Script:
+        data_dir: str = "data/mine"
+        prepare: str | None = None
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=3e-4, use_cpu=True, hub_token="secret")
+    arguments.resume_from_checkpoint = "checkpoint-4"
+    run_folder.write_config(tmp_path / "config.yaml", Script(), arguments, {"generation_batch_size": 8, "n": 2})
+    text = (tmp_path / "config.yaml").read_text()
+    assert re.match(r"# commit \S+\n# python 3[\d.]+, torch \S+, trl 1\S+,", text) and "secret" not in text
+    settings = yaml.safe_load(text)
+    assert (settings["data_dir"], settings["learning_rate"], settings["n"]) == ("data/mine", 3e-4, 2)
+    assert not {"prepare", *run_folder.LEFT_OUT} & settings.keys()
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds"), [(0, 0.0), (4, 50.0), (8, 100.0), (12, 100.0)], ids="none half all more".split()
+)
+def test_resumed_run_has_taken_its_share_of_the_time_before(tmp_path, step, seconds):
+    assert run_folder.seconds_before(tmp_path, step) == 0.0, "a run from its beginning"
+    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 8, "train_seconds": 100.0}))
+    assert run_folder.seconds_before(tmp_path, step) == seconds
+
+
+def test_results_are_kept_in_one_go(tmp_path):
+    state = TrainerState(log_history=[training(2, 5.0)], global_step=2)
+    run_folder.keep(tmp_path, state, GENERATION, held_out=8, train_seconds=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "trainer_state.json"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["completion_tokens"] == 320
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] == state.log_history

@@ -1,0 +1,232 @@
+r"""The helper process with computer algebra: how it shares its time, and against bombs and kills.
+
+bash tests/run.sh tests/test_symbolic_helper.py
+"""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from r1zero import ROOT, symbolic_helper
+from r1zero.symbolic_helper import CLIENT, Pool, ask_helper, judge
+
+GOOD = [  # what only computer algebra finds equal
+    ("x^2-1", "(x-1)(x+1)"),
+    (r"2\pi", r"\pi+\pi"),
+    (r"2\sqrt{2}", r"\sqrt{8}"),
+    (r"e^{x+y}", r"e^xe^y"),
+    (r"\frac{x}{2}", "0.5x"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    (r"2\ln 2", r"\ln 4"),
+    (r"\frac{1}{1+x}", r"(1+x)^{-1}"),
+]
+BOMBS = [
+    "9^{9^{9^9}}",
+    "(10^9)!",
+    "99999999!",
+    r"2^{2^{2^{2^{2^2}}}}",
+    r"\binom{10^9}{5\cdot10^8}",
+    r"(x+y+z)^{5000}",
+    r"\sum_{n=1}^{10^{12}} \frac{1}{n^x}",
+    r"\prod_{k=1}^{10^9} k",
+    "(" * 300 + "x" + ")" * 300,
+    r"\frac{" * 120 + "x" + "}{2}" * 120,
+    "x^{" * 300 + "2" + "}" * 300,
+    "{" * 20_000 + "x" + "}" * 20_000,
+    r"\frac{" * 20_000 + "1",
+    "x+" * 500_000 + "x",
+]
+NEVER = math.inf
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Workers on a made-up clock: a pair is the seconds that it takes and its verdict. Nothing waits for real time."""
+    clock = SimpleNamespace(now=0.0)
+
+    class SimulatedWorker:
+        def __init__(self, compare):
+            self.pipe = self
+            self.position = None
+
+        def send(self, pair):
+            seconds, self.verdict = pair
+            self.ends = clock.now + seconds
+
+        def recv(self):
+            if self.verdict == "dies":
+                raise EOFError
+            return self.verdict
+
+        def kill(self):
+            pass
+
+    def wait(pipes, timeout):
+        clock.now = min([clock.now + timeout] + [pipe.ends for pipe in pipes])
+        return [pipe for pipe in pipes if pipe.ends <= clock.now]
+
+    monkeypatch.setattr(symbolic_helper, "Worker", SimulatedWorker)
+    monkeypatch.setattr(symbolic_helper, "connection", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(symbolic_helper, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8, 100])
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        pytest.param([(0.01, True), (0.01, False)] * 32, [True, False] * 32, id="quick ones"),
+        pytest.param([(NEVER, True)] * 24 + [(0.01, True)] * 8, [None] * 24 + [True] * 8, id="hanging ones first"),
+        pytest.param([(1.0, True), (0.01, False)], [True, False], id="a slow one gets a second try"),
+        pytest.param([(NEVER, True), (2.5, True)], [None, True], id="a slow one beside a hanging one"),
+        pytest.param([(NEVER, True), (9.0, True)], [None, None], id="one slower than the batch"),
+        pytest.param([(0.1, "dies"), (0.01, True)] * 9, [False, True] * 9, id="some that kill their worker"),
+        pytest.param([(1.0, "dies"), (0.3, True)], [False, True], id="one that kills its worker in its second try"),
+        pytest.param([(NEVER, True)] * 1000, [None] * 1000, id="more than can be begun"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_each_pair_gets_a_short_try_and_those_that_overran_share_what_is_left(simulated, workers, pairs, expected):
+    assert judge(pairs, 6.0, Pool(workers), listening=lambda: None) == expected
+    assert simulated.now <= 6.01
+
+
+def test_pool_is_whole_after_a_batch_that_hung(simulated):
+    pool = Pool(2)
+    judge([(NEVER, True)] * 9, 6.0, pool, listening=lambda: None)
+    assert judge([(0.01, True)] * 9, 6.0, pool, listening=lambda: None) == [True] * 9
+
+
+def test_batch_that_nobody_waits_for_any_more_is_left(simulated):
+    with pytest.raises(SystemExit):
+        judge([(0.1, True)] * 9, 6.0, Pool(2), listening=sys.exit)
+    assert simulated.now < 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, 1, 1), (4, 1, 4), (64, 1, 8), (64, 16, 4), (4, 8, 1), (None, 1, 1)],
+)
+def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert symbolic_helper.worker_count() == workers
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """A batch of good pairs ends as soon as they are decided: only a hang meets this bound."""
+    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)
+
+
+def test_batch_of_bombs_is_ended_and_the_helper_works_on(monkeypatch):
+    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 2)
+    verdicts = ask_helper([("2x", bomb) for bomb in BOMBS])
+    assert len(verdicts) == len(BOMBS) and True not in verdicts
+    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)
+    assert ask_helper(GOOD) == [True] * len(GOOD)
+
+
+@pytest.mark.slow
+def test_good_ones_among_bombs_are_right(monkeypatch):
+    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)  # it takes them all
+    pairs = []
+    for i in range(64):
+        pairs.append(GOOD[i // 4 % 8] if i % 4 == 0 else ("2x", f"{BOMBS[i % len(BOMBS)]}+{i}"))
+    verdicts = ask_helper(pairs)
+    assert [i for i, verdict in enumerate(verdicts) if verdict] == list(range(0, 64, 4))
+
+
+def test_works_off_the_main_thread(patient):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ask_helper(GOOD)))
+    thread.start()
+    thread.join(120)
+    assert found == [[True] * len(GOOD)]
+
+
+def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
+    assert ask_helper([("2x", "x+x")]) == [True]
+    first = CLIENT.process.pid
+    os.killpg(first, signal.SIGKILL)
+    CLIENT.process.wait()
+    monkeypatch.setattr(CLIENT.process, "poll", lambda: None)  # it died after it was last looked at
+    assert ask_helper([("3x", "x+2x")]) == [True]
+    second = CLIENT.process.pid
+    assert second != first
+    for pid in set(processes_of(second)) - {second}:
+        os.kill(pid, signal.SIGKILL)
+    ask_helper([("4x", "x+3x")])  # costs one verdict at most
+    assert ask_helper(GOOD) == [True] * len(GOOD)
+
+
+def test_helper_that_cannot_start_is_an_error(monkeypatch):
+    CLIENT.stop()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="helper process r1zero/symbolic_helper.py does not work"):
+        ask_helper([("2x", "x+x")])
+
+
+def test_helper_is_ours_in_a_folder_with_files_of_the_same_names(monkeypatch, tmp_path, patient):
+    """The current folder is a user's: neither its json.py nor its r1zero is taken for the real one."""
+    CLIENT.stop()
+    (tmp_path / "r1zero").mkdir()
+    for name in ("json.py", "r1zero/__init__.py", "r1zero/symbolic_helper.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert ask_helper([("2x", "x+x")]) == [True]
+
+
+def processes_of(session):
+    """Ids of the processes of a session: a helper, whose id it has, and its workers."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,sid="], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, sid in found if int(sid) == session]
+
+
+def wait_until(condition, seconds=120):
+    """Waits until a condition holds. Only a hang meets the bound."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "signal_number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow),
+    ],
+)
+def test_no_process_is_left_behind_by_a_parent_that_ends_in_a_batch_of_bombs(tmp_path, signal_number):
+    script = (
+        "import pathlib, sys\n"
+        "from r1zero import symbolic_helper\n"
+        "symbolic_helper.BATCH_SECONDS = 600\n"
+        "symbolic_helper.ask_helper([('2x', 'x+x')])\n"
+        "pathlib.Path(sys.argv[1]).write_text(f'{symbolic_helper.CLIENT.process.pid}\\n')\n"
+        "symbolic_helper.ask_helper([('2x', f'9^{{9^{{9^9}}}}+{i}') for i in range(64)])\n"
+    )
+    path = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: path.is_file() and path.read_text().endswith("\n"))
+        time.sleep(0.5)  # into the bombs
+        helper = int(path.read_text())
+        assert len(processes_of(helper)) >= 2, "the helper and a worker"
+        parent.send_signal(signal_number)
+        assert parent.wait(120) != 0
+        wait_until(lambda: not processes_of(helper))
+    finally:
+        parent.kill()
+        parent.wait()
