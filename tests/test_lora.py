@@ -1,0 +1,166 @@
+"""A push of a LoRA adapter to vLLM leaves the base weights as they were, and settings that part the two are refused.
+
+bash tests/run.sh tests/test_lora.py
+"""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import parser, words
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from benchmarks import lora_rounding
+from r1zero import ROOT, checks, lora
+
+
+def adapted(folder, dtype, **settings):
+    """The model of a folder in a type, with an adapter that is not zero."""
+    torch.manual_seed(0)
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | settings
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
+
+
+def train_a_little(model):
+    """An optimizer step of Adam's size on whatever is trained."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 1e-4 * torch.randn_like(parameter).sign()
+
+
+def base_layers(model):
+    """{name: (adapted layer, its base weight)}, without a copy."""
+    named = model.named_modules()
+    return {name: (layer, layer.base_layer.weight) for name, layer in named if hasattr(layer, "base_layer")}
+
+
+def frozen(model):
+    """A copy of every weight that is not trained."""
+    return {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
+
+
+def moved(model, weights):
+    """The names of the weights (as of `frozen`) that are no longer what they were, to the bit."""
+    now = dict(model.named_parameters())
+    return [name for name, weight in weights.items() if not torch.equal(now[name], weight)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fifty_pushes_hand_over_the_nearest_merged_weights_and_leave_the_base(tiny_model, dtype):
+    model = adapted(tiny_model, dtype)
+    lora.keep_base_exact(model)
+    layers, before = base_layers(model), frozen(model)
+    assert len(layers) == 14  # 7 matrices in each of 2 layers
+    exact = {name: weight.float() for name, (_, weight) in layers.items()}
+    for _ in range(50):
+        train_a_little(model)
+        model.merge_adapter()
+        for name, (layer, weight) in layers.items():
+            product = layer.get_delta_weight("default")
+            assert product.dtype == torch.float32 and product.abs().max() > 0
+            assert torch.equal(weight, (exact[name] + product).to(dtype)), "rounded once, to the nearest"
+        model.unmerge_adapter()
+        assert moved(model, before) == []
+
+
+def test_peft_alone_moves_the_base_which_is_why_there_is_a_copy(tiny_model):
+    model = adapted(tiny_model, torch.bfloat16)
+    before = frozen(model)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert len(moved(model, before)) == 14
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"target_modules": ["embed_tokens", "lm_head"]}, id="both ends of a tied weight"),
+        pytest.param({"use_dora": True}, id="DoRA, which divides by a norm"),
+        pytest.param({"modules_to_save": ["lm_head"]}, id="a module that is trained whole"),
+    ],
+)
+def test_base_is_exact_and_what_is_trained_is_left_alone(tiny_model, settings):
+    model = adapted(tiny_model, torch.bfloat16, **settings)
+    lora.keep_base_exact(model)
+    before = frozen(model)
+    for _ in range(3):
+        train_a_little(model)
+        trained = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+        model.merge_adapter()
+        assert moved(model, before) != []
+        model.unmerge_adapter()
+        assert moved(model, before) == [] and moved(model, trained) == []
+
+
+def test_float32_needs_no_copy(tiny_model):
+    model = adapted(tiny_model, torch.float32)
+    assert lora.adapted_weights(model) == []
+    lora.keep_base_exact(model)
+    before = frozen(model)
+    for _ in range(50):
+        train_a_little(model)
+        model.merge_adapter()
+        model.unmerge_adapter()
+    now = dict(model.named_parameters())
+    assert max((now[name] - weight).abs().max() for name, weight in before.items()) < 1e-6
+
+
+def test_base_in_float32_shows_a_bfloat16_engine_no_more_of_an_update(monkeypatch, capsys):
+    """The benchmark behind the table of docs/recipes.md, on a small matrix."""
+    for name, value in {"SIZE": 64, "RANK": 4, "STEPS": (1, 20)}.items():
+        monkeypatch.setattr(lora_rounding, name, value)
+    lora_rounding.main()
+    rows = re.findall(r"^ *\d+ +(.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for row in rows:
+        _, drifted, kept, none, wide, _, _, zero = (float(cell.rstrip("%")) for cell in row.split())
+        assert 0 < kept < 100 and wide == pytest.approx(kept, abs=0.5)
+        assert none == zero == 0 and drifted > 0.01
+
+
+def test_zero3_needs_no_copy(tiny_model, monkeypatch):
+    monkeypatch.setattr(lora, "is_deepspeed_zero3_enabled", lambda: True)  # where the shards are left as they are
+    model = adapted(tiny_model, torch.bfloat16)
+    lora.keep_base_exact(model)
+    before = frozen(model)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert moved(model, before) != []
+
+
+def test_model_without_adapter_is_left_as_it_is():
+    model = torch.nn.Linear(2, 2)
+    lora.keep_base_exact(model)
+    assert "merge_adapter" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        pytest.param({}, None, id="as the recipes have it"),
+        pytest.param({"use_peft": False, "lora_dropout": 0.05}, None, id="no adapter"),
+        pytest.param({"lora_dropout": 0.05}, "set --lora_dropout 0", id="TRL's default"),
+        pytest.param({"lora_dropout": 0.05, "use_vllm": False}, "set --lora_dropout 0", id="without vLLM too"),
+        pytest.param({"lora_dropout": 0.05, "disable_dropout": True}, None, id="dropout that TRL turns off"),
+        pytest.param({"load_in_4bit": True}, "set --load_in_4bit false, or --use_vllm false", id="4 bits"),
+        pytest.param({"load_in_8bit": True}, "set --load_in_8bit false, or --use_vllm false", id="8 bits"),
+        pytest.param({"load_in_4bit": True, "use_vllm": False}, None, id="4 bits, never merged"),
+    ],
+)
+def test_settings_that_part_generation_from_training_are_refused(settings, error):
+    values = {"use_peft": True, "lora_dropout": 0.0, "disable_dropout": False, "use_vllm": True}
+    values |= {"load_in_4bit": False, "load_in_8bit": False} | settings
+    errors = lora.setting_errors(SimpleNamespace(**values))
+    assert len(errors) == (error is not None)
+    assert error is None or errors[0].endswith(error) or error in errors[0]
+    assert not any("\n" in line for line in errors)
+
+
+def test_run_with_trls_own_dropout_is_stopped(tiny_model, tiny_data, tmp_path):
+    flags = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path, "use_peft": True}
+    with pytest.raises(SystemExit, match="lora_dropout is 0.05"):
+        checks.check(parser(), ["--config", str(ROOT / "configs" / "tiny_cpu.yaml"), *words(flags)])

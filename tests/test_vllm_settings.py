@@ -1,0 +1,56 @@
+"""vLLM's engine gets the run's type and seed; what it does with them is in test_vllm_lora.py.
+
+bash tests/run.sh tests/test_vllm_settings.py
+"""
+
+import doctest
+import sys
+from types import SimpleNamespace
+
+import pytest
+from trl import GRPOConfig, ModelConfig
+
+from r1zero import vllm_settings
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the engine of a process is built with, as a dict, for a run's settings."""
+
+    def ask(group=0, dtype="float32", **settings):
+        # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
+        monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
+        settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
+        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype=dtype))
+        return llm(model="path", seed=group)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        pytest.param({"bf16": True, "dtype": "float32"}, "bfloat16", id="arithmetic in bfloat16"),
+        pytest.param({"bf16": True, "dtype": "float16"}, "bfloat16", id="whatever the checkpoint"),
+        pytest.param({"dtype": "float32"}, "float32", id="arithmetic in the weights' type"),
+    ],
+)
+def test_engine_computes_in_the_type_of_the_update(asked, settings, dtype):
+    assert asked(**settings)["dtype"] == dtype
+
+
+def test_what_trl_asks_for_is_passed_on(asked):
+    assert asked()["model"] == "path" and asked().keys() == {"model", "seed", "dtype"}
+
+
+def test_every_run_and_every_group_samples_with_a_seed_of_its_own(asked):
+    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 2, 42, 1000) for group in range(64)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
+
+
+def test_processes_of_one_group_and_the_same_run_again_get_the_same_seed(asked):
+    assert asked(3, seed=5) == asked(3, seed=5)
+
+
+def test_examples_of_the_module_are_right():
+    assert doctest.testmod(vllm_settings) == (0, 1)
