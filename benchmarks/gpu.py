@@ -31,7 +31,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    Qwen2Config,
     Qwen2ForCausalLM,
     TrainerCallback,
     trainer,
@@ -44,17 +43,12 @@ from trl.trainer.utils import compute_flops_per_token, compute_mfu, get_peak_flo
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import preprocess  # noqa: E402
-from r1zero import ROOT, machine, memory  # noqa: E402
+from r1zero import ROOT, machine, memory, model_shapes  # noqa: E402
 from r1zero.tiny_model import build_tokenizer  # noqa: E402
 from train_countdown import ScriptArguments  # noqa: E402
 
-SHAPES = {  # Qwen2.5's config.json: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied embeddings
-    "tiny": (64, 2, 4, 2, 128, 512, True),  # for a try without a GPU
-    "0.5B": (896, 24, 14, 2, 4864, 151936, True),
-    "1.5B": (1536, 28, 12, 2, 8960, 151936, True),
-    "3B": (2048, 36, 16, 2, 11008, 151936, True),
-    "7B": (3584, 28, 28, 4, 18944, 152064, False),
-}
+SHAPES = {size: model_shapes.SHAPES[f"Qwen2.5-{size}"] for size in ("0.5B", "1.5B", "3B", "7B")}
+SHAPES["tiny"] = model_shapes.Shape(64, 2, 4, 2, 128, 512, True, 4096)  # for a try without a GPU
 PHASES = {  # what TRL's profile names, and the part of a step that it belongs to
     "vLLM.generate": "generation",
     "transformers.generate": "generation",
@@ -65,18 +59,7 @@ PHASES = {  # what TRL's profile names, and the part of a step that it belongs t
 
 def make_model(shape, folder):
     """A model folder with random bfloat16 weights of this shape, and the tiny model's tokenizer."""
-    hidden, layers, heads, key_value_heads, intermediate, vocabulary, tied = SHAPES[shape]
-    config = Qwen2Config(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        intermediate_size=intermediate,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=4096,
-        dtype="bfloat16",
-    )
+    config = SHAPES[shape].config(max_position_embeddings=4096, dtype="bfloat16")
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2ForCausalLM(config)
@@ -201,6 +184,7 @@ def run_flags(shape, method, folder, args, vllm):
         "max_completion_length": args.max_completion_length,
         "beta": 0.0,
         "use_vllm": vllm,
+        "vllm_gpu_memory_utilization": 0.3,  # the recipe's leaves too little to the larger shapes
         "use_cpu": not cuda,
         "bf16": cuda,
         "eval_strategy": "no",
@@ -209,7 +193,8 @@ def run_flags(shape, method, folder, args, vllm):
         "log_completions": False,
     }
     if method == "lora":
-        flags |= {"use_peft": True, "lora_r": 32, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
+        flags |= {"use_peft": True, "lora_r": 32, "lora_target_modules": "all-linear", "lora_dropout": 0}
+        flags["dtype"] = "bfloat16"
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 

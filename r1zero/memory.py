@@ -1,7 +1,8 @@
-"""How many steps a run takes and how much memory, worked out before any weight is loaded: the plan of `--dry_run`.
+"""How many steps a run takes and how much memory of a card, worked out before any weight is loaded.
 
-The memory of weights, gradients and optimizer follows from what each strategy keeps on a card. That of the activations
-is an estimate, which no formula gives exactly.
+The memory of weights, gradients and optimizer follows from what each strategy keeps on a card, and that of a forward
+and backward pass from what torch allocates in it (activations.py). No formula gives what CUDA, NCCL and a sleeping
+vLLM take: these two numbers are assumed.
 """
 
 import math
@@ -9,9 +10,16 @@ from typing import NamedTuple
 
 import torch
 
-GIB = 2**30
-CONTEXT = 1.0 * GIB  # of CUDA, NCCL and fragmentation
-HEAD_TOKENS = 1024  # tokens whose logits TRL's chunked head holds at a time
+from r1zero import activations
+
+GIB, GB = 2**30, 10**9  # what memory is told in here, and what makers of cards tell it in
+CONTEXT = 1.0 * GIB  # assumed: of CUDA, cuBLAS, NCCL and fragmentation
+# Assumed: what vLLM keeps on the card while it sleeps. Its pool has weights, keys and values alone, so that its CUDA
+# graphs and its NCCL buffers stay (vLLM's pull request 45623). Its own logs tell of graphs of 0.21 GiB for
+# Llama-3.2-1B (11349) to 1.62 GiB for a Qwen3.5 with 51 sizes of batches (39559).
+VLLM_ASLEEP = 1.0 * GIB
+BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at a time: reduce_bucket_size, its default
+LIVE = 1_000_000_000  # weights that ZeRO-3 holds whole at a time: stage3_max_live_parameters, its default
 
 
 class Cost(NamedTuple):
@@ -156,52 +164,128 @@ def model_parts(values, model, strategy):
     return parts
 
 
-def activations(values, config, tokens):
-    """Bytes that one forward and backward pass over `tokens` tokens keeps, from the shapes of a Llama-like layer.
+def embedding_parameters(model):
+    """How many parameters the embedding and the head have: once where they are the same."""
+    once = model.get_input_embeddings().weight.numel()
+    return once if model.config.get_text_config().tie_word_embeddings else 2 * once
 
-    A layer keeps about 12 vectors of the hidden size and 5 of the intermediate size a token (its norms, projections,
-    attention and gated MLP), twice that while it is gone through backwards. With checkpointing the layers keep their
-    inputs alone, and one layer at a time the rest. The head holds logits, their softmax and its gradient in float32.
+
+def buffers(values, model, strategy):
+    """Bytes of the buffers in which gradients are exchanged.
+
+    DDP has as many as gradients (accelerate leaves gradient_as_bucket_view off), DeepSpeed one of BUCKET gradients.
     """
-    element = 2 if mixed_precision(values) else 4
-    layer = tokens * (12 * config.hidden_size + 5 * config.intermediate_size) * element
-    if checkpointing(values):
-        kept = config.num_hidden_layers * tokens * config.hidden_size * 4 + 2 * layer
-    else:
-        kept = (config.num_hidden_layers + 1) * layer
-    return kept + 3 * 4 * min(tokens, HEAD_TOKENS) * config.vocab_size
+    gradient = cost_of(values, strategy).gradient
+    if strategy.deepspeed:
+        return BUCKET * gradient
+    return trained_parameters(model, values) * gradient if strategy.name == "DDP" else 0
 
 
-def cache(values, config, tokens):
-    """Bytes of keys and values where transformers generates, which it does for all steps of a generation at once."""
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_key_value_heads * head_size
+def gathered(values, model, strategy):
+    """Bytes of the weights that are whole on each card for a while, where every card keeps only a part of them."""
+    if strategy.shards["weights"] == 1:
+        return 0
+    if strategy.deepspeed:
+        return min(LIVE, model.num_parameters()) * stream_bytes(values, strategy)
+    # FSDP2: embedding and head, the layer at work and the next one
+    layers = 2 * layer_parameters(model)
+    return (embedding_parameters(model) + layers) * loaded_bytes(values)
+
+
+def layer_parameters(model):
+    """How many parameters one decoder layer has, the last norm left out."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return (model.num_parameters() - embedding_parameters(model)) // layers
+
+
+def stream_bytes(values, strategy):
+    """Bytes of a number that goes from layer to layer: it has the type of the weights."""
+    return 2 if trained_by_deepspeed(values, strategy) else loaded_bytes(values)
+
+
+def one_pass(values, model, strategy, sequences, tokens):
+    """The activations.Pass over so many sequences of so many tokens."""
+    stream = stream_bytes(values, strategy)
+    return activations.Pass(
+        config=model.config.get_text_config(),
+        layer_parameters=layer_parameters(model),
+        sequences=sequences,
+        width=tokens,
+        compute=2 if mixed_precision(values) else stream,
+        stream=stream,
+        autocast=bool(mixed_precision(values) and not strategy.deepspeed),  # accelerate leaves DeepSpeed without it
+        adapters=values.use_peft,
+        checkpointing=checkpointing(values),
+    )
+
+
+def cache(values, model, strategy, tokens):
+    """Bytes of keys and values where transformers generates, for all steps of a generation at once or an evaluation.
+
+    ZeRO-3 gathers the whole model for it (TRL's ds3_gather_for_generation).
+    """
+    config = model.config.get_text_config()
+    element = stream_bytes(values, strategy)
+    width = config.num_key_value_heads * activations.head_size(config)
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
     sequences = values.per_device_train_batch_size * steps_per_generation
-    return sequences * tokens * config.num_hidden_layers * 2 * width * loaded_bytes(values)
+    if evaluates(values):
+        sequences = max(sequences, values.per_device_eval_batch_size)
+    whole = model.num_parameters() * element if strategy.deepspeed and strategy.shards["weights"] > 1 else 0
+    return sequences * tokens * config.num_hidden_layers * 2 * width * element + whole
+
+
+def evaluates(values):
+    """Whether a run evaluates on its held-out problems."""
+    return str(values.eval_strategy) != "no"
+
+
+def optimizer_step(values, model, strategy):
+    """Bytes that DeepSpeed takes for a step: a card's part of the gradients, joined, and the same in float32."""
+    if not trained_by_deepspeed(values, strategy) or "optimizer" in strategy.offload:
+        return 0
+    return (2 + 4) * trained_parameters(model, values) // strategy.shards["optimizer"]
 
 
 def memory(values, model, strategy, tokens, card):
-    """Bytes on a card as a dict: `parts`, and `peaks` of the update and of generation.
+    """Bytes on a card as a dict: `parts`, and `peaks` of the update, of evaluation and of generation.
 
     model: on the meta device; tokens: of the longest prompt and completion together; card: bytes of a card, or None.
+    The parts are not all there at once: each peak is that of the moment that takes most.
     """
-    config = model.config.get_text_config()
     parts = model_parts(values, model, strategy)
     gradients = parts["gradients"]
-    always = sum(parts.values()) - gradients + int(CONTEXT)
-    parts["activations"] = activations(values, config, tokens * values.per_device_train_batch_size)
     parts["context"] = int(CONTEXT)
-    peaks = {"update": always + gradients + parts["activations"], "generation": always}
+    always = sum(parts.values()) - gradients
+    run = one_pass(values, model, strategy, values.per_device_train_batch_size, tokens)
+    parts |= activations.update_parts(run)
+    parts["buffers"] = buffers(values, model, strategy) + gathered(values, model, strategy)
+    update = parts["buffers"] + max(activations.update_moments(run).values())
+    peaks = {"update": always + gradients + max(update, optimizer_step(values, model, strategy))}
+    if strategy.name == "DDP":  # DeepSpeed's buffers come and go
+        always += parts["buffers"]
+    if evaluates(values):
+        run = one_pass(values, model, strategy, values.per_device_eval_batch_size, tokens)
+        parts["evaluation"] = activations.evaluation(run) + gathered(values, model, strategy)
+        peaks["evaluation"] = always + parts["evaluation"]
+    peaks["generation"] = always
     if not values.use_vllm:
-        parts["cache"] = cache(values, config, tokens)
+        parts["cache"] = cache(values, model, strategy, tokens)
         peaks["generation"] += parts["cache"]
-    elif values.vllm_mode == "colocate" and card:  # a server is on another card
-        parts["vLLM"] = int(values.vllm_gpu_memory_utilization * card)
-        peaks["generation"] += parts["vLLM"]
-        if not values.vllm_enable_sleep_mode:
-            peaks["update"] += parts["vLLM"]
-    return {"parts": parts, "peaks": peaks}
+    elif values.vllm_mode == "colocate":  # a server is on another card
+        add_vllm(values, card, parts, peaks)
+    return {"parts": {name: size for name, size in parts.items() if size}, "peaks": peaks}
+
+
+def add_vllm(values, card, parts, peaks):
+    """Adds to parts and peaks what vLLM takes beside the trainer: its share, or while it sleeps what it keeps."""
+    share = int(values.vllm_gpu_memory_utilization * (card or 0))
+    kept = share
+    if values.vllm_enable_sleep_mode:
+        kept = parts["vLLM asleep"] = int(VLLM_ASLEEP)
+    parts["vLLM"] = share
+    for phase in peaks:
+        peaks[phase] += share if phase == "generation" else kept
 
 
 def advice(values, strategy, phase):
@@ -209,9 +293,11 @@ def advice(values, strategy, phase):
     options = []
     if phase == "generation" and not values.use_vllm:
         options.append("a smaller --steps_per_generation")
+    if phase == "evaluation" and values.per_device_eval_batch_size > 1:
+        options.append("a smaller --per_device_eval_batch_size")
     if phase == "generation" and values.use_vllm:
         options.append(f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}")
-    if phase == "update" and values.use_vllm and not values.vllm_enable_sleep_mode:
+    if phase != "generation" and values.use_vllm and not values.vllm_enable_sleep_mode:
         options.append("--vllm_enable_sleep_mode true")
     if phase == "update" and not checkpointing(values):
         options.append("--activation_checkpointing true")
@@ -223,79 +309,7 @@ def advice(values, strategy, phase):
     if not moments_are_small and "FSDP" not in strategy.name:
         options.append("--optim adamw_bnb_8bit")
     if not values.use_peft:
-        options.append("--use_peft true --lora_target_modules all-linear --learning_rate 1e-5")
+        options.append("--use_peft true --lora_target_modules all-linear --lora_dropout 0 --learning_rate 1e-5")
     if strategy.shards["weights"] == 1:
         options.append("more GPUs with configs/accelerate/zero3.yaml")
     return ", or ".join(options)
-
-
-def plan_lines(values, model, rows, longest, strategy, card):
-    """The plan as a list of lines.
-
-    values: every setting; model: on the meta device; rows: training problems, or None where their number is not known;
-    longest: tokens of the longest prompt, 0 where it is not known; card: bytes of a card, or None.
-    """
-    lines = [
-        steps_line(values, rows, strategy),
-        model_line(values, model),
-        machine_line(values, strategy),
-    ]
-    if not values.use_cpu:
-        lines += memory_lines(values, model, longest, strategy, card)
-    return lines
-
-
-def steps_line(values, rows, strategy):
-    """What a generation makes, and how many steps an epoch and the run have."""
-    plan = schedule(values, rows, strategy.processes)
-    plural = "s" if plan["span"] != 1 else ""
-    line = (
-        f"steps: {plan['completions']:,} completions of {plan['prompts']:,} prompts a generation, {plan['span']:g} "
-        f"optimizer step{plural} on them; "
-    )
-    if rows is None:
-        line += "the number of problems is not known yet, "
-    else:
-        line += f"{plan['steps_an_epoch']:,.0f} steps an epoch of {rows:,} problems, "
-    if plan["steps"] is None:
-        return f"{line}nor is that of the steps in {values.num_train_epochs:g} epochs"
-    return f"{line}{plan['steps']:,} steps and {plan['completions_in_all']:,} completions in this run"
-
-
-def model_line(values, model):
-    """The model's size, what of it is trained, and in which types."""
-    parameters, trained = model.num_parameters(), trained_parameters(model, values)
-    share = "all trained"
-    if trained != parameters:
-        share = f"{trained:,} trained (LoRA of rank {values.lora_r})"
-    return (
-        f"model: {parameters:,} parameters, {share}, weights {values.dtype}, arithmetic "
-        f"{mixed_precision(values) or 'float32'}, attention {values.attn_implementation or 'sdpa'}"
-    )
-
-
-def machine_line(values, strategy):
-    """How the model is spread over the processes, and what generates."""
-    over = f" over {strategy.processes} processes" if strategy.processes > 1 else ""
-    if not values.use_vllm:
-        generation = "transformers' own generation"
-    elif values.vllm_mode == "server":
-        url = values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}"
-        generation = f"a vLLM server at {url}, awaited for {values.vllm_server_timeout:g} s"
-    else:
-        generation = f"vLLM in the same processes, tensor parallel {values.vllm_tensor_parallel_size}"
-    return f"machine: {strategy.name}{over}; {generation}"
-
-
-def memory_lines(values, model, longest, strategy, card):
-    """The estimate of a card's memory, and what to change for each phase that the card is too small for."""
-    estimate = memory(values, model, strategy, longest + values.max_completion_length, card)
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in estimate["parts"].items())
-    peaks = ", ".join(f"{size / GIB:.1f} in {phase}" for phase, size in estimate["peaks"].items())
-    has = f"of {card / GIB:.0f}" if card else "and no card here to compare with"
-    without = "" if longest else " without the prompts, whose length is not known yet"
-    lines = [f"memory a card, estimate in GiB{without}: {parts}: {peaks}, {has}"]
-    for phase, size in estimate["peaks"].items():
-        if card and size > card:
-            lines.append(f"will not fit in {phase}: try {advice(values, strategy, phase)}")
-    return lines

@@ -5,22 +5,17 @@ from argparse import Namespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import DistributedDataParallelKwargs
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Qwen2Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from r1zero import memory
+from r1zero import memory, plan
+from r1zero.inputs import without_weights
 from r1zero.machine import read_strategy
+from r1zero.model_shapes import SHAPES, Shape
 
-QWEN_1_5B = {  # the shape of Qwen2.5-1.5B
-    "hidden_size": 1536,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "intermediate_size": 8960,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
 PARAMETERS = 1_543_714_304
 EMBEDDING = 151936 * 1536
 VALUES = {  # of configs/qwen2.5-1.5b.yaml
@@ -49,6 +44,8 @@ VALUES = {  # of configs/qwen2.5-1.5b.yaml
     "vllm_gpu_memory_utilization": 0.3,
     "vllm_enable_sleep_mode": True,
     "attn_implementation": None,
+    "eval_strategy": "steps",
+    "per_device_eval_batch_size": 64,
 }
 ONE = read_strategy({})  # one process
 CARD = 80 * memory.GIB
@@ -60,8 +57,7 @@ def values(**changed):
 
 @pytest.fixture(scope="module")
 def model():
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(Qwen2Config(**QWEN_1_5B))
+    return without_weights(SHAPES["Qwen2.5-1.5B"].config())
 
 
 def deepspeed(stage, processes, **offloaded):
@@ -146,7 +142,7 @@ class TestMemory:
     )
     def test_strategies_divide_what_they_say(self, model, strategy, expected):
         parts = memory.memory(values(), model, strategy, 1280, None)["parts"]
-        assert {part: parts[part] / PARAMETERS for part in expected} == pytest.approx(expected)
+        assert {part: parts.get(part, 0) / PARAMETERS for part in expected} == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("changed", "strategy", "a_trained_parameter"),
@@ -200,20 +196,60 @@ class TestMemory:
         server = {"vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000}
         changed = values(vllm_mode="server", vllm_server_timeout=240.0, **server)
         found = memory.memory(changed, model, ONE, 1280, CARD)
-        assert not {"vLLM", "cache"} & found["parts"].keys()
-        lines = memory.plan_lines(changed, model, 327_680, 256, ONE, None)
+        assert not {"vLLM", "vLLM asleep", "cache"} & found["parts"].keys()
+        lines = plan.plan_lines(changed, model, 327_680, 256, ONE, None)
         assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in lines[2]
 
     def test_checkpointing_and_smaller_batches_save_activations(self, model):
-        config = model.config
-        full = memory.activations(values(), config, 8 * 1280)
-        assert memory.activations(values(activation_checkpointing=False), config, 8 * 1280) > 3 * full
-        assert memory.activations(values(), config, 1280) < full / 2
+        def activations(**changed):
+            return memory.memory(values(**changed), model, ONE, 1280, None)["parts"]["activations"]
+
+        assert activations(activation_checkpointing=False) > 3 * activations()
+        assert activations(per_device_train_batch_size=1) == activations() // 8
+
+    @pytest.mark.parametrize(
+        ("strategy", "expected"),
+        [
+            pytest.param(ONE, 0, id="one card"),
+            pytest.param(read_strategy({"WORLD_SIZE": "2"}), 4 * PARAMETERS, id="DDP: as large as all gradients"),
+            pytest.param(deepspeed(2, 2), 2 * 5e8, id="ZeRO-2: a bucket"),
+            pytest.param(deepspeed(3, 2), 2 * 5e8 + 2 * 1e9, id="ZeRO-3: a bucket, and the weights at work"),
+        ],
+    )
+    def test_gradients_are_exchanged_in_buffers(self, model, strategy, expected):
+        parts = memory.memory(values(), model, strategy, 1280, None)["parts"]
+        assert parts.get("buffers", 0) == expected
+
+    def test_buffers_are_those_of_the_libraries(self):
+        zero = DeepSpeedZeroConfig()
+        assert (memory.BUCKET, memory.LIVE) == (zero.reduce_bucket_size, zero.max_live_parameters)
+        assert not DistributedDataParallelKwargs().gradient_as_bucket_view
+
+    def test_deepspeed_steps_in_float32_once_the_activations_are_gone(self, model):
+        assert memory.optimizer_step(values(), model, deepspeed(2, 8)) == 6 * PARAMETERS // 8
+        assert memory.optimizer_step(values(), model, deepspeed(2, 8, OPTIMIZER=1)) == 0, "it is on the CPU"
+        assert memory.optimizer_step(values(), model, ONE) == 0, "torch's AdamW is fused"
+
+    def test_evaluation_holds_its_whole_batch_at_once(self, model):
+        def evaluation(**changed):
+            found = memory.memory(values(**changed), model, ONE, 1280, None)
+            return found["parts"].get("evaluation"), found["peaks"].get("evaluation")
+
+        part, peak = evaluation()
+        # Per token gate, up and their product in bfloat16, four vectors of the stream in float32, a row of the mask;
+        # once the cached bfloat16 weights of all layers
+        tokens, layers = 64 * 1280 * (3 * 2 * 8960 + 4 * 4 * 1536 + 1280), 2 * (PARAMETERS - EMBEDDING)
+        assert part == pytest.approx(tokens + layers, rel=1e-3)
+        assert peak == part + memory.CONTEXT + memory.VLLM_ASLEEP + (4 + 8 + 4) * PARAMETERS, "without gradients"
+        assert evaluation(per_device_eval_batch_size=256)[0] == part + 3 * tokens
+        assert evaluation(eval_strategy="no") == (None, None)
+        assert "--per_device_eval_batch_size" in memory.advice(values(), ONE, "evaluation")
 
     def test_without_sleep_vllm_stays_during_the_update(self, model):
         awake = memory.memory(values(vllm_enable_sleep_mode=False), model, ONE, 1280, CARD)["peaks"]
         asleep = memory.memory(values(vllm_enable_sleep_mode=True), model, ONE, 1280, CARD)["peaks"]
-        assert awake["update"] - asleep["update"] == int(0.3 * CARD)
+        for phase in ("update", "evaluation"):
+            assert awake[phase] - asleep[phase] == int(0.3 * CARD) - memory.VLLM_ASLEEP
         assert awake["generation"] == asleep["generation"]
 
     def test_transformers_generation_holds_keys_and_values_of_all_its_sequences(self, model):
@@ -222,31 +258,47 @@ class TestMemory:
         assert found["parts"]["cache"] == 256 * 1280 * 28 * 2 * 2 * 128 * 4
         with_vllm = memory.memory(values(), model, ONE, 1280, None)
         assert found["peaks"]["generation"] - with_vllm["peaks"]["generation"] == found["parts"]["cache"]
+        evaluated = memory.memory(values(use_vllm=False, per_device_eval_batch_size=512), model, ONE, 1280, None)
+        assert evaluated["parts"]["cache"] == 2 * found["parts"]["cache"]
+
+    @pytest.mark.parametrize(
+        ("settings", "dtype"),
+        [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16"), ({"bf16": False}, "float32")],
+        ids=["float32 under autocast", "bfloat16", "float32"],
+    )
+    def test_keys_and_values_have_the_size_that_transformers_gives_them(self, settings, dtype):
+        model = AutoModelForCausalLM.from_config(Shape(64, 2, 4, 2, 128, 512, True, 64).config(dtype=dtype))
+        changed = values(use_vllm=False, gradient_accumulation_steps=1, eval_strategy="no", **settings)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=changed.bf16):
+            kept = model(input_ids=torch.zeros(8, 16, dtype=torch.long), use_cache=True).past_key_values
+        size = sum(tensor.nbytes for layer in kept.layers for tensor in (layer.keys, layer.values))
+        assert memory.cache(changed, model, ONE, 16) == size
 
 
 class TestPlan:
     def test_of_the_default_recipe_on_its_card(self, model):
-        assert memory.plan_lines(values(), model, 327_680, 256, ONE, CARD) == [
+        assert plan.plan_lines(values(), model, 327_680, 256, ONE, CARD) == [
             "steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; 10,240 steps an epoch of "
             "327,680 problems, 500 steps and 128,000 completions in this run",
             "model: 1,543,714,304 parameters, all trained, weights float32, arithmetic bf16, attention sdpa",
             "machine: one process; vLLM in the same processes, tensor parallel 1",
-            "memory a card, estimate in GiB: weights 5.8, gradients 5.8, optimizer 11.5, reference 5.8, activations "
-            "5.8, context 1.0, vLLM 24.0: 35.5 in update, 48.0 in generation, of 80",
+            "memory a card, estimate in GiB: weights 5.8, gradients 5.8, optimizer 11.5, reference 5.8, context 1.0, "
+            "activations 3.3, head 1.4, cast weights 2.4, evaluation 8.5, vLLM asleep 1.0, vLLM 24.0; at most 35.3 in "
+            "update, 33.5 in evaluation, 48.0 in generation, of 80.0",
         ]
 
     def test_says_what_does_not_fit_and_what_to_change(self, model):
-        lines = memory.plan_lines(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
+        lines = plan.plan_lines(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
         (line,) = [line for line in lines if line.startswith("will not fit in update")]
         assert "--per_device_train_batch_size" in line and "--beta 0" in line and "zero3.yaml" in line
-        fits = memory.plan_lines(values(), model, 327_680, 256, ONE, CARD)
+        fits = plan.plan_lines(values(), model, 327_680, 256, ONE, CARD)
         assert not [line for line in fits if "will not fit" in line]
 
     def test_says_what_is_not_known_before_the_data_is_there(self, model):
-        steps, _, _, card = memory.plan_lines(values(), model, None, 0, ONE, CARD)
+        steps, _, _, card = plan.plan_lines(values(), model, None, 0, ONE, CARD)
         assert steps.endswith(
             "; the number of problems is not known yet, 500 steps and 128,000 completions in this run"
         )
         assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
-        steps, *_ = memory.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, CARD)
+        steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, CARD)
         assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
