@@ -1,26 +1,17 @@
 """What can be found wrong before a model is loaded, one function a topic: each error is one line to act on."""
 
-import importlib.util
 import math
 import os
 import shutil
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
 from transformers.integrations import integration_utils
-from trl.import_utils import is_vllm_available
 
-from r1zero import inputs, machine, memory, reward_functions
+from r1zero import hardware_checks, inputs, lora, machine, memory, other_machine, plan, reward_functions, vllm_server
 
-BITSANDBYTES_OPTIMIZERS = (  # of transformers' OptimizerNames, those that bitsandbytes has; a test compares the two
-    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
-    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
-)
 TRACKER_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}  # whose name is another than the tracker's
 
 
@@ -30,6 +21,10 @@ def check(parser, argv):
     parser: a TrlParser; argv: list[str]. Without --config, the recipe for this machine is taken. Prints the plan.
     Exits with status 1 and every error found where something is wrong, and with 0 for --dry_run.
     """
+    other = other_machine.described(parser, argv)
+    if other is not None:
+        plan_for(other, parser, argv)
+
     # The recipe, and what it needs: a dry run works with what would be made
     recipe = machine.read_recipe(parser, argv)
     values = recipe.values
@@ -45,7 +40,8 @@ def check(parser, argv):
     data, unreadable = inputs.read_data(values, missing)
     model, unavailable = inputs.read_model(values, missing)
     longest, unmeasured = inputs.longest_prompt(data, model)
-    errors = [*batch_errors(values), *hardware_errors(values), *strategy_errors(values, strategy)]
+    errors = [*batch_errors(values), *hardware_checks.hardware_errors(values)]
+    errors += [*hardware_checks.strategy_errors(values, strategy), *lora.setting_errors(values)]
     errors += [*tracker_errors(values), *reward_settings, *unreadable, *data_errors(values, data)]
     errors += [*reward_errors(functions, data), *unavailable, *unmeasured, *model_errors(values, model, longest)]
     if machine.is_main_process():
@@ -54,13 +50,52 @@ def check(parser, argv):
     # The plan, then what is wrong
     if model is not None and machine.is_main_process():
         card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-        lines = memory.plan_lines(values, model.parameters, data.rows, longest, strategy, card)
-        print("\n".join(lines), flush=True)
+        print("\n".join(model_plan(values, model, data, longest, strategy, card)), flush=True)
     if errors:
         machine.stop(f"{recipe.path} cannot run as it is", errors)
     if values.dry_run:
         sys.exit(0)
+    if machine.is_main_process():  # which is the one that talks to a server
+        vllm_server.await_server(values)
     return *parse(parser, recipe), functions
+
+
+def model_plan(values, model, data, longest, strategy, card):
+    """The lines of the plan (list[str]), with one more where the model (inputs.Model) is not here."""
+    lines = plan.plan_lines(values, model.parameters, data.rows, longest, strategy, card)
+    if model.tokenizer is None:
+        lines.append(f"{values.model_name_or_path} cannot be had here: its shape is that of r1zero/model_shapes.py")
+    return lines
+
+
+def plan_for(other, parser, argv):
+    """Prints the plan of a run on an other_machine.OtherMachine, and exits: with 1 where it could not run there.
+
+    Neither the hub nor the data is needed. What only that machine can tell is not checked, and is listed.
+    """
+    config, flags = machine.split_config(argv)
+    path = config or other.choose_recipe(use_cpu=parser.parse_known_args(flags)[0].use_cpu)
+    file = other.strategy_file(path)
+    with other_machine.launched(other_machine.launcher_variables(file, other.gpus)):
+        recipe = machine.read_recipe(parser, argv, choose=lambda use_cpu: path)
+        values, strategy = recipe.values, launched_strategy()
+        missing = machine.what_will_be_there(recipe)
+        missing.data = missing.data or not inputs.has_data(values)
+        data, errors = inputs.read_data(values, missing)
+        model, unavailable = inputs.read_model(values, missing, elsewhere=True)
+        longest, unmeasured = inputs.longest_prompt(data, model)
+        measured = bool(longest)
+        longest = longest or other_machine.room_for_prompts(values)
+        errors += [*other_machine.errors(other, values), *batch_errors(values), *lora.setting_errors(values)]
+        errors += [*hardware_checks.strategy_errors(values, strategy), *data_errors(values, data)]
+        errors += [*unavailable, *unmeasured, *model_errors(values, model, longest)]
+    print(other.line(file))
+    if model is not None:
+        print("\n".join(model_plan(values, model, data, longest, strategy, other.card)))
+    print(other_machine.unchecked_line(values, bool(data.files), measured, longest), flush=True)
+    if errors:
+        machine.stop(f"{recipe.path} cannot run there as it is", errors)
+    sys.exit(0)
 
 
 def parse(parser, recipe):
@@ -121,71 +156,6 @@ def multiples_around(number, unit):
     """
     lower = number // unit * unit
     return f"{lower} or {lower + unit}" if lower else str(unit)
-
-
-def hardware_errors(values):
-    """What the machine cannot do: a type of arithmetic, vLLM, several GPUs in one process, optimizers in 8 bits."""
-    cuda = torch.cuda.is_available()
-    half = memory.mixed_precision(values)
-    errors = []
-    if half and not cuda and (half == "fp16" or not values.use_cpu):
-        errors.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
-    if half == "bf16" and cuda and not values.use_cpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        errors.append(f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true")
-    if values.use_vllm:
-        errors += vllm_errors(cuda)
-    if cuda and not values.use_cpu and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        errors.append(
-            f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
-            "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
-        )
-    needs = [f"optim {values.optim}"] if values.optim in BITSANDBYTES_OPTIMIZERS else []
-    needs += [name for name in ("load_in_4bit", "load_in_8bit") if getattr(values, name)]
-    if needs and importlib.util.find_spec("bitsandbytes") is None:
-        errors.append(
-            f"{' and '.join(needs)} needs bitsandbytes, which is not installed: type pip install -e '.[gpu]'"
-        )
-    return errors
-
-
-def vllm_errors(cuda):
-    """Whether vLLM is there, with a GPU, in a version that TRL knows."""
-    if not cuda:
-        return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
-    with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version
-        warnings.simplefilter("always")
-        available = is_vllm_available()
-    errors = [f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false" for warning in caught]
-    if not available:
-        errors.append("use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false")
-    return errors
-
-
-def strategy_errors(values, strategy):
-    """What does not go with how the processes share the model. strategy: machine.Strategy."""
-    processes, parallel = machine.processes(), values.vllm_tensor_parallel_size
-    errors = []
-    if values.use_vllm and values.vllm_mode == "colocate" and processes % parallel:
-        sizes = [str(size) for size in range(1, processes + 1) if processes % size == 0]
-        errors.append(
-            f"vllm_tensor_parallel_size {parallel} does not divide the {processes} process{'es' * (processes > 1)}: "
-            f"set --vllm_tensor_parallel_size to {' or '.join(sizes)}"
-        )
-    if "FSDP" in strategy.name and values.optim in BITSANDBYTES_OPTIMIZERS:
-        errors.append(
-            f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"
-        )
-    if strategy.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        errors.append("the launcher asks for DeepSpeed, which is not installed: type pip install -e .")
-    # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
-    if strategy.deepspeed and (values.use_cpu or strategy.offload):
-        packages = {"g++": "g++", "ninja": "ninja-build"}
-        lacking = [package for tool, package in packages.items() if not shutil.which(tool)]
-        if lacking:
-            errors.append(
-                f"DeepSpeed compiles an operator with g++ and ninja; type apt-get install {' '.join(lacking)}"
-            )
-    return errors
 
 
 def tracker_errors(values):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from r1zero import machine, reward_functions
+from r1zero import machine, model_shapes, reward_functions
+from r1zero.prompts import begins_with_two_bos
 
 ROWS_TRIED = 1024  # rows of each file that the reward functions are tried on ...
 ROWS_TRIED_ON_OWN = 64  # ... and where one of them is a user's own, which may take its time
@@ -41,11 +42,14 @@ class Data:
 
 @dataclass
 class Model:
-    """A model's configuration, the model of it on the meta device, which has no weights, and its tokenizer."""
+    """A model's configuration, the model of it on the meta device, which has no weights, and its tokenizer.
+
+    The tokenizer is None where all that is known of the model is its shape in model_shapes.py.
+    """
 
     config: PretrainedConfig
     parameters: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
 
 
 def one_line(error):
@@ -77,7 +81,7 @@ def read_data(values, missing):
     """The Data of a run and the errors. missing: machine.Missing, of which a dry run makes nothing."""
     if missing.data:
         return Data(missing.rows, missing.prompts), []
-    paths = [Path(values.data_dir, f"{split}.parquet") for split in ("train", "test")]
+    paths = data_files(values)
     lacking = [str(path) for path in paths if not path.is_file()]
     if lacking:
         where = "name the folder that has it with --data_dir"
@@ -94,6 +98,16 @@ def read_data(values, missing):
         if path.stem == "train":
             data.rows = file.rows
     return data, errors
+
+
+def data_files(values):
+    """The files (list[Path]) that a run's data is in."""
+    return [Path(values.data_dir, f"{split}.parquet") for split in ("train", "test")]
+
+
+def has_data(values):
+    """Whether the data of a run is here."""
+    return all(path.is_file() for path in data_files(values))
 
 
 def how_to_write(values):
@@ -122,8 +136,12 @@ def read_file(path, values):
     return File(path, rows, prompts[-LONGEST:], first)
 
 
-def read_model(values, missing):
-    """The Model of a run, None where it cannot be had, and the errors. missing: machine.Missing, as for the data."""
+def read_model(values, missing, elsewhere=False):
+    """The Model of a run, None where it cannot be had, and the errors. missing: machine.Missing, as for the data.
+
+    A dry run takes a model of the hub that cannot be had by its shape in model_shapes.py. elsewhere: whether it is for
+    another machine, where a folder may be that is not here; the hub is not asked then.
+    """
     if missing.model:
         if missing.config is None:  # a script that does not say what it would make
             return None, []
@@ -131,13 +149,17 @@ def read_model(values, missing):
     name = values.model_name_or_path
     if not name:
         return None, ["no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"]
-    if machine.is_folder_name(name) and not Path(name).is_dir():
+    if machine.is_folder_name(name) and not Path(name).is_dir() and not elsewhere:
         return None, [f"model {name} is a folder that does not exist: pass --model_name_or_path FOLDER_OR_HUB_ID"]
     try:
-        config = AutoConfig.from_pretrained(name, revision=values.model_revision)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=values.model_revision)
+        source = {"revision": values.model_revision, "local_files_only": elsewhere}
+        config = AutoConfig.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
         return Model(config, without_weights(config), tokenizer), []
     except (OSError, ValueError) as error:
+        config = model_shapes.config_of(name)
+        if values.dry_run and config is not None:
+            return Model(config, without_weights(config), None), []
         folder = f"models/{Path(name).name}"
         return None, [
             f"model {name} cannot be had ({str(error).splitlines()[0]}): where there is a network, type hf download "
@@ -153,13 +175,20 @@ def without_weights(config):
 
 def longest_prompt(data, model):
     """Tokens of the longest prompt, 0 where none is known, and the errors. A prompt is a text, or chat messages."""
-    if model is None:
+    if model is None or model.tokenizer is None:
         return 0, []
     longest = 0
     for prompt in data.prompts:
-        if not isinstance(prompt, str):
+        is_chat = not isinstance(prompt, str)
+        if is_chat:
             if not model.tokenizer.chat_template:
                 return 0, ["the prompts are chats and the model has no chat template: write the prompts as text"]
             prompt = model.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        longest = max(longest, len(model.tokenizer(prompt)["input_ids"]))
+        token_ids = model.tokenizer(prompt, add_special_tokens=not is_chat)["input_ids"]  # as TRL does
+        if begins_with_two_bos(token_ids, model.tokenizer):
+            return 0, [
+                f"prompts begin with {model.tokenizer.bos_token} twice, as the text has one and the tokenizer adds "
+                "another: write the data anew, with preprocess.py and this model's --tokenizer or without the first"
+            ]
+        longest = max(longest, len(token_ids))
     return longest, []

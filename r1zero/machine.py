@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from accelerate.utils import DeepSpeedPlugin
 from filelock import FileLock
 
 import preprocess
-from r1zero import ROOT, tiny_model
+from r1zero import ROOT, batch, cards, tiny_model
 
 ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processes
     1: ("optimizer",),
@@ -55,39 +56,42 @@ class Recipe:
     own: argparse.Namespace
 
 
-def read_recipe(parser, argv):
-    """The Recipe that argv (list[str]) names with --config, or the one for this machine, with all other flags.
-
-    parser: a TrlParser, whose defaults become the recipe's values. Exits where the YAML cannot be read, or where it or
-    a flag names a setting that does not exist, and for --help.
-    """
+def split_config(argv):
+    """What --config names (str or None), and all other words (list[str])."""
     option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     option.add_argument("--config")
     option, flags = option.parse_known_args(argv)
+    return option.config, flags
+
+
+def read_recipe(parser, argv, choose=None):
+    """The Recipe that argv (list[str]) names with --config, or the one for this machine, with all other flags.
+
+    parser: a TrlParser, whose defaults become the recipe's values; choose: what stands for choose_recipe. Exits where
+    the YAML cannot be read, or where it or a flag names a setting that does not exist, and for --help.
+    """
+    config, flags = split_config(argv)
     if "-h" in flags or "--help" in flags:
         parser.print_help()
         sys.exit(0)
-    path = option.config or choose_recipe()
+    path = config or (choose or choose_recipe)(use_cpu=parser.parse_known_args(flags)[0].use_cpu)
     try:
         settings = yaml.safe_load(Path(path).read_text())
         unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         stop(f"--config {path} is not a readable YAML mapping", [str(error)])
-    if option.config is None:
-        flags = share_accumulation(settings.get("gradient_accumulation_steps", 1)) + flags
     values, unknown_flags = parser.parse_known_args(flags)
     unknown += unknown_flags
     if unknown:
         errors = unknown_settings(unknown, values)
         stop(f"{path} and the flags given name settings that do not exist", errors)
-    return Recipe(path, flags, values, own=parser.parse_known_args([])[0])
-
-
-def share_accumulation(steps):
-    """The flags with which a recipe that was not named has as many completions a step on however many processes."""
-    if processes() == 1 or steps == 1:
-        return []
-    return ["--gradient_accumulation_steps", str(max(1, steps // processes()))]
+    recipe = Recipe(path, flags, values, own=parser.parse_known_args([])[0])
+    shared, line = batch.share(recipe, chosen=config is None, processes=processes())
+    if line and is_main_process():
+        print(line, flush=True)
+    recipe.flags = [*flags, *shared, *batch.share_evaluation(recipe, processes())]
+    recipe.values = parser.parse_known_args(recipe.flags)[0]
+    return recipe
 
 
 def unknown_settings(words, values):
@@ -101,20 +105,34 @@ def unknown_settings(words, values):
     return errors
 
 
-def choose_recipe():
-    """The path (str) of the recipe for this machine; says which and why."""
-    if not torch.cuda.is_available():
+def choose_recipe(use_cpu=False):
+    """The path (str) of the recipe for this machine; says which and why. Exits where there is a GPU that torch misses.
+
+    use_cpu: whether a flag asks for the CPU, which is then what the recipe is for.
+    """
+    if use_cpu:
+        name, why = "tiny_cpu", "use_cpu is on"
+    elif not torch.cuda.is_available():
+        unseen = cards.why_unseen()
+        if unseen:
+            stop("this machine has a GPU that cannot be used as it is", [unseen])
         name, why = "tiny_cpu", "no GPU found"
     else:
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        name, why = "qwen2.5-1.5b-lora-24gb", f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
-        if gib >= 70:
-            name = "qwen2.5-1.5b"
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            name, why = "qwen2.5-1.5b-lora-fp16", f"{why}, no bfloat16"
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        name, why = recipe_for(gib, bfloat16), f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
+        if not bfloat16:
+            why = f"{why}, no bfloat16"
     if is_main_process():
         print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
     return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def recipe_for(gib, bfloat16=True):
+    """The name of the recipe for a card of so many GiB, with bfloat16 or without."""
+    if gib < 20 or not bfloat16:
+        return "qwen2.5-1.5b-lora-t4"
+    return "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
 
 
 def missing_files(recipe):
@@ -135,26 +153,62 @@ def missing_files(recipe):
 
 
 def make_missing(recipe):
-    """Runs the recipe's `prepare` where its own data or model is missing, once a machine. Exits where that fails."""
+    """Runs the recipe's `prepare` where its own data or model is missing. Exits where that fails.
+
+    The first process of all machines does, and the others wait for its files: no lock of a file system that several
+    machines share has to hold between them. The lock keeps out another run in the same folder, where it can.
+    """
     if not missing_files(recipe):
         return
-    with FileLock(".prepare.lock"):  # the machine's other processes wait here and then find everything made
+    if not is_main_process():
+        await_files(recipe)
+        return
+    prepare = recipe.values.prepare
+    lock = FileLock(".prepare.lock")
+    try:
+        lock.acquire()
+    except OSError as error:  # a folder to read only, or on NFS without its lock service
+        stop(f"{Path.cwd()} cannot be locked ({error})", [f"type python {prepare}, and then start the run again"])
+    try:
         missing = missing_files(recipe)
-        if not missing:
-            return
-        prepare = recipe.values.prepare
-        print(f"{' and '.join(map(str, missing))} not there yet: running python {prepare}", flush=True)
-        script, *arguments = shlex.split(prepare)
-        if script.endswith(".py"):
-            script = str(ROOT / script)
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # -m finds r1zero from any folder
-        try:
-            status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
-        except KeyboardInterrupt:
-            status = "interrupted"
-        if status:
-            stop(f"python {prepare} failed ({status})", ["its own message is above"])
+        if missing:  # another run may have made them
+            print(f"{' and '.join(map(str, missing))} not there yet: running python {prepare}", flush=True)
+            run_prepare(prepare)
+    finally:
+        lock.release()
+
+
+def run_prepare(prepare):
+    """Runs the words (str) after `python` with this Python, from any folder. Exits where that fails."""
+    script, *arguments = shlex.split(prepare)
+    if script.endswith(".py"):
+        script = str(ROOT / script)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # -m finds r1zero from any folder
+    try:
+        status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
+    except KeyboardInterrupt:
+        status = "interrupted"
+    if status:
+        stop(f"python {prepare} failed ({status})", ["its own message is above"])
+
+
+def await_files(recipe):
+    """Waits until the first process has made what is missing, and says every minute what that is, once a machine.
+
+    Over NFS a file is seen up to a minute later. A launcher ends this process where the first one fails.
+    """
+    speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    seconds = 0
+    while missing := missing_files(recipe):
+        time.sleep(1)
+        seconds += 1
+        if speaks and seconds % 60 == 0:
+            print(
+                f"waiting for {' and '.join(map(str, missing))}, which the first machine makes; on one that does not "
+                f"share its folder, type python {recipe.values.prepare}",
+                flush=True,
+            )
 
 
 @dataclass

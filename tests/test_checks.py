@@ -4,19 +4,15 @@ import importlib.util
 import os
 import shutil
 import types
-import warnings
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from conftest import parser, words
-from test_machine import TINY, pretend_card
-from transformers import Trainer, TrainingArguments
+from test_machine import TINY, pretend_card, pretend_vllm
 from transformers.integrations import integration_utils
-from transformers.training_args import OptimizerNames
 
 from r1zero import ROOT, checks, inputs, machine, reward_functions, sandbox
 
@@ -152,69 +148,6 @@ def test_all_errors_are_listed_at_once(check):
     assert len(str(stopped.value).splitlines()) == 1 + 3
 
 
-class TestHardware:
-    def test_bf16_without_a_gpu_is_refused(self, error):
-        assert "there is no GPU: pass --use_cpu --bf16 false" in error("--use_cpu", "false", "--bf16", "true")
-
-    def test_fp16_without_a_gpu_is_refused(self, error):
-        assert "fp16 is on and there is no GPU" in error("--fp16", "true")
-
-    def test_bf16_on_a_card_without_it_is_refused(self, error, monkeypatch):
-        pretend_card(monkeypatch, name="Tesla T4", bf16=False)
-        line = error("--use_cpu", "false", "--bf16", "true")
-        assert "Tesla T4 has no bfloat16: pass --bf16 false --fp16 true" in line
-
-    def test_vllm_without_a_gpu_is_refused(self, error):
-        assert "use_vllm is on and there is no GPU: pass --use_vllm false" in error("--use_vllm", "true")
-
-    def test_vllm_that_is_not_installed_is_named(self, error, monkeypatch):
-        pretend_card(monkeypatch)
-        monkeypatch.setattr(checks, "is_vllm_available", lambda: False)
-        assert "vllm is not installed: type pip install" in error("--use_vllm", "true")
-
-    def test_vllm_that_trl_does_not_know_is_refused(self, error, monkeypatch):
-        def old_vllm():
-            warnings.warn("TRL supports vLLM from 0.22.0 to 0.31.0. You have version 0.1.0.", stacklevel=1)
-            return True
-
-        pretend_card(monkeypatch)
-        monkeypatch.setattr(checks, "is_vllm_available", old_vllm)
-        assert "You have version 0.1.0. Type pip install" in error("--use_vllm", "true")
-
-    def test_one_process_that_sees_several_gpus_is_refused(self, error, monkeypatch):
-        """transformers would wrap the model in DataParallel and take so many times the batch."""
-        pretend_card(monkeypatch)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        line = error("--use_cpu", "false")
-        assert "one process sees 8 GPUs" in line and "set CUDA_VISIBLE_DEVICES to one" in line
-
-    @pytest.mark.parametrize(
-        ("flags", "named"),
-        [
-            (("--optim", "adamw_bnb_8bit"), "optim adamw_bnb_8bit needs"),
-            (("--load_in_4bit", "true"), "load_in_4bit needs"),
-            (("--optim", "lion_8bit", "--load_in_8bit", "true"), "optim lion_8bit and load_in_8bit needs"),
-        ],
-    )
-    def test_bitsandbytes_that_is_not_installed_is_named(self, error, monkeypatch, flags, named):
-        hide(monkeypatch, "bitsandbytes")
-        assert f"{named} bitsandbytes, which is not installed: type pip install -e '.[gpu]'" in error(*flags)
-
-    def test_optimizers_of_bitsandbytes_are_those_that_transformers_takes_from_it(self, monkeypatch, tmp_path):
-        """adamw_torch_8bit and galore_adamw_8bit, for instance, are of other packages."""
-        monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
-        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-        found = set()
-        for args.optim in OptimizerNames:
-            try:
-                Trainer.get_optimizer_cls_and_kwargs(args)
-            except (ImportError, ValueError) as error:
-                if "install `bitsandbytes`" in str(error):
-                    found.add(args.optim.value)
-        assert found == set(checks.BITSANDBYTES_OPTIMIZERS)
-
-
 class TestTrackers:
     @pytest.fixture
     def errors(self):
@@ -248,46 +181,21 @@ def hide(monkeypatch, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
 
 
-class TestStrategy:
+class TestContext:
     @pytest.fixture
     def vllm(self, monkeypatch):
         """A card, and a vLLM that TRL knows."""
         pretend_card(monkeypatch)
-        monkeypatch.setattr(checks, "is_vllm_available", lambda: True)
+        pretend_vllm(monkeypatch)
 
-    def test_tensor_parallel_that_does_not_divide_the_processes_is_refused(self, error, monkeypatch, vllm):
-        monkeypatch.setattr(machine, "processes", lambda: 2)
-        flags = ("--use_vllm", "true", "--vllm_tensor_parallel_size", 3, "--per_device_eval_batch_size", 16)
-        line = error(*flags)
-        assert "vllm_tensor_parallel_size 3 does not divide the 2 processes" in line and "to 1 or 2" in line
-
-    def test_tensor_parallel_on_one_gpu_is_refused(self, error, vllm):
-        line = error("--use_vllm", "true", "--vllm_tensor_parallel_size", 2)
-        assert line.endswith("2 does not divide the 1 process: set --vllm_tensor_parallel_size to 1")
-
-    def test_context_of_vllm_that_is_too_short_is_refused(self, error, vllm):
+    def test_of_vllm_that_is_too_short_is_refused(self, error, vllm):
         line = error("--use_vllm", "true", "--vllm_max_model_length", 128, "--max_completion_length", 120)
         assert "exceed vllm_max_model_length of 128: set --max_completion_length to at most 119" in line
         assert "or raise --vllm_max_model_length" in line
 
-    def test_context_of_a_vllm_server_is_its_own(self, error, vllm):
+    def test_of_a_vllm_server_is_its_own(self, error, vllm):
         flags = ("--use_vllm", "true", "--vllm_mode", "server", "--vllm_max_model_length", 128)
         assert "exceed the model's context of 512" in error(*flags, "--max_completion_length", 510)
-
-    def test_optimizer_that_fsdp_cannot_shard_is_refused(self, error, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-        assert "adamw_8bit of bitsandbytes does not work with FSDP" in error("--optim", "adamw_8bit")
-
-    def test_deepspeed_without_what_it_compiles_with_is_refused(self, error, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        monkeypatch.setattr(shutil, "which", lambda tool: None)
-        assert "apt-get install g++ ninja-build" in error()
-
-    def test_deepspeed_file_that_is_not_there_is_named(self, error, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "nowhere.json")
-        assert "nowhere.json" in error()
 
 
 class TestData:
@@ -530,7 +438,7 @@ class TestDryRun:
 def test_recipes_of_qwen_have_their_plan(check, monkeypatch, capsys, long_model, data):
     """With the tests' model in its place, which the memory is then of."""
     pretend_card(monkeypatch, 80)
-    monkeypatch.setattr(checks, "is_vllm_available", lambda: True)
+    pretend_vllm(monkeypatch)
     flags = {"model_name_or_path": long_model, "data_dir": data / "countdown", "per_device_eval_batch_size": 4}
     with pytest.raises(SystemExit) as ended:
         check(*words(flags), "--dry_run", config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
@@ -538,5 +446,5 @@ def test_recipes_of_qwen_have_their_plan(check, monkeypatch, capsys, long_model,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; ")
     assert lines[2] == "machine: one process; vLLM in the same processes, tensor parallel 1"
-    assert lines[3].startswith("memory a card, estimate in GiB: weights 0.0, gradients 0.0, optimizer 0.0, reference ")
-    assert lines[3].endswith(", context 1.0, vLLM 24.0: 1.1 in update, 25.0 in generation, of 80")
+    assert lines[3].startswith("memory a card, estimate in GiB: weights 0.0, gradients 0.0, optimizer 0.0, context")
+    assert ", vLLM asleep 1.0, vLLM 52.0; at most " in lines[3] and lines[3].endswith(" in generation, of 80.0")

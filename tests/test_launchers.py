@@ -4,6 +4,7 @@ bash tests/run.sh tests/test_launchers.py
 """
 
 import os
+import re
 import shlex
 import subprocess
 
@@ -19,8 +20,12 @@ SEVERAL = sorted(path.stem for path in STRATEGIES.glob("*.yaml") if path.stem !=
 # Answers what setup.sh and train.sh ask of the machine, writes down every other command, and ends with $STATUS
 STAND_IN = """#!/usr/bin/env bash
 case "${0##*/} $*" in
-nvidia-smi*) exit $((CARDS == 0)) ;;
+"nvidia-smi -L") exit $((CARDS == 0)) ;;
+nvidia-smi*driver_version*) echo "$DRIVER" ;;
+nvidia-smi*compute_cap*) echo "$CAPABILITY" ;;
+nvidia-smi*) echo "| NVIDIA-SMI $DRIVER     Driver Version: $DRIVER     CUDA Version: $RUNS     |" ;;
 *sys.prefix*) echo "$FOLDER" ;;
+*is_available*) exit $((SEES == 0)) ;;
 *device_count*) echo "$CARDS" ;;
 *)
     printf '%q ' ${CUDA_VISIBLE_DEVICES:+GPU=$CUDA_VISIBLE_DEVICES} "${0##*/}" "$@" >>"$FOLDER/log"
@@ -42,9 +47,18 @@ def train_sh(tmp_path):
 
     def run(*flags, cards=0, status=0, **variables):
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
-        environment |= {"FOLDER": str(tmp_path), "CARDS": str(cards), "STATUS": str(status)} | variables
-        (tmp_path / "log").unlink(missing_ok=True)
-        ended = subprocess.run(["bash", str(ROOT / "train.sh"), *flags], cwd="/", env=environment, timeout=PATIENCE)
+        environment |= {"FOLDER": str(tmp_path), "CARDS": str(cards), "STATUS": str(status), "SEES": str(cards)}
+        environment |= {"DRIVER": "580.82.07", "RUNS": "13.0", "CAPABILITY": "9.0"} | variables
+        (tmp_path / "log").write_text("")
+        ended = subprocess.run(
+            ["bash", str(ROOT / "train.sh"), *flags],
+            cwd="/",
+            env=environment,
+            timeout=PATIENCE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        run.errors = ended.stderr
         return ended.returncode, [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
 
     return run
@@ -89,6 +103,44 @@ def test_installs_once_and_vllm_only_beside_a_gpu(train_sh):
     assert train_sh(cards=1)[1][0] == [*install, ".[gpu]"]
 
 
+class TestOldGpu:
+    """What CUDA 13 does not run on is told before anything is installed."""
+
+    OLD = {"cards": 1, "DRIVER": "550.54.15", "RUNS": "12.4", "SEES": "0"}
+    V100 = {"cards": 1, "CAPABILITY": "7.0", "SEES": "0"}
+
+    def test_driver_that_is_too_old_installs_and_trains_nothing(self, train_sh):
+        assert train_sh(**self.OLD) == (1, [])
+        (line,) = train_sh.errors.splitlines()
+        assert "found driver 550.54.15, wanted 580 or newer: type apt-get install nvidia-driver-580" in line
+        assert "CUDA_VISIBLE_DEVICES= bash train.sh --config configs/tiny_cpu.yaml" in line
+
+    def test_card_that_is_too_old_installs_and_trains_nothing(self, train_sh):
+        assert train_sh(**self.V100) == (1, [])
+        (line,) = train_sh.errors.splitlines()
+        assert "found compute capability 7.0, wanted 7.5 or more: type" in line
+        torch = re.search(r"torch==[\d.]+", (ROOT / "pyproject.toml").read_text())[0]
+        assert f"-m pip install {torch} --index-url https://download.pytorch.org/whl/cu126;" in line
+
+    @pytest.mark.parametrize("old", [OLD, V100], ids=["driver", "card"])
+    def test_torch_that_sees_it_all_the_same_is_used_without_vllm(self, train_sh, old):
+        status, commands = train_sh(**old | {"SEES": "1"})
+        assert status == 0 and commands[0][-1] == "." and commands[-1][-1] == "train_countdown.py"
+
+    def test_old_driver_with_cuda_compat_is_none(self, train_sh):
+        assert train_sh(**self.OLD | {"RUNS": "13.0"})[1][0][-1] == ".[gpu]"
+
+    def test_gpu_that_is_hidden_on_purpose_is_left_alone(self, train_sh):
+        status, commands = train_sh("--config", "configs/tiny_cpu.yaml", **self.OLD, CUDA_VISIBLE_DEVICES="")
+        assert status == 0 and commands[0][-1] == "." and len(commands) == 2
+
+    def test_very_old_driver_without_a_compute_capability_is_told_too(self, train_sh):
+        """nvidia-smi has known that field since driver 510."""
+        old = {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'}
+        assert train_sh(**self.OLD | old)[0] == 1
+        assert "found driver 470.182.03, wanted 580" in train_sh.errors and len(train_sh.errors.splitlines()) == 1
+
+
 def test_status_of_a_failed_installation_or_training_is_passed_on(train_sh):
     status, commands = train_sh(status=3)
     assert status == 3 and len(commands) == 1, "nothing is trained"
@@ -105,7 +157,7 @@ def test_slurm_script_starts_a_launcher_on_each_node(tmp_path):
     """With commands that stand in for Slurm's and accelerate's; the launchers' flags are those of the test above."""
     commands = {
         "scontrol": 'echo "$*" >>calls; printf "node7\\nnode8\\n"',
-        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "srun": 'echo "$1 $2" >>calls; shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
         "accelerate": 'printf "%s " "$@" >>calls; echo >>calls',
     }
     for name, body in commands.items():
@@ -113,12 +165,14 @@ def test_slurm_script_starts_a_launcher_on_each_node(tmp_path):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
+    slurm |= {"CPUS_ON_NODE": "96"}
     environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
     environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "STRATEGY": "zero2"}
     script = [ROOT / "configs" / "slurm" / "nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
     subprocess.run(["bash", *script], env=environment, check=True, timeout=PATIENCE, cwd="/")
     assert (tmp_path / "calls").read_text().splitlines() == [
         "show hostnames node[7-8]",
+        "--kill-on-bad-exit=1 --cpus-per-task=96",
         *[
             "launch --config_file configs/accelerate/zero2.yaml "
             f"--num_machines 2 --machine_rank {rank} --main_process_ip node7 --main_process_port 23456 "

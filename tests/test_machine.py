@@ -3,6 +3,8 @@
 bash tests/run.sh tests/test_machine.py
 """
 
+import errno
+import fcntl
 import json
 import os
 import sys
@@ -15,7 +17,7 @@ import yaml
 from accelerate.utils import DeepSpeedPlugin
 from conftest import parser
 
-from r1zero import ROOT, machine
+from r1zero import ROOT, cards, hardware_checks, machine
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 
@@ -26,8 +28,16 @@ def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if bf16 else (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
     properties = type("Properties", (), {"total_memory": gib * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def pretend_vllm(monkeypatch):
+    """As if a vLLM were installed that TRL knows, and all that it compiles with."""
+    monkeypatch.setattr(hardware_checks, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(hardware_checks, "compiler_errors", lambda *arguments: [])
 
 
 @pytest.fixture
@@ -56,35 +66,58 @@ class TestRecipe:
         ("gib", "bf16", "expected"),
         [
             (None, False, "tiny_cpu"),
-            (16, False, "qwen2.5-1.5b-lora-fp16"),
-            (24, True, "qwen2.5-1.5b-lora-24gb"),
+            (15, False, "qwen2.5-1.5b-lora-t4"),
+            (24, False, "qwen2.5-1.5b-lora-t4"),
+            (16, True, "qwen2.5-1.5b-lora-t4"),
+            (22, True, "qwen2.5-1.5b-lora-24gb"),
             (80, True, "qwen2.5-1.5b"),
         ],
-        ids=["no GPU", "16 GB without bfloat16", "24 GB", "80 GB"],
+        ids=["no GPU", "a T4", "24 GB without bfloat16", "16 GB", "24 GB", "80 GB"],
     )
     def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, bf16, expected):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(cards, "found", lambda: None)
         if gib is not None:
             pretend_card(monkeypatch, gib, bf16=bf16)
         assert Path(machine.choose_recipe()) == ROOT / "configs" / f"{expected}.yaml"
         assert capsys.readouterr().out.startswith(f"recipe: configs/{expected}.yaml (")
+
+    def test_is_not_the_tiny_one_beside_a_gpu_that_torch_misses(self, monkeypatch):
+        """An old driver trained the toy, and only one word on the console said so."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(cards, "found", lambda: ("Tesla T4", "550.54.15"))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        with pytest.raises(SystemExit, match="found driver 550.54.15 for the Tesla T4, wanted 580 or newer"):
+            machine.read_recipe(parser(), [])
+
+    def test_is_the_tiny_one_where_a_flag_asks_for_the_cpu(self, monkeypatch, capsys):
+        monkeypatch.setattr(cards, "found", lambda: pytest.fail("nvidia-smi was asked"))
+        assert machine.read_recipe(parser(), ["--use_cpu"]).path == str(TINY)
+        assert "recipe: configs/tiny_cpu.yaml (use_cpu is on)" in capsys.readouterr().out
 
     def test_holds_the_recipes_own_settings_beside_those_of_the_flags(self, recipe):
         found = recipe("--seed", "5", seed=3, beta=0.5)
         assert (found.values.seed, found.own.seed, found.values.beta) == (5, 3, 0.5)
         assert (found.path, found.flags) == ("x.yaml", ["--seed", "5"])
 
-    def test_more_processes_share_the_accumulation_of_the_chosen_recipe(self, recipe, monkeypatch):
-        recipe(gradient_accumulation_steps=32)
-        monkeypatch.setattr(machine, "choose_recipe", lambda: "x.yaml")
+    def test_more_processes_share_the_accumulation_of_the_chosen_recipe(self, recipe, monkeypatch, capsys):
+        recipe(per_device_train_batch_size=8, gradient_accumulation_steps=32, steps_per_generation=None)
+        monkeypatch.setattr(machine, "choose_recipe", lambda use_cpu: "x.yaml")
         monkeypatch.setattr(machine, "processes", lambda: 4)
 
         def accumulation(*argv):
             return machine.read_recipe(parser(), list(argv)).values.gradient_accumulation_steps
 
-        assert accumulation() == 8
+        assert accumulation() == 8 and capsys.readouterr().out == ""
+        flags = machine.read_recipe(parser(), []).flags  # which are parsed once more
+        assert flags == ["--gradient_accumulation_steps", "8"]
         assert accumulation("--gradient_accumulation_steps", "16") == 16, "a flag counts as it is"
+        assert capsys.readouterr().out == ""
         assert accumulation("--config", "x.yaml") == 32, "a recipe that is named counts as it is"
+        assert capsys.readouterr().out == (
+            "batch: 1,024 completions a generation on 4 processes, where x.yaml means 256 on one: pass "
+            "--gradient_accumulation_steps 8 for 256\n"
+        )
 
     def test_help_is_the_parsers(self, capsys):
         with pytest.raises(SystemExit) as stopped:
@@ -144,6 +177,40 @@ class TestMissing:
         (tmp_path / "make.py").write_text("import sys; sys.exit(3)")
         with pytest.raises(SystemExit, match=r"make.py failed \(3\)"):
             machine.make_missing(recipe(prepare=f"{tmp_path}/make.py"))
+
+    def test_all_but_the_first_process_of_all_machines_wait(self, recipe, tmp_path, monkeypatch, capsys):
+        """On NFS two machines' locks may not keep each other out: each made the same files, at the same time."""
+        monkeypatch.setenv("RANK", "8")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: pytest.fail("made twice"))
+        files = [tmp_path / "data/countdown_tiny/test.parquet", tmp_path / "models/tiny/config.json"]
+        seconds = []
+
+        def sleep(_):
+            seconds.append(1)
+            if len(seconds) in (61, 90):
+                file = files.pop()
+                file.parent.mkdir(parents=True)
+                file.touch()
+
+        monkeypatch.setattr(machine.time, "sleep", sleep)
+        machine.make_missing(recipe())
+        assert len(seconds) == 90 and not (tmp_path / ".prepare.lock").exists()
+        assert capsys.readouterr().out == (
+            "waiting for models/tiny/config.json and data/countdown_tiny/test.parquet, which the first machine makes; "
+            "on one that does not share its folder, type python -m r1zero.tiny_model\n"
+        )
+
+    def test_folder_that_cannot_be_locked_is_told_in_one_line(self, recipe, monkeypatch):
+        def flock(*_):
+            raise OSError(errno.ENOLCK, "No locks available")  # NFS without its lock service
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(SystemExit) as stopped:
+            machine.make_missing(recipe())
+        what, line = str(stopped.value).splitlines()
+        assert "cannot be locked ([Errno 37] No locks available)" in what
+        assert line.endswith("type python -m r1zero.tiny_model, and then start the run again")
 
     def test_dry_run_says_what_a_run_would_make_and_makes_nothing(self, recipe, tmp_path, capsys):
         missing = machine.what_will_be_there(recipe())

@@ -1,0 +1,155 @@
+"""The notebook for Colab: its form, and its cells, run without Colab.   bash tests/run.sh tests/test_notebook.py"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, ROOT, SMALL, words
+
+NOTEBOOK = json.loads((ROOT / "docs" / "colab_t4.ipynb").read_text())
+CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+# The commands that would install: pip does nothing, and apt-get writes down that it was called
+PYTHON = """#!/bin/sh
+case "$*" in
+*sys.prefix*) echo "{folder}" ;;
+"-m pip "*) ;;
+*) exec "{python}" "$@" ;;
+esac
+"""
+APT_GET = 'echo "$*" >>"{folder}/installed"'
+
+
+def as_python(cell):
+    """A cell with its lines for a shell, and its changes of folder, as calls of `shell` and `cd`."""
+    cell = re.sub(r"^( *)!(.*)$", r"\1shell(f'''\2''')", cell, flags=re.MULTILINE)
+    return re.sub(r"^%cd (.*)$", r"cd('\1')", cell, flags=re.MULTILINE)
+
+
+def test_it_is_a_notebook_of_at_most_ten_cells_without_outputs():
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 0)
+    assert len(NOTEBOOK["cells"]) <= 10
+    for cell in NOTEBOOK["cells"]:
+        assert cell["cell_type"] in ("code", "markdown") and isinstance(cell["source"], list)
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+def test_its_cells_can_be_read():
+    for cell in CODE:
+        compile(as_python(cell), "cell", "exec")
+
+
+def test_it_trains_by_the_one_command_and_claims_no_run():
+    assert "!bash train.sh {FLAGS}" in "\n".join(CODE).splitlines()
+    assert "has not been run on Colab yet" in "".join(NOTEBOOK["cells"][0]["source"])
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A folder with the commands that stand in for those that install, first on the PATH, and a GPU left alone."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {"python": PYTHON.format(folder=folder, python=sys.executable), "apt-get": APT_GET.format(folder=folder)}
+    for name, text in scripts.items():
+        (folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("VIRTUAL_ENV", str(folder))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def run_cells(monkeypatch):
+    """Runs cells as Colab would; returns what they printed and what they showed."""
+    printed, shown = [], []
+
+    def shell(command):
+        ended = subprocess.run(
+            ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
+        )
+        printed.append(ended.stdout)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout[-4000:]}"
+
+    display = types.ModuleType("IPython.display")
+    display.HTML, display.display = str, shown.append
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    def run(cells, **settings):
+        namespace = {"shell": shell, "cd": os.chdir} | settings
+        for cell in cells:
+            exec(as_python(cell), namespace)  # our own notebook
+        return "".join(printed), shown
+
+    return run
+
+
+class TestMachineCell:
+    """The second cell installs what the machine lacks."""
+
+    @pytest.mark.parametrize(
+        ("driver", "installed"),
+        [(None, False), ("550.54.15", True), ("580.82.07", False), ("No devices were found", False)],
+        ids=["no GPU", "an old driver", "a new driver", "a driver without a GPU"],
+    )
+    def test_old_driver_gets_cuda_compat(self, machine, run_cells, monkeypatch, driver, installed):
+        monkeypatch.setenv("LD_LIBRARY_PATH", "/lib")
+        monkeypatch.setattr(shutil, "which", lambda name: name if driver else None)
+        (machine / "python3").write_text("#!/bin/sh\n")  # which has ensurepip
+        (machine / "nvidia-smi").write_text(f'#!/bin/sh\necho "{driver}"\n')
+        for name in ("python3", "nvidia-smi"):
+            (machine / name).chmod(0o755)
+        run_cells(CODE[1:2])
+        assert (machine / "installed").exists() == installed
+        compat = "/usr/local/cuda-13.0/compat:/lib"
+        assert os.environ["LD_LIBRARY_PATH"] == (compat if installed else "/lib")
+
+    def test_python_without_venv_gets_it(self, machine, run_cells, monkeypatch):
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        (machine / "python3").write_text("#!/bin/sh\nexit 1\n")
+        (machine / "python3").chmod(0o755)
+        run_cells(CODE[1:2])
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        assert f"{version}-venv {version}-dev" in (machine / "installed").read_text()
+
+
+def copy_of_the_project(folder):
+    """A repository with the files of this one as they are now, to be cloned."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    author = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "as it is"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_all_cells_train_the_embedded_default_without_a_gpu(tmp_path, machine, run_cells, tiny_model, tiny_data):
+    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data}
+    flags = ["--config", "configs/tiny_cpu.yaml", *words(SMALL | paths | {"max_steps": 2})]
+    settings, *cells = CODE
+    assert settings.splitlines()[0].startswith("REPO = ") and settings.splitlines()[1].startswith("FLAGS = ")
+    printed, shown = run_cells(cells, REPO=copy_of_the_project(tmp_path / "project"), FLAGS=" ".join(flags))
+    assert Path.cwd() == tmp_path / "countdown-r1-zero"
+    assert printed.count("2 steps and 16 completions in this run") == 2, "planned, and then trained"
+    (page,) = shown
+    assert page == Path("outputs/tiny_cpu/report.html").read_text() and page.lstrip().lower().startswith("<!doctype")

@@ -1,0 +1,172 @@
+"""A vLLM server beside the run: awaited, or told how to start.   bash tests/run.sh tests/test_vllm_server.py"""
+
+import http.server
+import json
+import shlex
+import threading
+
+import pytest
+from conftest import ROOT, parser
+from test_machine import TINY
+from trl.scripts.vllm_serve import ScriptArguments, build_command
+
+from r1zero import checks, hardware_checks, machine, vllm_server
+
+
+def values(*flags, config=TINY):
+    """Every setting of a recipe that generates with a server."""
+    own = ["--use_vllm", "true", "--vllm_mode", "server"]
+    return machine.read_recipe(parser(), ["--config", str(config), *own, *map(str, flags)]).values
+
+
+@pytest.fixture
+def server():
+    """Starts a server on this machine that has `pages`, a dict of path to (status, JSON); returns its URL."""
+    started = []
+
+    def start(pages):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, body = pages.get(self.path.partition("?")[0], (404, None))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_):
+                pass
+
+        started.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=started[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_port}"
+
+    yield start
+    for each in started:
+        each.shutdown()
+        each.server_close()
+
+
+def stopped(*flags):
+    """The two lines that stop a run."""
+    with pytest.raises(SystemExit) as ended:
+        vllm_server.await_server(values(*flags))
+    return str(ended.value).splitlines()
+
+
+def info(transfer):
+    return 200, {"vllm_config": {"weight_transfer_config": transfer}}
+
+
+def test_run_without_a_server_asks_nobody(monkeypatch):
+    monkeypatch.setattr(vllm_server, "answer", lambda url: pytest.fail(f"{url} was asked"))
+    vllm_server.await_server(machine.read_recipe(parser(), ["--config", str(TINY)]).values)
+    vllm_server.await_server(values("--vllm_mode", "colocate"))
+
+
+def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsys):
+    url = server({"/health": (200, None), "/server_info": info({"backend": "nccl"})})
+    vllm_server.await_server(values("--vllm_server_base_url", f"{url}/"))
+    host, port = url.removeprefix("http://").split(":")
+    vllm_server.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
+    assert capsys.readouterr().out == "", "nothing was waited for"
+
+
+def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server):
+    free = server({}).rpartition(":")[2]  # answers, but not as vLLM does
+    what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", free, "--vllm_server_timeout", 0)
+    assert f"no vLLM server answered at http://127.0.0.1:{free} in 0 s (--vllm_server_timeout)" in what
+    assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {free} " in line
+
+
+def test_address_where_nobody_listens_is_the_same(server):
+    what, _ = stopped("--vllm_server_base_url", "http://127.0.0.1:9", "--vllm_server_timeout", 0)
+    assert "no vLLM server answered at http://127.0.0.1:9 in 0 s" in what
+
+
+def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
+    seconds = []
+    monkeypatch.setattr(vllm_server.time, "sleep", seconds.append)
+    up = json.dumps(info({"backend": "nccl"})[1]).encode()
+    monkeypatch.setattr(vllm_server, "answer", lambda url: (200, up) if len(seconds) >= 3 else (None, b""))
+    vllm_server.await_server(values())
+    assert len(seconds) == 3
+    assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
+
+
+@pytest.mark.parametrize(
+    "pages", [{}, {"/server_info": info(None)}], ids=["no development mode", "no weight transfer"]
+)
+def test_server_that_takes_no_weights_is_refused(server, pages):
+    url = server({"/health": (200, None)} | pages)
+    what, line = stopped("--vllm_server_base_url", url)
+    assert f"the vLLM server at {url} takes no new weights" in what
+    assert "start it with VLLM_SERVER_DEV_MODE=1 vllm serve" in line
+
+
+def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hardware_checks, "vllm_errors", lambda *_: [])
+    asked = []
+    monkeypatch.setattr(vllm_server, "await_server", lambda values: asked.append(values.vllm_mode))
+    argv = [
+        "--config",
+        str(TINY),
+        "--model_name_or_path",
+        str(tiny_model),
+        "--use_vllm",
+        "true",
+        "--vllm_mode",
+        "server",
+    ]
+    for flags in (["--data_dir", "nowhere"], ["--data_dir", str(tiny_data), "--dry_run"]):
+        with pytest.raises(SystemExit):
+            checks.check(parser(), [*argv, *flags])
+    assert asked == []
+    monkeypatch.setattr(checks, "parse", lambda *_: ())
+    checks.check(parser(), [*argv, "--data_dir", str(tiny_data)])
+    assert asked == ["server"]
+
+
+class TestServeCommand:
+    @staticmethod
+    def flags(words):
+        """The flags of a command, each with the value that follows it."""
+        pairs = {}
+        for word, value in zip(words, [*words[1:], "--"], strict=True):
+            if word.startswith("--"):
+                pairs[word] = None if value.startswith("--") else value
+        return pairs
+
+    def test_is_that_of_trl_but_for_images_and_what_is_vllms_default(self):
+        """TRL's own command ends with 2.0, and listens on every address."""
+        recipe = ROOT / "configs" / "qwen2.5-1.5b.yaml"
+        variable, *ours = shlex.split(vllm_server.serve_command(values(config=recipe)))
+        assert variable == "VLLM_SERVER_DEV_MODE=1" and ours[:3] == ["vllm", "serve", "Qwen/Qwen2.5-1.5B"]
+        trls = build_command(
+            ScriptArguments("Qwen/Qwen2.5-1.5B", host="127.0.0.1", dtype="bfloat16", max_model_len=1280)
+        )
+        ours, trls = self.flags(ours), self.flags(trls)
+        assert ours.items() <= trls.items()
+        assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= ours.keys()
+        left_out = {"--enable-scale-out", "--model-impl", "--uvicorn-log-level", "--kv-cache-dtype"}
+        left_out |= {"--tensor-parallel-size", "--data-parallel-size", "--gpu-memory-utilization"}
+        assert trls.keys() - ours.keys() <= left_out
+
+    @pytest.mark.parametrize(
+        ("flags", "dtype"),
+        [(("--bf16", "true"), "bfloat16"), (("--fp16", "true"), "float16"), ((), "float32")],
+    )
+    def test_has_the_type_of_the_run(self, flags, dtype):
+        assert self.flags(shlex.split(vllm_server.serve_command(values(*flags))))["--dtype"] == dtype
+
+    def test_listens_on_this_machine_alone_unless_the_run_names_another(self):
+        assert "--host 127.0.0.1 " in vllm_server.serve_command(values())
+        assert "--host 10.0.0.2 " in vllm_server.serve_command(values("--vllm_server_host", "10.0.0.2"))
+
+    @pytest.mark.vllm
+    def test_is_one_that_vllm_knows(self):
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        _, _, _, *words = shlex.split(vllm_server.serve_command(values()))
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+        assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
