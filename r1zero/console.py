@@ -280,5 +280,15 @@ def operators_gone(readings):
         )
 
 
+def sampled_by_another(readings):
+    ratio = readings.now("sampling/importance_sampling_ratio/mean")
+    if ratio < 0.9 or ratio > 1.1:
+        return (
+            f"the mean importance ratio is {ratio:.2f} and not about 1, so vLLM samples from another model than is "
+            "trained: try lora_dropout 0, dtype float32, or where completions are long vllm_importance_sampling_mode "
+            "token_truncate with vllm_importance_sampling_clip_max 2"
+        )
+
+
 # Each says what is wrong (str), or nothing (None)
-WARNINGS = (no_signal, format_alone, entropy_gone, cut_off, hacked, operators_gone)
+WARNINGS = (no_signal, format_alone, entropy_gone, cut_off, hacked, operators_gone, sampled_by_another)

@@ -71,7 +71,23 @@ def render_template(task, form, tokenizer=None):
     if tokenizer is None:
         turns = [f"<|im_start|>{message['role']}\n{message['content']}" for message in messages]
         return "<|im_end|>\n".join(turns)
-    return tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    return without_second_bos(text, tokenizer)
+
+
+def without_second_bos(text, tokenizer):
+    """A rendered chat without its written BOS where the tokenizer adds another, as with DeepSeek-R1-Distill.
+
+    Every prompt is tokenized as any text is, which puts BOS before it where the tokenizer is made so.
+    """
+    if begins_with_two_bos(tokenizer(text)["input_ids"], tokenizer):
+        return text.removeprefix(tokenizer.bos_token)
+    return text
+
+
+def begins_with_two_bos(token_ids, tokenizer):
+    """Whether a tokenized prompt begins with the token of its beginning twice."""
+    return tokenizer.bos_token_id is not None and token_ids[:2] == [tokenizer.bos_token_id] * 2
 
 
 def fill_template(template, **slots):

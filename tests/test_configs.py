@@ -1,5 +1,6 @@
 """Every YAML parses into its classes, and its batch arithmetic holds.   bash tests/run.sh tests/test_configs.py"""
 
+import functools
 import importlib.util
 import re
 import shlex
@@ -10,8 +11,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import parser
 from trl import TrlParser
 
+import preprocess
 import rewards
-from r1zero import ROOT, checks, machine, tiny_model
+from r1zero import ROOT, batch, checks, inputs, machine, memory, model_shapes, other_machine, tiny_model
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "tiny_model.yaml")
@@ -20,23 +22,47 @@ WANTED = {
     "qwen2.5-0.5b",
     "qwen2.5-1.5b",
     "qwen2.5-3b",
+    "qwen2.5-3b-80gb",
+    "qwen2.5-3b-tinyzero",
     "qwen2.5-3b-instruct",
     "qwen2.5-7b",
     "qwen2.5-1.5b-lora-24gb",
-    "qwen2.5-1.5b-lora-fp16",
+    "qwen2.5-1.5b-lora-t4",
     "qwen2.5-3b-lora-24gb",
     "x_r1_750",
     "multiply",
     "mixture",
     "eurus_r1_distill_1.5b",
 }
-COMPLETIONS_A_STEP = {"x_r1_750": 64, "eurus_r1_distill_1.5b": 128}  # the others: TinyZero's 256
+COMPLETIONS_A_STEP = {"qwen2.5-1.5b-lora-t4": 64, "x_r1_750": 64, "eurus_r1_distill_1.5b": 128}  # else TinyZero's 256
 
 
-def processes_in(path):
-    """How many processes the command in a recipe's header starts."""
-    match = re.search(r"--num_processes (\d+)", path.read_text())
-    return int(match[1]) if match else 1
+@functools.cache
+def model_of(name):
+    """The model that a recipe names, without weights."""
+    return inputs.without_weights(model_shapes.config_of(name))
+
+
+def estimate(path, values):
+    """What memory.memory says of a recipe on the card of its header, and the bytes of that card."""
+    launcher = re.search(r"--config_file (\S+)", path.read_text())[1]
+    variables = other_machine.launcher_variables(ROOT / launcher, batch.header_processes(path))
+    cards = re.search(
+        r"(\d+) GB(?: \(([\d.]+) GiB\))?", path.read_text()
+    )  # of 80 * 10^9 bytes, or as many GiB as said
+    card = float(cards[2]) * memory.GIB if cards[2] else int(cards[1]) * memory.GB
+    model, tokens = model_of(values.model_name_or_path), values.vllm_max_model_length
+    return memory.memory(values, model, machine.read_strategy(variables), tokens, card), card
+
+
+def numbers(match):
+    """The groups of a match as floats, None where nothing matches."""
+    return match and [float(number) for number in match.groups()]
+
+
+def gib(*sizes):
+    """Bytes as GiB, equal to what they are rounded to."""
+    return pytest.approx([size / memory.GIB for size in sizes], abs=0.501)
 
 
 def test_no_recipe_is_missing():
@@ -59,7 +85,7 @@ class TestRecipe:
                     assert getattr(arguments, key) == value
 
     def test_batch_arithmetic_holds(self, path, values, monkeypatch):
-        processes = processes_in(path)
+        processes = batch.header_processes(path)
         monkeypatch.setattr(machine, "processes", lambda: processes)
         assert checks.batch_errors(values) == []
         steps = values.steps_per_generation or values.gradient_accumulation_steps
@@ -93,6 +119,59 @@ class TestRecipe:
     def test_reward_functions_exist(self, values):
         assert all(callable(getattr(rewards, name)) for name in values.reward_funcs)
         assert values.reward_weights is None or len(values.reward_weights) == len(values.reward_funcs)
+
+    def test_gpus_train_without_kl_and_with_a_warm_up_unless_it_is_tinyzeros(self, path, values):
+        """beta 0 is TRL's default, DAPO's and Dr. GRPO's; 20 generations of warm-up are DAPO's."""
+        if values.use_cpu:
+            return
+        if path.stem == "qwen2.5-3b-tinyzero":
+            assert (values.beta, str(values.lr_scheduler_type)) == (0.001, "constant")
+            return
+        assert values.beta == 0
+        assert (str(values.lr_scheduler_type), values.warmup_steps) == ("constant_with_warmup", 20)
+
+    def test_evaluation_takes_whole_batches_and_as_many_pushes_of_the_weights_as_the_recipe_says(self, path, values):
+        """Under sleep mode every batch of an evaluation pushes all weights to vLLM."""
+        if not values.use_vllm:
+            return
+        script, task, *_ = arguments = shlex.split(values.prepare)
+        assert script == "preprocess.py"
+        held_out = 2 * 512 if task == "mixture" else preprocess.read_arguments(arguments[1:]).test_size
+        at_once = values.per_device_eval_batch_size * batch.header_processes(path)
+        assert held_out % at_once == 0
+        said = re.search(r"(\S+) push", path.read_text())
+        if path.stem != "x_r1_750":  # whose held-out set has a size of its own
+            assert said[1] == {1: "one"}.get(held_out // at_once, str(held_out // at_once))
+
+    def test_memory_is_as_estimated_in_the_comments_and_fits_the_card(self, path, values):
+        if values.use_cpu:
+            return
+        found, card = estimate(path, values)
+        text, peaks, parts = path.read_text(), found["peaks"], found["parts"]
+        header = re.search(r"Estimate a card: (\d+) GiB in the update, (\d+) in evaluation, (\d+) in generation", text)
+        assert numbers(header) == gib(peaks["update"], peaks["evaluation"], peaks["generation"])
+        share = re.search(r"vllm_gpu_memory_utilization: \S+ # (\S+) of (\S+) GiB: .* and (\S+) stay free", text)
+        assert numbers(share) == gib(parts["vLLM"], card, card - peaks["generation"])
+        scoring = re.search(r"each pass of scoring (\S+) GiB", text)
+        assert numbers(scoring) == gib(parts["evaluation"]) or path.stem == "x_r1_750"
+        assert max(peaks.values()) <= 0.9 * card
+
+    def test_vllm_gets_what_sleep_mode_allows_and_evaluation_what_fits(self, path, values):
+        """With 0.05 more of the card, or with twice the batch, less than a fifth of it would stay free."""
+        if values.use_cpu:
+            return
+        values.vllm_gpu_memory_utilization += 0.05
+        values.per_device_eval_batch_size *= 2
+        found, card = estimate(path, values)
+        assert found["peaks"]["generation"] > 0.8 * card
+        if "pushes of the weights" in path.read_text():
+            assert found["peaks"]["evaluation"] > 0.8 * card
+
+    def test_long_completions_are_weighted_token_by_token(self, values):
+        """The ratio of a whole completion spreads with its length, and TRL drops those above 3 by default."""
+        if values.use_vllm and values.max_completion_length > 2048:
+            assert values.vllm_importance_sampling_mode == "token_truncate"
+            assert values.vllm_importance_sampling_clip_max == 2
 
     def test_context_of_vllm_holds_prompt_and_completion(self, path, values):
         if not values.use_vllm:

@@ -3,6 +3,7 @@
 bash tests/run.sh tests/test_console.py
 """
 
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import TrainerState
+from trl.trainer import grpo_trainer
 
 from r1zero import console
 from rewards import FORMAT_REWARD
 
+RATIO = "sampling/importance_sampling_ratio/mean"  # logged where vLLM generates
 HEALTHY = {
     "reward": 0.3,
     "accuracy": 0.25,
@@ -64,6 +67,12 @@ def test_healthy_run_is_left_in_peace():
             "answers with * or / fell from 60% to 1",
             id="* and / dying out",
         ),
+        pytest.param(
+            lambda step: {RATIO: 0.6},
+            "the mean importance ratio is 0.60",
+            id="completions that are dropped or shrunk",
+        ),
+        pytest.param(lambda step: {RATIO: 1.15}, "the mean importance ratio is 1.15", id="another model that samples"),
     ],
 )
 def test_what_ruins_a_run_is_said_once_with_the_reading_and_what_to_try(course, found, every):
@@ -77,10 +86,21 @@ def test_one_bad_step_is_no_reason_to_warn():
         assert warned(lambda step, bad=bad: bad if step == 30 else {}) == []
 
 
+@pytest.mark.parametrize("ratio", [0.91, 1.09])
+def test_rounding_alone_is_no_reason_to_warn_of_importance_ratios(ratio):
+    assert warned(lambda step: {RATIO: ratio}) == []
+
+
 def test_metrics_that_a_task_does_not_log_are_not_missed():
     warnings = console.Warnings()
     for step in range(1, 61):
         assert list(warnings.see(step, {"reward": 0.5, "accuracy": None})) == []
+
+
+def test_importance_ratios_go_by_the_names_that_trl_gives_them():
+    """A name that TRL changes would end the warning, and say nothing."""
+    source = inspect.getsource(grpo_trainer)
+    assert f'"{RATIO}"' in source and RATIO in inspect.getsource(console)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0m00s"), (245, "4m05s"), (20_220, "5h37m"), (3599.6, "1h00m")])

@@ -1,10 +1,17 @@
 """What a prompt says, how it is rendered, and which are too long.   bash tests/run.sh tests/test_prompts.py"""
 
 from collections import Counter
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
+from conftest import FIXTURES
+from tokenizers import processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import preprocess
+from r1zero import inputs
+from r1zero import tiny_model as tiny
 from r1zero.prompts import PROMPTS, drop_long_prompts, fill_template, load_tokenizer, render_template
 
 
@@ -60,6 +67,69 @@ def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
     assert template.startswith("[system]You are") and "{}[end][user]Using the numbers {numbers}" in template
     assert template.endswith("[assistant]Let me solve this step by step.\n<think>"), "the turn is left open"
     assert render_template("countdown", "base", tokenizer) == render_template("countdown", "base")
+
+
+BOS = "<|bos|>"
+
+
+def tokenizer_with_bos(folder, adds, writes):
+    """The folder of a tokenizer that adds BOS to every text or not, whose chat template writes one or not.
+
+    With both it does as DeepSeek-R1-Distill's.
+    """
+    inner = tiny.build_tokenizer().backend_tokenizer
+    inner.add_special_tokens([BOS])
+    if adds:
+        number = inner.token_to_id(BOS)
+        inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, number)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=BOS, eos_token=tiny.END_OF_TEXT, pad_token=tiny.END_OF_TEXT
+    )
+    written = "{{ bos_token }}" if writes else ""
+    tokenizer.chat_template = written + "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["base", "chat"])
+@pytest.mark.parametrize("task", PROMPTS)
+@pytest.mark.parametrize("writes", [False, True], ids=["the template writes none", "the template writes BOS"])
+@pytest.mark.parametrize("adds", [False, True], ids=["the tokenizer adds none", "the tokenizer adds BOS"])
+def test_a_prompt_begins_with_bos_once(tmp_path, adds, writes, task, form):
+    """Where the template writes one and the tokenizer adds another, the written one is dropped; else nothing is."""
+    tokenizer = load_tokenizer(str(tokenizer_with_bos(tmp_path, adds, writes)))
+    text = render_template(task, form, tokenizer)
+    ids = tokenizer(text)["input_ids"]
+    wanted = adds or (writes and form == "chat")
+    assert ids.count(tokenizer.bos_token_id) == wanted and (ids[0] == tokenizer.bos_token_id) == wanted
+    assert text.startswith("[system]You" if form == "chat" else "A conversation") or (writes and not adds)
+
+
+def test_prompts_in_the_data_begin_with_bos_once(tmp_path):
+    """As for the recipe of DeepSeek-R1-Distill."""
+    name = str(tokenizer_with_bos(tmp_path / "tokenizer", adds=True, writes=True))
+    source, written = FIXTURES / "eurus.jsonl", tmp_path / "eurus"
+    chat = ["--template", "chat", "--tokenizer", name, "--max_prompt_length", "1000"]
+    preprocess.main(["eurus", "--source", str(source), "--local_dir", str(written), *chat])
+    tokenizer = load_tokenizer(name)
+    for split in ("train", "test"):
+        prompts = pq.read_table(written / f"{split}.parquet", columns=["prompt"])["prompt"].to_pylist()
+        assert prompts
+        for ids in tokenizer(prompts)["input_ids"]:
+            assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("adds", [False, True], ids=["the tokenizer adds none", "the tokenizer adds BOS"])
+def test_data_that_was_written_with_two_bos_is_refused(tmp_path, adds):
+    """A chat is tokenized without another one, by TRL as here."""
+    tokenizer = load_tokenizer(str(tokenizer_with_bos(tmp_path, adds, writes=True)))
+    model = SimpleNamespace(tokenizer=tokenizer)
+    chat = [{"role": "user", "content": "hello"}]
+    _, errors = inputs.longest_prompt(inputs.Data(prompts=[f"{BOS}[user]hello", chat]), model)
+    assert len(errors) == adds and all(f"begin with {BOS} twice" in error for error in errors)
+    longest, errors = inputs.longest_prompt(inputs.Data(prompts=[chat]), model)
+    assert errors == []
+    assert longest == len(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"])
 
 
 def test_braces_of_a_problem_and_of_a_template_are_left_alone():
