@@ -14,7 +14,6 @@ Every number stands in the YAML, and a flag of the same name overrides it there:
 
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from datasets import load_dataset
@@ -22,7 +21,8 @@ from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.generation import vllm_generation
 
-from r1zero import checks, console, memory, report, reward_functions, run_folder
+from r1zero import checks, console, lora, report, reward_functions, run_folder, sampler, vllm_settings
+from r1zero.trimmed_trainer import TrimmedGRPOTrainer
 
 
 @dataclass
@@ -47,6 +47,22 @@ class ScriptArguments:
     dry_run: bool = field(
         default=False,
         metadata={"help": "Print what the run will do and take, and what would stop it, and end before it starts."},
+    )
+    gpus: int | None = field(
+        default=None,
+        metadata={"help": "With --dry_run: plan for another machine, with so many GPUs; 0 for one without."},
+    )
+    gpu_memory: float | None = field(
+        default=None, metadata={"help": "With --gpus: the memory of each in GB, that is, 10^9 bytes."}
+    )
+    strategy: str | None = field(
+        default=None, metadata={"help": "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own."}
+    )
+    trim_padding: bool = field(
+        default=False, metadata={"help": "Compute no padding in the passes over completions: the same update, sooner."}
+    )
+    drop_finished: bool = field(
+        default=False, metadata={"help": "Where transformers generates, drop completions as soon as they have ended."}
     )
     price_per_hour: float | None = field(
         default=None,
@@ -88,11 +104,9 @@ def main(script_args, training_args, model_args, reward_funcs):
         **(training_args.model_init_kwargs or {}),
     }
     if training_args.use_vllm and training_args.vllm_mode == "colocate":
-        # The engine is to sample in the type that the update computes in. TRL has no setting for it, and vLLM alone
-        # takes the type of config.json, and for float32 bfloat16 (float16 on older cards).
-        dtypes = {"bf16": "bfloat16", "fp16": "float16", None: model_args.dtype}
-        vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtypes[memory.mixed_precision(training_args)])
-    trainer = GRPOTrainer(
+        # The engine computes in the type of the update and samples from the run's seed, which TRL has no settings for
+        vllm_generation.LLM = vllm_settings.engine(training_args, model_args)
+    trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(
         model=model_args.model_name_or_path,
         reward_funcs=[reward_functions.watched(function) for function in reward_funcs],
         args=training_args,
@@ -101,6 +115,9 @@ def main(script_args, training_args, model_args, reward_funcs):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    lora.keep_base_exact(trainer.model)  # which TRL rounds with every push of an adapter to vLLM
+    if script_args.drop_finished:
+        sampler.drop_finished_rows(trainer.model)
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
     lines = console.Console(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
     trainer.add_callback(lines)

@@ -25,9 +25,10 @@ from conftest import (
     train_here,
     training_command,
 )
+from peft import PeftModel
 from safetensors.torch import load_file
 
-from r1zero import report, run_folder
+from r1zero import lora, report, run_folder
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
@@ -150,8 +151,12 @@ def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data, 
     assert json.loads((folder / "metrics.json").read_text())["after"] is None
 
 
-def test_lora_trains_and_saves_an_adapter(tmp_path, tiny_model, tiny_data):
-    train_tiny(tmp_path, tiny_model, tiny_data, max_steps=1, use_peft=True, lora_target_modules="all-linear")
+def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, tiny_model, tiny_data, monkeypatch):
+    kept = []
+    monkeypatch.setattr(lora, "keep_base_exact", kept.append)
+    flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0}
+    train_tiny(tmp_path, tiny_model, tiny_data, max_steps=1, **flags)
+    assert [isinstance(model, PeftModel) for model in kept] == [True]
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 

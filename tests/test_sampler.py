@@ -1,0 +1,140 @@
+"""The loop that drops finished rows against transformers' own generation.   bash tests/run.sh tests/test_sampler.py"""
+
+import collections
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from r1zero import sampler
+from r1zero.sampler import sample_unfinished
+
+VOCABULARY, PAD = 12, 0
+ENDS = [1, 2]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model of twelve tokens with random weights, whose completions end at very different lengths."""
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=ENDS,
+        pad_token_id=PAD,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def prompts(count, longest=6):
+    """Prompts of one token and more, padded on the left: input_ids and attention_mask (B, P)."""
+    torch.manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (count, longest))
+    lengths = torch.arange(count) % longest + 1
+    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def settings(**changed):
+    return GenerationConfig(
+        **{"max_new_tokens": 60, "eos_token_id": ENDS, "pad_token_id": PAD, "do_sample": False} | changed
+    )
+
+
+@pytest.mark.parametrize("ends", [ENDS, 1, None], ids=["two end tokens", "one end token", "none"])
+def test_greedy_search_gives_generates_tokens(model, ends):
+    given, how = prompts(40), settings(eos_token_id=ends)
+    expected = model.generate(**given, generation_config=how)
+    found = model.generate(**given, generation_config=how, custom_generate=sample_unfinished)
+    assert torch.equal(found, expected)
+    if ends == ENDS:
+        lengths = (expected[:, 6:] != PAD).sum(1)
+        assert lengths.min() < sampler.LOOK_EVERY < lengths.max(), "rows end in different looks"
+
+
+def test_rows_that_have_ended_are_computed_no_more(model, monkeypatch):
+    widths = []
+    forward = model.forward
+
+    def counted(*args, **kwargs):
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    model.generate(**prompts(40), generation_config=settings(), custom_generate=sample_unfinished)
+    assert widths[0] == 40 and widths == sorted(widths, reverse=True)
+    assert widths[-1] < 40 and len(set(widths[: sampler.LOOK_EVERY])) == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({}, id="as it is"),
+        pytest.param({"temperature": 0.5}, id="temperature"),
+        pytest.param({"top_k": 2}, id="top-k"),
+        pytest.param({"top_p": 0.6}, id="top-p"),
+    ],
+)
+def test_sampling_draws_from_generates_distribution(model, how):
+    """The first tokens of many completions of one prompt, both ways, and their lengths, within five deviations."""
+    count = 6000
+    given = {name: value[2:3].expand(count, -1) for name, value in prompts(3).items()}
+    how = settings(do_sample=True, max_new_tokens=20, **{"top_k": 0, "top_p": 1.0} | how)
+    counts = []
+    for loop in (None, sample_unfinished):
+        torch.manual_seed(1)
+        tokens = model.generate(**given, generation_config=how, custom_generate=loop)[:, 6:]
+        found = collections.Counter(map(tuple, tokens[:, :3].tolist()))
+        found.update(("length", length) for length in (tokens != PAD).sum(1).tolist())
+        counts.append(found)
+    assert len(counts[0]) > 10, "there is something to draw"
+    for outcome in counts[0] | counts[1]:
+        pair = [found[outcome] for found in counts]
+        assert abs(pair[0] - pair[1]) <= 5 * (sum(pair) + 1) ** 0.5, outcome
+
+
+def test_one_seed_samples_the_same_twice_and_another_one_does_not(model):
+    found, given, how = [], prompts(16), settings(do_sample=True, top_k=0)
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(model.generate(**given, generation_config=how, custom_generate=sample_unfinished))
+    assert torch.equal(found[0], found[1])
+    assert found[0].shape != found[2].shape or not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["the model itself", "a PEFT model around it"])
+def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    if lora:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2))
+    given = {"input_ids": torch.tensor([[5, 6, 7]] * 4), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+    how = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=[0], pad_token_id=0)
+    expected = model.generate(**given, generation_config=how)
+    calls = []
+
+    def seen(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        calls.append(len(input_ids))
+        everything = (model, input_ids, logits_processor, stopping_criteria, generation_config)
+        return sample_unfinished(*everything, **model_kwargs)
+
+    monkeypatch.setattr(sampler, "sample_unfinished", seen)
+    sampler.drop_finished_rows(model)
+    assert torch.equal(model.generate(**given, generation_config=how), expected) and calls == [4]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"num_beams": 2}, {"return_dict_in_generate": True}, {"use_cache": False}],
+    ids=["beams", "more than sequences", "no cache"],
+)
+def test_what_the_loop_does_not_do_is_refused(model, how):
+    with pytest.raises(ValueError, match="one beam, a cache, and gives sequences alone"):
+        model.generate(**prompts(2), generation_config=settings(**how), custom_generate=sample_unfinished)

@@ -1,0 +1,104 @@
+"""Training without padding against TRL's own trainer: the same losses, gradients, weights and metrics.
+
+bash tests/run.sh tests/test_trimmed_trainer.py
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, train_here
+from safetensors.torch import load_file
+
+from r1zero import trimmed_trainer
+
+TINY = ROOT / "configs" / "tiny_cpu.yaml"
+LONG = {  # completions of random text, of which some end early, as the reward below wants
+    "max_steps": 2,
+    "max_completion_length": 32,
+    "per_device_train_batch_size": 8,
+    "steps_per_generation": 2,
+    "gradient_accumulation_steps": 2,
+    "reward_funcs": "tests/stand_in/letters.py:letters_reward",
+    "beta": 0.04,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "log_completions": False,
+}
+MEANS_OVER_MICRO_BATCHES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+
+
+@pytest.fixture
+def both(tmp_path, tiny_model, tiny_data, monkeypatch):
+    """Trains with padding and without; returns the logged steps and the final weights of both."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(trimmed_trainer, "ROWS", 3)  # so that a micro-batch is several passes
+
+    def run(**flags):
+        found = []
+        for trim in (False, True):
+            folder = tmp_path / str(trim)
+            paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": folder}
+            train_here(TINY, **SMALL | LONG | paths | flags, trim_padding=trim)
+            history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            name = "adapter_model" if flags.get("use_peft") else "model"
+            steps = [entry for entry in history if "grad_norm" in entry]
+            found.append((steps, load_file(folder / f"{name}.safetensors")))
+        return found
+
+    return run
+
+
+def assert_equal(padded, trimmed, but=()):
+    """Losses, gradients, metrics and weights to the rounding of float32."""
+    (steps, weights), (trimmed_steps, trimmed_weights) = padded, trimmed
+    assert len(steps) == len(trimmed_steps) == 2 and steps[0]["grad_norm"] > 0
+    for one, other in zip(steps, trimmed_steps, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"step_time", *but}:
+            expected = None if one[name] is None else pytest.approx(one[name], rel=1e-4, abs=1e-6)
+            assert other[name] == expected, name  # None: the mean of nothing, where all of a batch is masked
+    for name in weights:
+        torch.testing.assert_close(trimmed_weights[name], weights[name], rtol=1e-4, atol=1e-6)
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "dr_grpo", "cispo", "sapo", "luspo")]
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo", *OTHERS])
+def test_each_loss_is_the_same_without_padding(both, loss_type):
+    """Two micro-batches make a step; where they are dealt by length, means over them weigh tokens differently."""
+    but = () if loss_type == "bnpo" else (*MEANS_OVER_MICRO_BATCHES, "cispo_clip_ratio")
+    assert_equal(*both(loss_type=loss_type), but)
+
+
+def test_metrics_are_the_same_where_a_step_has_one_micro_batch(both):
+    one = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2}
+    assert_equal(*both(**one))
+
+
+def test_lora_is_the_same_without_padding(both):
+    lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-3}
+    assert_equal(*both(**lora), MEANS_OVER_MICRO_BATCHES)
+
+
+@pytest.mark.slow
+def test_truncated_completions_that_are_masked_are_the_same_without_padding(both):
+    assert_equal(*both(mask_truncated_completions=True), MEANS_OVER_MICRO_BATCHES)
+
+
+def test_no_pass_is_wider_than_its_rows_need(tmp_path, tiny_model, tiny_data, monkeypatch):
+    """Counted in the passes themselves: fewer tokens than rows times the longest completion."""
+    monkeypatch.chdir(ROOT)
+    shapes = []
+    compute = trimmed_trainer.GRPOTrainer._get_per_token_logps_and_entropies
+
+    def seen(self, model, input_ids, attention_mask, *args, **kwargs):
+        shapes.append((input_ids.numel(), int(attention_mask.sum()), attention_mask.any(0).all()))
+        return compute(self, model, input_ids, attention_mask, *args, **kwargs)
+
+    monkeypatch.setattr(trimmed_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", seen)
+    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path}
+    train_here(TINY, **SMALL | LONG | paths | {"max_steps": 1})
+    assert shapes and all(full for *_, full in shapes), "no column of padding alone"
