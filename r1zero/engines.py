@@ -1,4 +1,4 @@
-"""A model to evaluate, and the two engines that generate with it: transformers anywhere, vLLM on a GPU.
+"""A model to evaluate, and the two engines that generate with it: transformers, and vLLM where it is installed.
 
 An engine is a context manager that gives generate(prompts, seeds). prompts: B lists of token ids; seeds: B * n ints,
 one for each completion, of which the transformers engine takes the first for the whole batch. It returns B * n lists
@@ -6,12 +6,17 @@ of token ids, the n of a prompt next to each other, each up to the token that en
 """
 
 import contextlib
+import importlib.util
 import json
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -20,6 +25,10 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from r1zero import machine
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C raises: vLLM swallows a KeyboardInterrupt while its engine starts, and then waits for the engine."""
 
 
 @dataclass
@@ -136,28 +145,91 @@ def transformers_engine(model, args, state):
     yield generate
 
 
+def why_no_vllm():
+    """Why vLLM cannot generate here, with what to type (str); None where it can. Importing vLLM takes seconds."""
+    if importlib.util.find_spec("vllm") is None:
+        return "needs vLLM, which is not installed: type pip install -e '.[gpu]', or pass --backend transformers"
+    with engine_environment():
+        from vllm.platforms import current_platform
+    if torch.cuda.is_available():
+        if current_platform.is_cpu():
+            return "finds a GPU and a vLLM that is built for the CPU: pass --backend transformers"
+    elif not current_platform.is_cpu():
+        return "needs a GPU, or a vLLM that is built for the CPU: pass --backend transformers"
+    return None
+
+
+@contextlib.contextmanager
+def engine_environment(**defaults):
+    """The environment to import vLLM and to build its engine in; restores it, with all that vLLM has set there.
+
+    defaults: variables to set where the user has not.
+    """
+    before = dict(os.environ)
+    os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR"} | defaults | before)  # INFO is 60 lines an engine
+    # A process of its own, which ends without this one, and no fork, which would inherit locks and signal handlers
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn")
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def build_engine(path, model, args, state):
+    """vLLM's LLM of this process alone, whatever the other processes do; its engine runs in a process of its own.
+
+    It is no rank of the launcher's: vLLM meets its own processes by a file, and never reads RANK or MASTER_PORT.
+    """
+    settings, defaults = {}, {}
+    if state.device.type == "cuda":
+        # The rest, 1.5 GiB of a T4's 14.6, is for what this process itself has there: its context and NCCL's buffers
+        settings["gpu_memory_utilization"] = 0.9
+        if state.num_processes > 1:
+            settings["device_ids"] = [state.local_process_index]  # counted in CUDA_VISIBLE_DEVICES where that is set
+    else:
+        # Without kv_cache_memory_bytes vLLM takes 92 % of the machine. 1 GiB holds 18,700 tokens of Qwen2.5-1.5B
+        # (28 layers x 2 x 256 x 4 bytes); VLLM_CPU_KVCACHE_SPACE, in GiB, comes before it.
+        settings["kv_cache_memory_bytes"] = 2**30
+        settings["enforce_eager"] = True  # compiling took 17 to 60 s a model, and the tiny one ran no faster for it
+        if state.num_processes > 1:
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would bind every engine to the same cores
+    with engine_environment(**defaults):
+        from vllm import LLM
+
+        return LLM(
+            model=path,
+            dtype=args.dtype,
+            seed=args.seed,
+            max_model_len=model.longest + args.max_completion_length,
+            **settings,
+        )
+
+
+def watch(processes, ended):
+    """Interrupts this process where one of the engine's ends before it should: vLLM would wait for it for ever.
+
+    processes: list of multiprocessing's; ended: the Event that the engine is to end.
+    """
+    connection.wait([process.sentinel for process in processes])
+    if not ended.is_set():
+        print("vLLM's engine was killed: is there too little memory?", file=sys.stderr, flush=True)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
 @contextlib.contextmanager
 def vllm_engine(model, args, state):
-    """Generates with vLLM: one engine in each process, on the process's own GPU, as TRL has it."""
-    from trl.trainer.utils import ensure_master_addr_port
-    from vllm import LLM, SamplingParams
-
-    os.environ["RANK"] = str(state.process_index)
-    os.environ["LOCAL_RANK"] = str(state.local_process_index)
-    os.environ["WORLD_SIZE"] = str(state.num_processes)
-    ensure_master_addr_port()
+    """Generates with vLLM, by an engine for each process that has work; ends it, so that the next has the memory."""
+    others, ended = multiprocessing.active_children(), threading.Event()
     with tempfile.TemporaryDirectory() as merged:
         if model.is_adapter:
             load(model, args.dtype).save_pretrained(merged)
             model.tokenizer.save_pretrained(merged)
-        llm = LLM(
-            model=merged if model.is_adapter else model.path,
-            dtype=args.dtype,
-            seed=args.seed,
-            max_model_len=model.longest + args.max_completion_length,
-            distributed_executor_backend="external_launcher",
-            enable_sleep_mode=True,
-        )
+        llm = build_engine(merged if model.is_adapter else model.path, model, args, state)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    threading.Thread(target=watch, args=(processes, ended), daemon=True).start()
+    from vllm import SamplingParams
 
     def generate(prompts, seeds):
         requests, params = [], []
@@ -174,5 +246,9 @@ def vllm_engine(model, args, state):
         results = llm.generate(requests, params, use_tqdm=False)
         return [list(result.outputs[0].token_ids) for result in results]
 
-    yield generate
-    llm.sleep(level=2)  # frees the GPU for the next model
+    try:
+        yield generate
+    finally:
+        ended.set()
+        # Seconds until it is killed: vLLM's own 5 were too few to end in order, and a launcher kills this one after 30
+        llm.llm_engine.engine_core.shutdown(timeout=15)

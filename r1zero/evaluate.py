@@ -6,20 +6,28 @@
 
 A model is a folder, the folder of a LoRA checkpoint, or a hub id. The data is a file that preprocess.py has written,
 or one of your own; its prompts are taken as they are, and rewards.py or your own function scores the completions. vLLM
-generates where it and a GPU are there, and transformers elsewhere.
+generates where it and a GPU are there, and transformers elsewhere. Each process that has batches to do has an engine.
 
 Leaves in <output_dir>/<model's name>: completions.parquet (a row for each completion), metrics.json and config.yaml.
 Every batch is on disk once it is scored: what was interrupted goes on by the same command, with any number of
 processes.
 """
 
+import ctypes
+import signal
+import sys
+
+if __name__ == "__mp_main__":  # the processes of vLLM's engine import this too, before anything else
+    # They end with the evaluation and no sooner: it answers Ctrl-C for them, and its death, even by SIGKILL, ends them
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
 import argparse
 import importlib.util
 import json
 import math
 import shutil
-import signal
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -184,7 +192,7 @@ def parse(argv):
     parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens; default 1024")
     parser.add_argument("--batch_size", type=int, help="problems at a time; default 64 / n, with vLLM 1024 / n")
     parser.add_argument("--seed", type=int, default=0, help="of --limit and of sampling")
-    parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm where it can run")
+    parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm where it and a GPU are")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
     args = parser.parse_args(argv)
     gpu = torch.cuda.is_available()
@@ -199,14 +207,18 @@ def parse(argv):
     return args
 
 
-def print_engine(args, state):
-    """Says what generates, and why where that is not vLLM's choice."""
+def print_engine(args, problems, state):
+    """Says what generates, and why where that is not vLLM on a GPU; and how all of the processes would have work."""
     why = ""
     if not torch.cuda.is_available():
         why = " (no GPU found)"
     elif not importlib.util.find_spec("vllm"):
         why = " (vLLM is not installed)"
     print(f"{args.backend} in {args.dtype} on {state.num_processes} x {state.device.type}{why}", flush=True)
+    idle = state.num_processes - math.ceil(problems / args.batch_size)
+    if idle > 0:
+        share = math.ceil(problems / state.num_processes)
+        print(f"{idle} of them without a batch: --batch_size {share} would give each its share", flush=True)
 
 
 def main(argv=None):
@@ -219,11 +231,11 @@ def main(argv=None):
         # One process may wait long for another
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
         if is_main:
-            print_engine(args, state)
+            print_engine(args, len(exam.problems), state)
         results = {}
         for name, model in exam.models.items():
             results[name] = evaluate_model(model, args, exam, state)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, engines.Interrupted):
         stopped = "r1zero.evaluate: stopped; what is done stays: the same command goes on from there"
         sys.exit(stopped if is_main else 1)
     if is_main:
@@ -235,7 +247,7 @@ def interrupt_once(*_):
     """Ctrl-C, which launchers follow up with SIGTERM at once: it must not interrupt what the first one started."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    raise KeyboardInterrupt
+    raise engines.Interrupted
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What can be found wrong with an evaluation before weights are loaded: an error is a line that says what to type."""
 
 import hashlib
-import importlib.util
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
 from datasets import Dataset, load_dataset
 
@@ -59,8 +57,10 @@ def flag_errors(args):
     if args.temperature < 0 or (args.n > 1 and not args.temperature):
         found = f"--temperature {args.temperature:g} with --n {args.n}"
         errors.append(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
-    if args.backend == "vllm" and not (torch.cuda.is_available() and importlib.util.find_spec("vllm")):
-        errors.append("--backend vllm needs a GPU, and vLLM (pip install -e '.[gpu]'): leave it out")
+    if args.backend == "vllm":
+        reason = engines.why_no_vllm()
+        if reason:
+            errors.append(f"--backend vllm {reason}")
     return errors
 
 

@@ -3,15 +3,20 @@
 bash tests/run.sh tests/test_engines.py
 """
 
+import multiprocessing
 import os
+import queue
 import shutil
 import sys
+import time
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import huggingface_hub.constants
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import PATIENCE
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -114,41 +119,133 @@ class TestTransformers:
         assert first == again != other
 
 
-def test_vllm_is_asked_for_the_same_completions(tiny_model, prompts, monkeypatch):
-    """vLLM 0.30's names and signatures, as far as they are used, over a transformers model in their place."""
-    model = engines.read_model(str(tiny_model))
-    model.longest = 9
-    calls = []
+class StandIn:
+    """vLLM's LLM in 0.30's names and signatures, as far as they are used, over a transformers model."""
 
-    class SamplingParams:
-        def __init__(self, *, temperature=1.0, max_tokens=16, seed=None, stop_token_ids=None):
-            assert type(seed) is int and stop_token_ids == model.ends
-            self.temperature, self.max_tokens = temperature, max_tokens
+    built = []  # one a model, in their order
 
-    class LLM:
-        def __init__(self, model, *, dtype, seed, max_model_len, distributed_executor_backend, enable_sleep_mode):
-            calls.append((dtype, max_model_len, distributed_executor_backend, enable_sleep_mode))
-            self.model = AutoModelForCausalLM.from_pretrained(model)
+    def __init__(self, model, *, dtype, seed, max_model_len, **settings):
+        self.arguments, self.settings = (dtype, seed, max_model_len), settings
+        self.environment = dict(os.environ)
+        os.environ.update(LD_PRELOAD="libgomp.so", OMP_NUM_THREADS="7")  # vLLM sets much there
+        self.model = AutoModelForCausalLM.from_pretrained(model)
+        self.ended = []  # with which seconds to do so
+        self.llm_engine = SimpleNamespace(
+            engine_core=SimpleNamespace(shutdown=lambda timeout: self.ended.append(timeout))
+        )
+        StandIn.built.append(self)
 
-        def generate(self, prompts, sampling_params, *, use_tqdm=True):
-            for prompt, params in zip(prompts, sampling_params, strict=True):
-                ids = torch.tensor([prompt["prompt_token_ids"]])
-                output = self.model.generate(ids, do_sample=False, max_new_tokens=params.max_tokens)
-                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(output[0, ids.size(1) :].tolist()))])
+    def generate(self, prompts, sampling_params, *, use_tqdm=True):
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            output = self.model.generate(ids, do_sample=False, max_new_tokens=params.max_tokens)
+            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(output[0, ids.size(1) :].tolist()))])
 
-        def sleep(self, level):
-            calls.append(level)
 
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SamplingParams
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # and back again after the test
-    ids = model.tokenizer(prompts[:3])["input_ids"]
-    with engines.vllm_engine(model, SimpleNamespace(**FLAGS | {"n": 2}), STATE) as generate:
-        found = generate(ids, list(range(6)))
-    assert calls == [("float32", 21, "external_launcher", True), 2]
-    assert [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["0", "0", "1"]
-    with engines.transformers_engine(model, SimpleNamespace(**FLAGS), STATE) as generate:
-        expected = generate(ids, [0, 0, 0])
-    assert found == [row for row in expected for _ in range(2)]
+class Sampling:
+    def __init__(self, *, temperature=1.0, max_tokens=16, seed=None, stop_token_ids=None):
+        assert type(seed) is int and type(stop_token_ids) is list
+        self.temperature, self.max_tokens = temperature, max_tokens
+
+
+class TestVLLM:
+    LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+    @pytest.fixture(autouse=True)
+    def vllm(self, monkeypatch):
+        """A module in vLLM's place; built for a GPU unless a test says otherwise."""
+        module, platforms = ModuleType("vllm"), ModuleType("vllm.platforms")
+        module.__spec__ = ModuleSpec("vllm", loader=None)
+        module.LLM, module.SamplingParams = StandIn, Sampling
+        platforms.current_platform = SimpleNamespace(is_cpu=lambda: False)
+        monkeypatch.setitem(sys.modules, "vllm", module)
+        monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+        monkeypatch.setattr(StandIn, "built", [])
+        return platforms.current_platform
+
+    def engine(self, model, state=STATE, **flags):
+        model.longest = 9
+        return engines.vllm_engine(model, SimpleNamespace(**FLAGS | flags), state)
+
+    def test_is_asked_for_the_same_completions(self, tiny_model, prompts):
+        model = engines.read_model(str(tiny_model))
+        ids = model.tokenizer(prompts[:3])["input_ids"]
+        with self.engine(model, n=2) as generate:
+            found = generate(ids, list(range(6)))
+        (llm,) = StandIn.built
+        assert llm.arguments == ("float32", 0, 21)
+        with engines.transformers_engine(model, SimpleNamespace(**FLAGS), STATE) as generate:
+            expected = generate(ids, [0, 0, 0])
+        assert found == [row for row in expected for _ in range(2)]
+
+    def test_each_model_has_an_engine_that_is_ended_before_the_next(self, tiny_model, prompts):
+        model = engines.read_model(str(tiny_model))
+        with self.engine(model):
+            assert StandIn.built[0].ended == []
+        with pytest.raises(engines.Interrupted), self.engine(model):
+            raise engines.Interrupted
+        assert [llm.ended for llm in StandIn.built] == [[15], [15]]
+
+    @pytest.mark.parametrize(
+        ("device", "processes", "settings"),
+        [
+            pytest.param("cuda", 1, {"gpu_memory_utilization": 0.9}, id="a GPU"),
+            pytest.param("cuda", 2, {"gpu_memory_utilization": 0.9, "device_ids": [1]}, id="the second of two GPUs"),
+            pytest.param("cpu", 1, {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}, id="a CPU"),
+        ],
+    )
+    def test_engine_is_of_this_process_alone_and_on_its_own_card(self, tiny_model, device, processes, settings):
+        """With the external launcher all processes would have to build it, and sleep would not free the card."""
+        state = SimpleNamespace(device=torch.device(device), num_processes=processes, local_process_index=1)
+        with self.engine(engines.read_model(str(tiny_model)), state):
+            assert StandIn.built[0].settings == settings
+
+    def test_several_engines_on_a_cpu_are_not_bound_to_the_same_cores(self, tiny_model):
+        state = SimpleNamespace(device=torch.device("cpu"), num_processes=2, local_process_index=1)
+        with self.engine(engines.read_model(str(tiny_model)), state):
+            assert StandIn.built[0].environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+    def test_environment_is_the_launchers_again_once_the_engine_is_built(self, tiny_model, monkeypatch):
+        before = self.LAUNCHED | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "DEBUG"}
+        for name, value in before.items():
+            monkeypatch.setenv(name, value)
+        before = dict(os.environ)
+        with self.engine(engines.read_model(str(tiny_model))):
+            assert dict(os.environ) == before
+        own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        assert StandIn.built[0].environment == before | own
+
+    def test_engine_that_is_killed_ends_the_wait_for_it(self, tiny_model, prompts, monkeypatch, capsys):
+        """As the system does where memory is short; vLLM's own generate() waits for what will never come."""
+
+        class Waiting(StandIn):
+            def __init__(self, *args, **settings):
+                super().__init__(*args, **settings)
+                self.process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
+                self.process.start()
+
+            def generate(self, *_, **__):
+                self.process.kill()
+                queue.Queue().get()
+
+        monkeypatch.setattr(sys.modules["vllm"], "LLM", Waiting)
+        with pytest.raises(KeyboardInterrupt), self.engine(engines.read_model(str(tiny_model))) as generate:
+            generate([[1]], [0])
+        assert "vLLM's engine was killed" in capsys.readouterr().err and StandIn.built[0].ended == [15]
+
+    @pytest.mark.parametrize(
+        ("gpu", "built_for_cpu", "said"),
+        [
+            pytest.param(True, False, None, id="a GPU"),
+            pytest.param(False, True, None, id="a CPU and a build for it"),
+            pytest.param(False, False, "needs a GPU, or a vLLM that is built for the CPU", id="no GPU"),
+            pytest.param(
+                True, True, "finds a GPU and a vLLM that is built for the CPU", id="a GPU and the other build"
+            ),
+        ],
+    )
+    def test_runs_where_it_is_built_for_what_is_there(self, vllm, monkeypatch, gpu, built_for_cpu, said):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        vllm.is_cpu = lambda: built_for_cpu
+        reason = engines.why_no_vllm()
+        assert reason is None if said is None else said in reason and "--backend transformers" in reason

@@ -4,6 +4,7 @@ bash tests/run.sh tests/test_evaluate.py
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
@@ -14,12 +15,15 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT
 
@@ -484,6 +488,40 @@ class TestProcesses:
         two, one = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "model", whole))
         assert two | {"tokens_per_second": 0} == one | {"tokens_per_second": 0}
 
+    @pytest.mark.parametrize(
+        ("problems", "said"),
+        [
+            pytest.param(
+                1024, "6 of them without a batch: --batch_size 128 would give each its share\n", id="two batches"
+            ),
+            pytest.param(4096, "", id="a batch for each"),
+        ],
+    )
+    def test_what_gives_each_process_its_share_is_said(self, capsys, problems, said):
+        args = evaluate.parse(words(["model"], "data", "out", backend="vllm", batch_size=512))
+        evaluate.print_engine(args, problems, SimpleNamespace(num_processes=8, device=torch.device("cuda")))
+        assert capsys.readouterr().out.partition("\n")[2] == said
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform != "linux", reason="parents' deaths are signalled on Linux alone")
+    def test_process_of_an_engine_ignores_ctrl_c_and_ends_with_the_evaluation(self):
+        """As multiprocessing starts it: it imports r1zero.evaluate under another name."""
+        child = "import runpy; runpy.run_module('r1zero.evaluate', run_name='__mp_main__'); "
+        child += "import time; print('there', flush=True); time.sleep(600)"
+        parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "there\n"
+        (engine,) = psutil.Process(process.pid).children()
+        engine.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        psutil.wait_procs([engine], timeout=PATIENCE)
+        assert not engine.is_running()
+
     def test_half_written_part_is_none(self, tiny_model, problems, tmp_path, saying):
         batches = saying(lambda prompt: [""])
         run(tiny_model, problems, tmp_path)
@@ -569,7 +607,10 @@ class TestRefusals:
         assert "would write to one folder" in refused([tiny_model, copy])
         too_long = refused(max_completion_length=1024)
         assert "a prompt of 9 tokens and --max_completion_length 1024 exceed the context of" in too_long
-        assert "--backend vllm needs a GPU" in refused(backend="vllm")
+
+    @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+    def test_vllm_where_it_is_not(self, refused):
+        assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
 
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
         saying(lambda prompt: [""])
