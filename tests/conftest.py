@@ -4,8 +4,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
+import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -17,11 +19,30 @@ from r1zero import ROOT  # noqa: E402
 from r1zero import tiny_model as tiny  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # what accelerate launch leaves; the same sums in every run
+# One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 PATIENCE = 600  # seconds after which something hangs, however busy the machine is
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+pytest.register_assert_rewrite("launches")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Ctrl-C reaches the processes that tests start, also where a shell has started these tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what needs a vLLM for the CPU where there is none; one for GPUs does not compute here."""
+    try:
+        there = version("vllm").endswith("+cpu")
+    except PackageNotFoundError:
+        there = False
+    for item in items:
+        if item.get_closest_marker("vllm") and not there:
+            item.add_marker(pytest.mark.skip(reason="needs a vLLM built for the CPU: bash tests/vllm.sh"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +61,18 @@ def tiny_data(tmp_path_factory):
 def tiny_model(tiny_data):
     """Folder of the embedded default's model with random weights."""
     return tiny_data.parent / "model"
+
+
+@pytest.fixture(scope="session")
+def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
+    """Trains the embedded default's model with a shipped strategy, in processes of their own: launches.launch."""
+    import launches  # which imports from here
+
+    def run(strategy, **settings):
+        paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data}
+        return launches.launch(tmp_path_factory.mktemp(strategy), strategy, **paths | settings)
+
+    return run
 
 
 @pytest.fixture(scope="session")

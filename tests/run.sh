@@ -4,10 +4,10 @@
 #   bash tests/run.sh --all           # with those marked slow, which train with every launcher: a quarter of an hour
 set -euo pipefail
 cd "$(dirname "$0")/.."
-which=(-m "not slow")
+which=(-m "not slow and not vllm")
 if [ "${1:-}" = --all ]; then
     shift
-    which=()
+    which=(-m "not vllm") # bash tests/vllm.sh
 fi
 source setup.sh dev
 ruff check .

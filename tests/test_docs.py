@@ -18,11 +18,10 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import PATIENCE, ROOT, parser, run_to_end
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
-from trl.scripts.vllm_serve import ScriptArguments as ServerArguments
 
 import preprocess
 import rewards
-from r1zero import checks, evaluate, reasoning, report, tiny_model
+from r1zero import checks, evaluate, machine, reasoning, report, tiny_model, vllm_server
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 ELSEWHERE = ("outputs/", "data/", "models/", "verl/")  # what runs make, and another project's files
@@ -109,13 +108,15 @@ def parse_command(command):
             parse_all(parser(), flags)
         case ["sbatch", "--nodes", _, "--gpus-per-node", _, "configs/slurm/nodes.sbatch", *flags]:
             parse_all(parser(), flags)
-        case ["trl", "vllm-serve", *flags]:
-            parse_all(TrlParser((ServerArguments,)), flags)
+        case ["vllm", "serve", *_] as words:
+            recipe = ["--config", str(ROOT / "configs" / "qwen2.5-1.5b.yaml"), "--vllm_mode", "server"]
+            _, *wanted = shlex.split(vllm_server.serve_command(machine.read_recipe(parser(), recipe).values))
+            assert words == wanted
         case ["trl", "grpo", *flags]:
             parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags)
         case ["bash", "tests/run.sh"] | ["bash", "tests/run.sh", "--all"] | ["bash", "tests/gpu.sh"]:
             pass
-        case ["python", "benchmarks/rewards.py" | "benchmarks/gpu.py" | "reverse.py"]:
+        case ["python", "benchmarks/rewards.py" | "benchmarks/gpu.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
             pass
         case other:
             pytest.fail(f"nobody knows this command: {shlex.join(other)}")
@@ -147,7 +148,6 @@ def known_flags():
     texts = ["--all --config --help", parser().format_help(), launch_command_parser().format_help()]
     texts += [printed_help(evaluate.parse), printed_help(report.main), *map(preprocess_help, preprocess_tasks())]
     texts += [f"--{name}" for name in tiny_model.TinyModelArguments.__dataclass_fields__]
-    texts += [f"--{name}" for name in ServerArguments.__dataclass_fields__]
     return set(re.findall(r"--\w[\w-]*", "\n".join(texts)))
 
 

@@ -136,7 +136,7 @@ def test_batch_of_bombs_is_ended_and_the_helper_works_on(monkeypatch):
 
 @pytest.mark.slow
 def test_good_ones_among_bombs_are_right(monkeypatch):
-    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)  # it takes them all
+    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 30)  # it takes them all
     pairs = []
     for i in range(64):
         pairs.append(GOOD[i // 4 % 8] if i % 4 == 0 else ("2x", f"{BOMBS[i % len(BOMBS)]}+{i}"))

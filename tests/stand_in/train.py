@@ -1,9 +1,8 @@
 """train_countdown.py for the tests of several processes and of vLLM: the same script, prepared and then run as it is.
 
 - Sampling takes a row's place in its group where it would take a random number: the completions, and with them the
-  gradient, no longer depend on how many processes share the batch.
+  gradient, no longer depend on how many processes share the batch. Where vLLM generates, engine.py does the like.
 - FSDP: accelerate has it only between GPUs, so it is told that gloo is between GPUs.
-- The lines of the checks that vLLM and float16 need a GPU are left out: the stand-in beside this file needs none.
 
 The last line of a run says what accelerate made of the launcher's configuration.
 """
@@ -14,12 +13,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # as if the script itself had been started; vLLM's stand-in is there only by PYTHONPATH
+stand_in, sys.path[0] = sys.path[0], str(ROOT)  # as if the script itself had been started
 
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
-
-from r1zero import checks  # noqa: E402
 
 GROUP = 4  # num_generations of the tests
 
@@ -37,11 +34,14 @@ def place_in_group(probabilities, num_samples):
 
 
 torch.multinomial = place_in_group
+if "--use_vllm" in sys.argv:
+    sys.path.append(stand_in)
+    import engine
+
+    engine.put_in_place()
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-errors = checks.hardware_errors
-checks.hardware_errors = lambda values: [line for line in errors(values) if "there is no GPU" not in line]
 
 runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
 
