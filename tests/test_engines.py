@@ -206,6 +206,7 @@ class TestVLLM:
             assert StandIn.built[0].environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
     def test_environment_is_the_launchers_again_once_the_engine_is_built(self, tiny_model, monkeypatch):
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
         before = self.LAUNCHED | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "DEBUG"}
         for name, value in before.items():
             monkeypatch.setenv(name, value)

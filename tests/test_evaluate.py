@@ -506,21 +506,17 @@ class TestProcesses:
     @pytest.mark.skipif(sys.platform != "linux", reason="parents' deaths are signalled on Linux alone")
     def test_process_of_an_engine_ignores_ctrl_c_and_ends_with_the_evaluation(self):
         """As multiprocessing starts it: it imports r1zero.evaluate under another name."""
-        child = "import runpy; runpy.run_module('r1zero.evaluate', run_name='__mp_main__'); "
-        child += "import time; print('there', flush=True); time.sleep(600)"
+        child = "import os, runpy, signal, time; runpy.run_module('r1zero.evaluate', run_name='__mp_main__'); "
+        child += f"os.kill(os.getpid(), signal.SIGINT); print('there', flush=True); time.sleep({2 * PATIENCE})"
         parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-        process = subprocess.Popen(
-            [sys.executable, "-c", parent], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "there\n"
-        (engine,) = psutil.Process(process.pid).children()
-        engine.send_signal(signal.SIGINT)
-        time.sleep(1)
-        assert engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-        psutil.wait_procs([engine], timeout=PATIENCE)
-        assert not engine.is_running()
+        command = [sys.executable, "-c", parent]
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        with process, contextlib.ExitStack() as cleanup:
+            assert process.stdout.readline() == "there\n"
+            (engine,) = psutil.Process(process.pid).children()
+            cleanup.callback(lambda: engine.is_running() and engine.kill())
+            process.kill()
+            assert psutil.wait_procs([engine], timeout=PATIENCE)[1] == []
 
     def test_half_written_part_is_none(self, tiny_model, problems, tmp_path, saying):
         batches = saying(lambda prompt: [""])

@@ -3,6 +3,7 @@
 bash tests/vllm.sh tests/test_vllm_evaluate.py
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -128,8 +129,11 @@ def test_ctrl_c_while_the_engine_starts_ends_all_at_once(launched, tiny_model, t
     process, console = launched(1, arguments(tiny_model, tiny_data / "test.parquet", tmp_path / "out"))
 
     def engine_starts():
-        names = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
-        return any("VLLM::EngineCore" in name for name in names)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                if "VLLM::EngineCore" in " ".join(child.cmdline()):
+                    return True
+        return False
 
     await_(engine_starts, process, console)
     output = interrupt(process, console)

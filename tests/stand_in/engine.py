@@ -8,6 +8,7 @@
 
 import json
 import os
+import sys
 
 import torch
 import vllm
@@ -19,7 +20,7 @@ GROUP = 4  # num_generations of the tests
 class Engine(vllm.LLM):
     def __init__(self, **settings):
         super().__init__(**settings, enforce_eager=True)  # compiling takes longer than these short runs
-        print(f"\nengine computes in {self.llm_engine.model_config.dtype}", flush=True)
+        sys.stdout.write(f"\nengine computes in {self.llm_engine.model_config.dtype}\n")
         self._awake = {"weights", "kv_cache"}
         self._model = self.llm_engine.model_executor.driver_worker.model_runner.model
         load_weights = self._model.load_weights

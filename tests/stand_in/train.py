@@ -49,4 +49,6 @@ state = AcceleratorState()
 if state.is_main_process:
     stage = f" {state.deepspeed_plugin.zero_stage}" if state.distributed_type == DistributedType.DEEPSPEED else ""
     machines = os.environ.get("GROUP_WORLD_SIZE", 1)
-    print(f"ran as {state.num_processes} processes on {machines} machines, {state.distributed_type.value}{stage}")
+    kind = f"{state.distributed_type.value}{stage}"
+    # In one piece, and on a line of its own whatever another process writes
+    sys.stdout.write(f"\nran as {state.num_processes} processes on {machines} machines, {kind}\n")
