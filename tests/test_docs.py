@@ -114,7 +114,9 @@ def parse_command(command):
             assert words == wanted
         case ["trl", "grpo", *flags]:
             parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags)
-        case ["bash", "tests/run.sh"] | ["bash", "tests/run.sh", "--all"] | ["bash", "tests/gpu.sh"]:
+        case ["bash", "tests/run.sh"] | ["bash", "tests/run.sh", "--all"] | ["bash", "tests/gpu.sh" | "tests/vllm.sh"]:
+            pass
+        case ["apt-get", "install", *_] | ["source", ".venv-vllm/bin/activate"]:
             pass
         case ["python", "benchmarks/rewards.py" | "benchmarks/gpu.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
             pass
@@ -197,7 +199,7 @@ def test_links_lead_somewhere(page):
         if link.startswith("https://"):
             continue
         name, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / name
+        target = (ROOT / page).parent / name if name else ROOT / page
         assert target.exists(), f"{page} links to {link}"
         assert not anchor or anchor in heading_anchors(target), f"{page} links to {link}"
 

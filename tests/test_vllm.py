@@ -164,7 +164,10 @@ class TestLearning:
     def evaluate(self, models, base, output_dir, processes=1, **flags):
         """Greedy texts of models on the first 96 problems: a dict of each model's folder to a list."""
         flags |= {"data": base[1] / "test.parquet", "limit": 96, "max_completion_length": 128}
-        launch = ["-m", "accelerate.commands.launch", "--config_file", RECIPES / "accelerate" / "ddp.yaml", "--cpu"]
+        launcher = yaml.safe_load((RECIPES / "accelerate" / "ddp.yaml").read_text()) | {"use_cpu": True}
+        output_dir.mkdir(exist_ok=True)
+        (output_dir / "ddp.yaml").write_text(yaml.safe_dump(launcher))
+        launch = ["-m", "accelerate.commands.launch", "--config_file", output_dir / "ddp.yaml"]
         launch += ["--num_processes", processes, "--main_process_port", free_port()]
         command = [sys.executable, *launch, "-m", "r1zero.evaluate", "--model", *models]
         run_to_end([*command, *words(flags | {"output_dir": output_dir})])
