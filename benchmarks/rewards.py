@@ -29,6 +29,25 @@ ALGEBRA = [
     (r"2\ln K", r"\ln K^2"),
     (r"e^{x+K}", r"e^{x-K}"),
 ]
+# Golds of the kind that physics and engineering have; the answer is another one, or the same with a factor too many
+FORMULAS = [
+    r"\frac{v_{0}}{r_{0}} \left(1+\frac{r}{r_{0}}\right)^{-3 / 2}",
+    r"\sqrt{\frac{4 \pi G \rho}{3}}",
+    r"\frac{e^{-3 t}}{10}+C_{1} \cos (t)+C_{2} \sin (t)",
+    r"\frac{s+a}{(s+a)^{2}+\omega^{2}}",
+    r"-\tau \ln 2",
+    r"\left(\frac{t^{2}}{2}+C\right) e^{-2 t}",
+    r"2 \sqrt{3} \cos (5 t-\pi / 6)",
+    r"V_{0} e^{-\frac{t}{R C}}",
+    r"\frac{1}{b-a}\left(e^{-a t}-e^{-b t}\right)",
+    r"\frac{1}{\sqrt{1-v^{2} / c^{2}}}",
+    r"m g h+\frac{1}{2} m v^{2}",
+    r"(1-2 e^{-3 t}) u(t)",
+    r"\frac{2 h \nu^{3}}{c^{2}\left(e^{h \nu / k T}-1\right)}",
+    r"\frac{3}{4} \frac{K}{L}",
+    r"P=100-2.5 Q",
+    r"L \frac{d i}{d t}+R i=V",
+]
 
 
 def reasoning(rng):
@@ -100,6 +119,19 @@ def algebra_columns(text):
     return completions, solution
 
 
+def formula_columns(text):
+    """Every one of FORMULAS against every other, and against itself with a factor. text: as in algebra_columns."""
+    completions, solution = [], []
+    for gold in FORMULAS:
+        for other in FORMULAS:
+            answer = other
+            if other == gold:
+                answer = other.replace("=", r"=3 \cdot ") if "=" in other else rf"3 \cdot {other}"
+            completions.append(chat(rf"{text} so it is \boxed{{{answer}}}."))
+            solution.append(f"${gold}$")
+    return completions, solution
+
+
 def measure_what_text_and_numbers_decide(rng, text):
     print(f"completions of {LENGTH:,} characters, one core:")
     rate = fastest(countdown_reward, *countdown_columns(rng))
@@ -111,18 +143,19 @@ def measure_what_text_and_numbers_decide(rng, text):
         print(f"  boxed_math_reward, {what:<16} {rate:>9,.0f} /s")
 
 
-def measure_computer_algebra(completions, solution):
+def measure_formulas(what, completions, solution, right):
+    """Compares boxed_math_reward with TRL's accuracy_reward on formulas, of which so many are right."""
     from trl.rewards import accuracy_reward  # imports torch, which nothing else here needs
 
-    print(f"computer algebra, {len(completions)} different pairs, wall-clock time:")
-    boxed_math_reward(completions[:8], solution[:8])  # starts the helper process
+    print(f"{what}, {len(completions)} different pairs, wall-clock time:")
+    boxed_math_reward([chat(r"\boxed{x+x}")], ["$2x$"])  # starts the helper process
     rates = {}
     for name, reward in {"TRL's accuracy_reward": accuracy_reward, "boxed_math_reward": boxed_math_reward}.items():
         started = time.perf_counter()
         scores = reward(completions, solution)
         rates[name] = len(completions) / (time.perf_counter() - started)
-        right = sum(score is not None and score >= 1 for score in scores)
-        print(f"  {name:<35} {rates[name]:>9,.0f} /s, {right} right of {len(completions) // 2}")
+        found = sum(score is not None and score >= 1 for score in scores)
+        print(f"  {name:<35} {rates[name]:>9,.0f} /s, {found} right of {right}")
     times = rates["boxed_math_reward"] / rates["TRL's accuracy_reward"]
     print(f"  {times:.1f} times TRL's, with {os.cpu_count()} cores")
 
@@ -144,8 +177,9 @@ def main():
     rng = random.Random(0)
     text = reasoning(rng)
     measure_what_text_and_numbers_decide(rng, text)
+    measure_formulas("wrong formulas", *formula_columns(text), right=0)
     completions, solution = algebra_columns(text)
-    measure_computer_algebra(completions, solution)
+    measure_formulas("half of them right", completions, solution, right=len(completions) // 2)
     measure_answers_that_never_end(completions, solution)
 
 

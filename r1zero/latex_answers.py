@@ -1,7 +1,8 @@
-r"""Whether two maths answers in LaTeX are equal: as text, then as exact numbers, and only then by computer algebra.
+r"""Whether two maths answers in LaTeX are equal: as text, as exact numbers, by values, and only then by algebra.
 
-Text and numbers decide nearly all answers, about a thousand times faster than computer algebra does. What they leave
-open goes to math-verify, which works in the helper process of r1zero/symbolic_helper.py.
+Text and numbers decide nearly all answers, about a thousand times faster than computer algebra does. Formulas that
+have other values are different (r1zero/numeric_answers.py), which decides most wrong ones a hundred times faster. What
+is left open goes to math-verify, which works in the helper process of r1zero/symbolic_helper.py.
 """
 
 import functools
@@ -10,6 +11,7 @@ from fractions import Fraction
 
 from r1zero import symbolic_helper
 from r1zero.answers import braced
+from r1zero.numeric_answers import known_different
 
 LONGEST_TEXT = 1000  # characters; a longer answer is compared as text only
 
@@ -237,6 +239,8 @@ def equal(golds, answers):
     for pair in pairs:
         if pair not in verdicts:
             verdicts[pair] = equal_exactly(*pair)
+            if verdicts[pair] is None and known_different(*pair):
+                verdicts[pair] = False
             if verdicts[pair] is None:
                 undecided.append(pair)
     if undecided:
