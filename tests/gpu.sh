@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On this machine's first GPU: the tests that need one, then speed and memory with Qwen2.5's shapes and random weights,
-# as a table, and JSON in outputs/gpu.
-#   bash tests/gpu.sh [--shapes 0.5B 1.5B] [--steps 3] [--methods full lora]
+# On this machine's first GPU: the tests that need one, then where the time of a step goes and what memory it takes,
+# for the shape of Qwen2.5-1.5B with random weights, as a table, and JSON in outputs/step. Its flags are those of
+# benchmarks/step.py:
+#   bash tests/gpu.sh [--shapes 0.5B 1.5B 3B] [--methods full lora] [--generations 2]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source setup.sh dev
@@ -9,5 +10,5 @@ export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*} # one process is to see one GPU
 status=0
 python -m pytest -m gpu -rs || status=$?
-python benchmarks/gpu.py "$@" || status=$?
+python benchmarks/step.py "$@" || status=$?
 exit "$status"

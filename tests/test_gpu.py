@@ -28,11 +28,11 @@ def learn(folder, warm_up=(), **flags):
     return json.loads((folder / "run" / "metrics.json").read_text())
 
 
-def measure(folder, shape, method, generation, *flags):
-    """The benchmark's row for one shape, method and way to generate, and all that it prints."""
-    chosen = words({"shapes": shape, "methods": method, "generation": generation, "output_dir": folder})
-    output = run_to_end([sys.executable, "benchmarks/gpu.py", *chosen, "--steps", "2", *flags])
-    (row,) = json.loads((folder / "gpu.json").read_text())["rows"]
+def measure(folder, *flags):
+    """The row of benchmarks/step.py for one shape and method, and all that it prints."""
+    command = [sys.executable, "benchmarks/step.py", "--output_dir", folder, "--generations", "1", *flags]
+    output = run_to_end(command)
+    (row,) = json.loads((folder / "step.json").read_text())["rows"]
     return row, output
 
 
@@ -48,8 +48,11 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("method", ["full", "lora"])
     def test_peak_of_memory_is_as_estimated(self, tmp_path, method, generation):
         """vLLM in the same process, asleep during the update, as in configs/qwen2.5-1.5b.yaml."""
-        row, _ = measure(tmp_path, "0.5B", method, generation)
-        assert row["peak GiB"] == pytest.approx(row["estimated GiB"], rel=0.15)
+        flags = {"use_vllm": generation == "vllm", "vllm_gpu_memory_utilization": 0.3, "eval_strategy": "no"}
+        flags["gradient_accumulation_steps"] = 8  # 64 completions
+        row, _ = measure(tmp_path, "--shapes", "0.5B", "--methods", method, "--versions", "ours", *words(flags))
+        found = row["versions"]["ours"]
+        assert found["peak GiB"] == pytest.approx(found["estimated GiB"], rel=0.15)
 
 
 def test_learning_runs_without_a_gpu(tmp_path):
