@@ -4,19 +4,22 @@ The sizes are those of the decoder layer of Qwen2 and Llama in transformers, wit
 head of TRL 1.16. tests/test_activations.py compares them with what torch allocates on a CPU: within 15 %.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # TRL never holds the logits of all tokens. It makes them in tiles, and makes them again in the backward pass:
 # TOKEN_CHUNK_SIZE of trl/kernels/chunked_logprob.py, and _CHUNKED_LOGPROB_CHUNK_SIZE of trl/trainer/utils.py. The tile
 # has its whole width where the vocabulary is smaller, too.
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768
 
+ROWS = 16  # of one pass, at most, where no padding is computed (trimmed_trainer.py)
+
 
 @dataclass
 class Pass:
-    """One pass over some sequences, and the bytes of a number in it.
+    """One pass over a batch of sequences, and the bytes of a number in it.
 
     config: the model's, of its text; layer_parameters: int, of one decoder layer; width: tokens of a sequence.
+    rows: sequences that go through the model at a time, at most; all others of the batch wait for their turn.
     compute: bytes of what matrices multiply; stream: bytes of what goes from layer to layer. autocast: whether
     torch.autocast casts what is multiplied; adapters: whether LoRA's are trained and all else is frozen.
     checkpointing: whether a layer keeps its input alone, and computes the rest again in the backward pass.
@@ -25,6 +28,7 @@ class Pass:
     config: object
     layer_parameters: int
     sequences: int
+    rows: int
     width: int
     compute: int
     stream: int
@@ -40,6 +44,11 @@ class Pass:
     def casts(self):
         """Whether weights are cast to what they are multiplied in."""
         return self.compute != self.stream
+
+    @property
+    def turn(self):
+        """The Pass over the sequences that go through the model at a time."""
+        return replace(self, sequences=min(self.sequences, self.rows))
 
 
 def layer(run):
@@ -79,6 +88,22 @@ def kept_by_all(run):
     return mask + run.config.num_hidden_layers * layer(run)
 
 
+def kept_by_other_turns(run):
+    """What the other turns of a batch hold while one of them has its backward pass, which they have one by one.
+
+    The first finds what all others keep. The second finds that of the rest, and beside it the first one's gradients of
+    all layers: autograd adds up those of all turns, and hands them on once they are complete.
+    """
+    turn = run.turn
+    if turn.sequences == run.sequences:
+        return 0
+    # Beside its layers, a turn keeps the last layer's states, and those of them that are scored
+    one = kept_by_all(turn) + 2 * turn.tokens * run.config.hidden_size * run.stream
+    others = one * (run.tokens - turn.tokens) // turn.tokens
+    gradients = 0 if run.adapters else run.stream * run.config.num_hidden_layers * run.layer_parameters
+    return others + max(0, gradients - one)
+
+
 def cast_weights(run):
     """The copies of weights that torch.autocast makes to multiply with them, as (forward, backward).
 
@@ -115,20 +140,22 @@ def head_weights(run):
 
 def update_parts(run):
     """What a forward and backward pass takes, as a dict of part to bytes. They are not all there at once."""
-    one_layer = layer(run) if run.checkpointing else 0
+    turn = run.turn
+    one_layer = layer(turn) if run.checkpointing else 0
     return {
-        "activations": kept_by_all(run) + one_layer + backward(run),
-        "head": head(run)[1],
+        "activations": kept_by_other_turns(run) + kept_by_all(turn) + one_layer + backward(turn),
+        "head": head(turn)[1],
         "cast weights": cast_weights(run)[0],
     }
 
 
 def update_moments(run):
     """Bytes at each moment of a forward and backward pass that can be its peak, as a dict."""
-    kept = kept_by_all(run)
-    casts, casts_of_layer = cast_weights(run)
-    forward, backward_of_head = head(run)
-    one_layer = backward(run) + (layer(run) if run.checkpointing else 0)
+    turn = run.turn
+    kept = kept_by_other_turns(run) + kept_by_all(turn)
+    casts, casts_of_layer = cast_weights(turn)
+    forward, backward_of_head = head(turn)
+    one_layer = backward(turn) + (layer(turn) if run.checkpointing else 0)
     # Where the head is the embedding too, its gradient waits until the embedding's is there
     embedding = run.stream * head_weights(run)
     waiting = embedding if run.config.tie_word_embeddings else 0
@@ -141,14 +168,18 @@ def update_moments(run):
 
 
 def evaluation(run):
-    """Bytes of a pass without gradients, which goes over the whole evaluation batch at once."""
+    """Bytes of a pass without gradients, of which only the sequences of one turn take anything.
+
+    What TRL keeps of each token of the batch (ids, masks, probabilities) is left out: 43 bytes, measured without vLLM.
+    """
+    turn = run.turn
     inner, hidden = run.config.intermediate_size, run.config.hidden_size
     # Gate, up and their product, beside the residual stream, the embeddings and a norm; the mask of all
     held = 3 * run.compute * inner + 4 * run.stream * hidden + run.width
     if run.adapters:
         held += run.compute * (inner + 2 * hidden)  # peft's casts
-    casts = 0 if run.adapters else cast_weights(run)[0]  # of frozen weights, one is there at a time
-    return casts + max(run.tokens * held, head(run)[0])
+    casts = 0 if run.adapters else cast_weights(turn)[0]  # of frozen weights, one is there at a time
+    return casts + max(turn.tokens * held, head(turn)[0])
 
 
 def head_size(config):

@@ -3,8 +3,6 @@
 import os
 import subprocess
 
-import torch
-
 DRIVERS = {12: 525, 13: 580}  # CUDA's major version to the oldest of NVIDIA's drivers for it; also in setup.sh
 OLD_CUDA = "https://download.pytorch.org/whl/cu126"  # PyTorch's build for CUDA 12.6 has cards down to capability 5.0
 ON_THE_CPU = "--config configs/tiny_cpu.yaml trains the tiny model on the CPU"
@@ -23,8 +21,13 @@ def found():
     return name.strip(), driver.strip()
 
 
-def why_unseen():
-    """Why torch sees no GPU where nvidia-smi shows one, as one line (str); None where there is none to be seen."""
+def why_unseen(on_the_cpu=ON_THE_CPU):
+    """Why torch sees no GPU where nvidia-smi shows one, as one line (str); None where there is none to be seen.
+
+    on_the_cpu: how to do without it, which the line ends with.
+    """
+    import torch  # here, as it takes a second
+
     card = found()
     if card is None:
         return None
@@ -33,28 +36,30 @@ def why_unseen():
     if visible is not None and visible.strip() in ("", "-1"):
         return (
             f"CUDA_VISIBLE_DEVICES is {visible.strip() or 'empty'}, which hides this machine's {name}: type unset "
-            f"CUDA_VISIBLE_DEVICES; {ON_THE_CPU}"
+            f"CUDA_VISIBLE_DEVICES; {on_the_cpu}"
         )
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is built for the CPU and cannot use this machine's {name}: type pip uninstall "
-            f"torch, then pip install -e '.[gpu]'; {ON_THE_CPU}"
+            f"torch, then pip install -e '.[gpu]'; {on_the_cpu}"
         )
     wanted = DRIVERS.get(int(torch.version.cuda.split(".")[0]))
     if wanted and driver.split(".")[0].isdigit() and int(driver.split(".")[0]) < wanted:
         return (
             f"found driver {driver} for the {name}, wanted {wanted} or newer, which CUDA {torch.version.cuda} of "
-            f"torch {torch.__version__} needs: type apt-get install nvidia-driver-{wanted} and restart; {ON_THE_CPU}"
+            f"torch {torch.__version__} needs: type apt-get install nvidia-driver-{wanted} and restart; {on_the_cpu}"
         )
     hidden = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"
     return (
         f"nvidia-smi shows a {name} with driver {driver}, and torch sees no GPU{hidden}: python -c 'import torch; "
-        f"torch.cuda.init()' says why; {ON_THE_CPU}"
+        f"torch.cuda.init()' says why; {on_the_cpu}"
     )
 
 
 def why_too_old():
     """Why torch's build has nothing for the GPU that it sees, as one line (str); None where it can compute on it."""
+    import torch
+
     built = []
     for name in torch.cuda.get_arch_list():  # such as sm_75, sm_90a, compute_120
         architecture, _, number = name.partition("_")

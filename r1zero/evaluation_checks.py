@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from datasets import Dataset, load_dataset
 
-from r1zero import engines
+from r1zero import cards, engines
 from r1zero.reward_functions import call_as_trl, resolve
 from rewards import TASKS
 
@@ -57,11 +58,21 @@ def flag_errors(args):
     if args.temperature < 0 or (args.n > 1 and not args.temperature):
         found = f"--temperature {args.temperature:g} with --n {args.n}"
         errors.append(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
-    if args.backend == "vllm":
-        reason = engines.why_no_vllm()
-        if reason:
-            errors.append(f"--backend vllm {reason}")
-    return errors
+    return errors + device_errors(args)
+
+
+def device_errors(args):
+    """What keeps an evaluation from the GPU that is there, or from vLLM, as a list of one line at most."""
+    cuda = torch.cuda.is_available()
+    unseen = None if cuda or args.use_cpu else cards.why_unseen("--use_cpu evaluates on the CPU")
+    if unseen:
+        return [unseen]
+    if args.backend != "vllm":
+        return []
+    if cuda and args.use_cpu:
+        return ["--backend vllm computes on the GPU: leave out --use_cpu, or pass --backend transformers"]
+    reason = engines.why_no_vllm()
+    return [f"--backend vllm {reason}"] if reason else []
 
 
 def choose_functions(args):

@@ -8,9 +8,8 @@ vLLM take: these two numbers are assumed.
 import math
 from typing import NamedTuple
 
-import torch
-
 from r1zero import activations
+from r1zero.activations import ROWS
 
 GIB, GB = 2**30, 10**9  # what memory is told in here, and what makers of cards tell it in
 CONTEXT = 1.0 * GIB  # assumed: of CUDA, cuBLAS, NCCL and fragmentation
@@ -77,18 +76,28 @@ def schedule(values, rows, processes):
     }
 
 
+def adapted_modules(model, values):
+    """The linear layers of a model beside which LoRA has an adapter, as a list."""
+    import torch  # here, as it takes a second
+
+    targets = values.lora_target_modules or ["q_proj", "v_proj"]  # peft's own for Qwen and Llama
+    if isinstance(targets, str):
+        targets = [targets]
+    modules = []
+    for name, module in model.named_modules():
+        chosen = name.rpartition(".")[2] in targets or (targets == ["all-linear"] and "lm_head" not in name)
+        if isinstance(module, torch.nn.Linear) and chosen:
+            modules.append(module)
+    return modules
+
+
 def trained_parameters(model, values):
     """How many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
     if not values.use_peft:
         return model.num_parameters()
-    targets = values.lora_target_modules or ["q_proj", "v_proj"]  # peft's own for Qwen and Llama
-    if isinstance(targets, str):
-        targets = [targets]
     trained = 0
-    for name, module in model.named_modules():
-        chosen = name.rpartition(".")[2] in targets or (targets == ["all-linear"] and "lm_head" not in name)
-        if isinstance(module, torch.nn.Linear) and chosen:
-            trained += values.lora_r * (module.in_features + module.out_features)
+    for module in adapted_modules(model, values):
+        trained += values.lora_r * (module.in_features + module.out_features)
     return trained
 
 
@@ -204,12 +213,13 @@ def stream_bytes(values, strategy):
 
 
 def one_pass(values, model, strategy, sequences, tokens):
-    """The activations.Pass over so many sequences of so many tokens."""
+    """The activations.Pass over so many sequences of so many tokens, all at a time unless padding is trimmed."""
     stream = stream_bytes(values, strategy)
     return activations.Pass(
         config=model.config.get_text_config(),
         layer_parameters=layer_parameters(model),
         sequences=sequences,
+        rows=ROWS if values.trim_padding else sequences,
         width=tokens,
         compute=2 if mixed_precision(values) else stream,
         stream=stream,
@@ -288,13 +298,35 @@ def add_vllm(values, card, parts, peaks):
         peaks[phase] += share if phase == "generation" else kept
 
 
+def exact_copies(values, model, strategy):
+    """Bytes of the machine's own memory, in each process, that hold a LoRA base exactly while vLLM is in use: lora.py.
+
+    A base of 16 bits has them, of every matrix beside which there is an adapter.
+    """
+    pushed = values.use_peft and values.use_vllm
+    zero3 = strategy.deepspeed and strategy.shards["weights"] > 1
+    if not pushed or zero3 or stream_bytes(values, strategy) == 4:
+        return 0
+    elements = 0
+    for module in adapted_modules(model, values):
+        for weight in module.parameters():
+            elements += weight.numel()
+    return 2 * elements
+
+
 def advice(values, strategy, phase):
     """The settings to change, cheapest first, where a card is too small for the update or for generation."""
     options = []
     if phase == "generation" and not values.use_vllm:
         options.append("a smaller --steps_per_generation")
-    if phase == "evaluation" and values.per_device_eval_batch_size > 1:
-        options.append("a smaller --per_device_eval_batch_size")
+    if phase == "evaluation":
+        at_a_time = values.per_device_eval_batch_size
+        if values.trim_padding:
+            at_a_time = min(at_a_time, ROWS)
+        else:
+            options.append("--trim_padding true")
+        if at_a_time > 1:
+            options.append(f"--per_device_eval_batch_size below {at_a_time}")
     if phase == "generation" and values.use_vllm:
         options.append(f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}")
     if phase != "generation" and values.use_vllm and not values.vllm_enable_sleep_mode:

@@ -70,6 +70,9 @@ def memory_lines(values, model, longest, strategy, card):
     has = f"of {card / GIB:.1f}" if card else "and no card here to compare with"
     without = "" if longest else " without the prompts, whose length is not known yet"
     lines = [f"memory a card, estimate in GiB{without}: {parts}; at most {peaks}, {has}"]
+    copies = memory.exact_copies(values, model, strategy)
+    if copies:
+        lines.append(f"memory of the machine: {copies / GIB:.1f} GiB a process for exact copies of the base weights")
     for phase, size in estimate["peaks"].items():
         if card and size > card:
             lines.append(f"will not fit in {phase}: try {memory.advice(values, strategy, phase)}")

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 from trl import GRPOTrainer
 
-ROWS = 16  # of one pass, at most
+from r1zero.activations import ROWS
 
 
 class TrimmedGRPOTrainer(GRPOTrainer):

@@ -62,13 +62,14 @@ def serve_command(values):
     """What starts vLLM's server for this run, on this machine unless vllm_server_host names another.
 
     The settings are those with which `trl vllm-serve` starts it, which ends with TRL 2.0, but for the endpoints for
-    images and the address: it answers whoever reaches it, and its development endpoints would obey them.
+    images and the address: it answers whoever reaches it, and its development endpoints would obey them. The seed is
+    the run's, since the server has one of its own, 0, and TRL's requests have none.
     """
     host = values.vllm_server_host
     types = {"bf16": "bfloat16", "fp16": "float16", None: values.dtype}
     words = ["vllm", "serve", values.model_name_or_path]
     words += ["--host", "127.0.0.1" if host == "0.0.0.0" else host, "--port", str(values.vllm_server_port)]
-    words += ["--dtype", str(types[memory.mixed_precision(values)])]
+    words += ["--dtype", str(types[memory.mixed_precision(values)]), "--seed", str(values.seed)]
     if values.vllm_max_model_length:
         words += ["--max-model-len", str(values.vllm_max_model_length)]
     words += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]

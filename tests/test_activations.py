@@ -9,12 +9,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from r1zero import activations
+from r1zero import activations, trimmed_trainer
 from r1zero.model_shapes import Shape
 
 SMALL = Shape(128, 4, 4, 2, 512, 512, True, 512)
@@ -62,12 +64,12 @@ class Trial:
         layer = sum(parameter.numel() for parameter in self.model.model.layers[0].parameters())
         compute = 2 if autocast else stream
         self.run = activations.Pass(
-            self.model.config, layer, sequences, width, compute, stream, autocast, lora, checkpointing
+            self.model.config, layer, sequences, sequences, width, compute, stream, autocast, lora, checkpointing
         )
         utils.add_fused_lm_head(self.model, outputs=("log_probs", "entropy"))
         self.decoder = self.model.model
         if lora:
-            self.model = get_peft_model(self.model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0))
+            self.model = get_peft_model(self.model, ADAPTERS)
             self.model.enable_input_require_grads()
         if checkpointing:
             self.model.activation_checkpointing_enable()
@@ -98,6 +100,7 @@ class Trial:
         return activations.kept_by_all(run) + max(casts, one)
 
 
+ADAPTERS = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
 TYPES = [
     pytest.param("float32", True, False, id="float32 under autocast"),
     pytest.param("bfloat16", False, False, id="bfloat16, as DeepSpeed has it"),
@@ -170,3 +173,98 @@ class TestHead:
     def test_tiles_are_those_of_trl(self):
         assert activations.TILE_TOKENS == chunked_logprob.TOKEN_CHUNK_SIZE
         assert activations.TILE_ENTRIES == utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
+def same_completions(prompts, trainer):
+    """Completions of prompts of 16 tokens that nobody has generated, in the place of TRL's generation."""
+    completions = []
+    for row in range(len(prompts)):
+        length = trainer.args.max_completion_length - row % 3  # padding, without which attention has no mask
+        completions.append([2] * length)
+    return {
+        "prompt_ids": [[1] * 16] * len(prompts),
+        "completion_ids": completions,
+        "logprobs": [[-1.0] * len(tokens) for tokens in completions],
+    }
+
+
+class TestTurns:
+    """Batches that go through the model 16 sequences at a time, in the real trainer."""
+
+    @pytest.fixture
+    def trainer(self, tmp_path, tiny_model, gpu_head, monkeypatch):
+        """The trainer of a small model, with small tiles of the head, so that it is the layers that decide."""
+        monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # for rollout_func
+        monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", SMALL.vocabulary)
+        monkeypatch.setattr(activations, "TILE_ENTRIES", SMALL.vocabulary)
+
+        def build(dtype, autocast, lora, rows, shape=SMALL, width=128):
+            torch.manual_seed(0)
+            arguments = GRPOConfig(
+                output_dir=str(tmp_path),
+                use_cpu=True,
+                bf16=autocast,
+                optim="sgd",
+                per_device_train_batch_size=rows,
+                per_device_eval_batch_size=rows,
+                gradient_accumulation_steps=2,
+                num_generations=4,
+                num_generations_eval=1,
+                max_completion_length=width - 16,
+                max_steps=1,
+                save_strategy="no",
+                disable_tqdm=True,
+            )
+            problems = Dataset.from_dict({"prompt": ["2 + 3 ="] * rows})
+            return trimmed_trainer.TrimmedGRPOTrainer(
+                model=AutoModelForCausalLM.from_config(shape.config(dtype=dtype)),
+                reward_funcs=lambda completions, **columns: [float(row % 4) for row in range(len(completions))],
+                args=arguments,
+                train_dataset=problems,
+                eval_dataset=problems,
+                processing_class=AutoTokenizer.from_pretrained(tiny_model),
+                peft_config=ADAPTERS if lora else None,
+                rollout_func=same_completions,
+            )
+
+        return build
+
+    def expected(self, trainer, dtype, autocast, lora, rows, shape=SMALL, width=128):
+        """The Pass over so many sequences."""
+        layer = 0
+        for name, parameter in trainer.model.named_parameters():
+            if ".layers.0." in name and "lora" not in name:
+                layer += parameter.numel()
+        stream = 4 if dtype == "float32" else 2
+        compute = 2 if autocast else stream
+        return activations.Pass(
+            shape.config(), layer, rows, activations.ROWS, width, compute, stream, autocast, lora, True
+        )
+
+    @pytest.mark.parametrize(("dtype", "autocast", "lora"), [TYPES[0], *TYPES[2:]])
+    def test_evaluation_of_64_takes_no_more_than_16_at_a_time(self, tmp_path, trainer, dtype, autocast, lora):
+        evaluated = trainer(dtype, autocast, lora, rows=64)
+        run = self.expected(evaluated, dtype, autocast, lora, rows=64)
+        found = peak_bytes(evaluated.evaluate, tmp_path / "trace.json")
+        assert activations.evaluation(run) == pytest.approx(found, rel=CLOSE)
+        run.rows = 64
+        assert activations.evaluation(run) > 3 * found
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            pytest.param(("float32", True, False, 32), id="float32 under autocast"),
+            pytest.param(("bfloat16", True, True, 32), id="LoRA on bfloat16 under autocast"),
+            pytest.param(
+                ("float32", False, False, 64, Shape(256, 4, 4, 2, 1024, 512, True, 512), 32),
+                id="layers larger than what they keep, whose gradients wait",
+            ),
+        ],
+    )
+    def test_update_takes_the_most_of_16_and_what_the_others_keep(self, tmp_path, trainer, settings):
+        trained = trainer(*settings)
+        run = self.expected(trained, *settings)
+        gradients = 4 * sum(weight.numel() for weight in trained.model.parameters() if weight.requires_grad)
+        found = peak_bytes(trained.train, tmp_path / "trace.json")  # the second micro-batch adds to the first's
+        expected = gradients + max(activations.update_moments(run).values())
+        assert expected == pytest.approx(found, rel=CLOSE)

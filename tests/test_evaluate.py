@@ -28,7 +28,7 @@ import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT
 
 import rewards
-from r1zero import engines, evaluate, reasoning, sandbox
+from r1zero import engines, evaluate, evaluation_checks, reasoning, sandbox
 from r1zero import tiny_model as tiny
 from r1zero.statistics import pass_at_k
 
@@ -603,6 +603,33 @@ class TestRefusals:
         assert "would write to one folder" in refused([tiny_model, copy])
         too_long = refused(max_completion_length=1024)
         assert "a prompt of 9 tokens and --max_completion_length 1024 exceed the context of" in too_long
+
+    def test_card_that_torch_does_not_see_unless_the_cpu_is_asked_for(
+        self, refused, saying, tiny_model, problems, tmp_path, monkeypatch, capsys
+    ):
+        """With nvidia-smi as a script, and a driver that is too old for torch."""
+        smi = tmp_path / "bin" / "nvidia-smi"
+        smi.parent.mkdir()
+        smi.write_text("#!/bin/sh\necho 'Tesla T4, 550.54.15'\n")
+        smi.chmod(0o755)
+        monkeypatch.setenv("PATH", str(smi.parent))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for backend in ({}, {"backend": "vllm"}, {"backend": "transformers"}):
+            line = refused(**backend)
+            assert line.startswith("found driver 550.54.15 for the Tesla T4, wanted 580 or newer")
+            assert line.endswith("; --use_cpu evaluates on the CPU")
+        saying(lambda prompt: [""])
+        evaluate.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
+        assert "transformers in float32 on 1 x cpu (as --use_cpu says)" in capsys.readouterr().out
+
+    def test_vllm_on_a_gpu_where_the_cpu_is_asked_for(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        args = evaluate.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
+        assert args.dtype == "float32"
+        (line,) = evaluation_checks.device_errors(args)
+        assert line.startswith("--backend vllm computes on the GPU: leave out --use_cpu")
 
     @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
     def test_vllm_where_it_is_not(self, refused):

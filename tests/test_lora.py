@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks import lora_rounding
-from r1zero import ROOT, checks, lora
+from r1zero import ROOT, checks, lora, machine, memory
 
 
 def adapted(folder, dtype, **settings):
@@ -94,6 +94,26 @@ def test_base_is_exact_and_what_is_trained_is_left_alone(tiny_model, settings):
         assert moved(model, before) != []
         model.unmerge_adapter()
         assert moved(model, before) == [] and moved(model, trained) == []
+
+
+def test_copies_lie_in_the_machines_memory_and_are_as_large_as_the_plan_says(tiny_model, monkeypatch):
+    settings = {"use_peft": True, "use_vllm": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
+    values = SimpleNamespace(**settings, bf16=True, fp16=False)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    planned = memory.exact_copies(values, base, machine.read_strategy({}))
+    model = adapted(tiny_model, torch.bfloat16)
+    assert planned == sum(weight.nbytes for weight in lora.adapted_weights(model)) > 0
+    lora.keep_base_exact(model)
+    to, places = torch.Tensor.to, []
+
+    def seen(tensor, *args, **settings):
+        if settings.get("copy"):
+            places.append((args[0], tensor.nbytes))
+        return to(tensor, *args, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "to", seen)
+    model.merge_adapter()
+    assert {place for place, _ in places} == {"cpu"} and sum(size for _, size in places) == planned
 
 
 def test_float32_needs_no_copy(tiny_model):

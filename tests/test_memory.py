@@ -46,6 +46,7 @@ VALUES = {  # of configs/qwen2.5-1.5b.yaml
     "attn_implementation": None,
     "eval_strategy": "steps",
     "per_device_eval_batch_size": 64,
+    "trim_padding": True,
 }
 ONE = read_strategy({})  # one process
 CARD = 80 * memory.GIB
@@ -230,7 +231,7 @@ class TestMemory:
         assert memory.optimizer_step(values(), model, deepspeed(2, 8, OPTIMIZER=1)) == 0, "it is on the CPU"
         assert memory.optimizer_step(values(), model, ONE) == 0, "torch's AdamW is fused"
 
-    def test_evaluation_holds_its_whole_batch_at_once(self, model):
+    def test_evaluation_holds_16_of_its_batch_at_a_time_or_all_where_padding_is_not_trimmed(self, model):
         def evaluation(**changed):
             found = memory.memory(values(**changed), model, ONE, 1280, None)
             return found["parts"].get("evaluation"), found["peaks"].get("evaluation")
@@ -238,12 +239,44 @@ class TestMemory:
         part, peak = evaluation()
         # Per token gate, up and their product in bfloat16, four vectors of the stream in float32, a row of the mask;
         # once the cached bfloat16 weights of all layers
-        tokens, layers = 64 * 1280 * (3 * 2 * 8960 + 4 * 4 * 1536 + 1280), 2 * (PARAMETERS - EMBEDDING)
+        tokens, layers = 16 * 1280 * (3 * 2 * 8960 + 4 * 4 * 1536 + 1280), 2 * (PARAMETERS - EMBEDDING)
         assert part == pytest.approx(tokens + layers, rel=1e-3)
         assert peak == part + memory.CONTEXT + memory.VLLM_ASLEEP + (4 + 8 + 4) * PARAMETERS, "without gradients"
-        assert evaluation(per_device_eval_batch_size=256)[0] == part + 3 * tokens
+        assert evaluation(per_device_eval_batch_size=1024)[0] == part
+        assert evaluation(per_device_eval_batch_size=8)[0] == part - tokens // 2
+        assert evaluation(trim_padding=False)[0] == part + 3 * tokens
         assert evaluation(eval_strategy="no") == (None, None)
-        assert "--per_device_eval_batch_size" in memory.advice(values(), ONE, "evaluation")
+
+    @pytest.mark.parametrize(
+        ("changed", "offered"),
+        [
+            pytest.param({}, ["--per_device_eval_batch_size below 16"], id="a batch of 64"),
+            pytest.param({"per_device_eval_batch_size": 8}, ["--per_device_eval_batch_size below 8"], id="of 8"),
+            pytest.param(
+                {"trim_padding": False}, ["--trim_padding true", "--per_device_eval_batch_size below 64"], id="padded"
+            ),
+        ],
+    )
+    def test_what_makes_an_evaluation_smaller_is_offered(self, changed, offered):
+        found = memory.advice(values(**changed), ONE, "evaluation").split(", or ")
+        assert [option for option in found if "eval_batch" in option or "trim" in option] == offered
+
+    @pytest.mark.parametrize(
+        ("changed", "strategy", "copied"),
+        [
+            pytest.param({}, ONE, True, id="a base in bfloat16"),
+            pytest.param({"dtype": "float32"}, ONE, False, id="a base in float32"),
+            pytest.param({"dtype": "float32"}, deepspeed(2, 2), True, id="one that DeepSpeed makes bfloat16"),
+            pytest.param({}, deepspeed(3, 2), False, id="ZeRO-3"),
+            pytest.param({"use_vllm": False}, ONE, False, id="no vLLM, to which it would be pushed"),
+            pytest.param({"use_peft": False}, ONE, False, id="no adapter"),
+        ],
+    )
+    def test_copies_of_a_lora_base_are_said_and_take_none_of_the_card(self, model, changed, strategy, copied):
+        lora = values(**{"use_peft": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"} | changed)
+        lines = plan.plan_lines(lora, model, 327_680, 256, strategy, CARD)
+        said = "memory of the machine: 2.4 GiB a process for exact copies of the base weights"
+        assert (said in lines) == copied and (memory.exact_copies(lora, model, strategy) > 0) == copied
 
     def test_without_sleep_vllm_stays_during_the_update(self, model):
         awake = memory.memory(values(vllm_enable_sleep_mode=False), model, ONE, 1280, CARD)["peaks"]
@@ -283,8 +316,8 @@ class TestPlan:
             "model: 1,543,714,304 parameters, all trained, weights float32, arithmetic bf16, attention sdpa",
             "machine: one process; vLLM in the same processes, tensor parallel 1",
             "memory a card, estimate in GiB: weights 5.8, gradients 5.8, optimizer 11.5, reference 5.8, context 1.0, "
-            "activations 3.3, head 1.4, cast weights 2.4, evaluation 8.5, vLLM asleep 1.0, vLLM 24.0; at most 35.3 in "
-            "update, 33.5 in evaluation, 48.0 in generation, of 80.0",
+            "activations 3.3, head 1.4, cast weights 2.4, evaluation 4.0, vLLM asleep 1.0, vLLM 24.0; at most 35.3 in "
+            "update, 29.0 in evaluation, 48.0 in generation, of 80.0",
         ]
 
     def test_says_what_does_not_fit_and_what_to_change(self, model):

@@ -145,6 +145,7 @@ class TestServeCommand:
             ScriptArguments("Qwen/Qwen2.5-1.5B", host="127.0.0.1", dtype="bfloat16", max_model_len=1280)
         )
         ours, trls = self.flags(ours), self.flags(trls)
+        assert ours.pop("--seed") == "42", "which TRL leaves at vLLM's 0"
         assert ours.items() <= trls.items()
         assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= ours.keys()
         left_out = {"--enable-scale-out", "--model-impl", "--uvicorn-log-level", "--kv-cache-dtype"}
@@ -158,6 +159,9 @@ class TestServeCommand:
     def test_has_the_type_of_the_run(self, flags, dtype):
         assert self.flags(shlex.split(vllm_server.serve_command(values(*flags))))["--dtype"] == dtype
 
+    def test_has_the_seed_of_the_run(self):
+        assert self.flags(shlex.split(vllm_server.serve_command(values("--seed", 7))))["--seed"] == "7"
+
     def test_listens_on_this_machine_alone_unless_the_run_names_another(self):
         assert "--host 127.0.0.1 " in vllm_server.serve_command(values())
         assert "--host 10.0.0.2 " in vllm_server.serve_command(values("--vllm_server_host", "10.0.0.2"))
@@ -170,3 +174,4 @@ class TestServeCommand:
         _, _, _, *words = shlex.split(vllm_server.serve_command(values()))
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
         assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
+        assert args.seed == 0, "that of the tiny recipe"
