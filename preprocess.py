@@ -14,6 +14,7 @@ Countdown split is asked for.
 
 import argparse
 import heapq
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -201,7 +202,13 @@ def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults
 
 def add_command(tasks, name, run, text):
     """A subcommand with the flags that all have."""
-    task = tasks.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    task = tasks.add_parser(
+        name,
+        help=text,
+        description=text,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     task.set_defaults(run=run)
     task.add_argument("--local_dir", default=f"data/{name}", help="folder to write train.parquet and test.parquet to")
     task.add_argument("--seed", type=int, default=0, help="seed of the problems and of their order")
@@ -228,7 +235,9 @@ def add_countdown_flags(task):
 
 def build_parser():
     """The parser of the whole command line, one subcommand a task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", title="tasks")
 
     task = add_task(
@@ -295,4 +304,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("USE_TORCH", "0")  # datasets asks: its streams would import torch, in over a second
     main()

@@ -27,4 +27,4 @@ if [ "$gpus" -eq 1 ]; then # one process is to see one GPU
     export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
     CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
 fi
-exec python train_countdown.py "$@" # which needs no launcher, and has all CPU threads
+exec python train_countdown.py "$@" # which needs no launcher

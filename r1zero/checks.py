@@ -10,7 +10,18 @@ from pathlib import Path
 import torch
 from transformers.integrations import integration_utils
 
-from r1zero import hardware_checks, inputs, lora, machine, memory, other_machine, plan, reward_functions, vllm_server
+from r1zero import (
+    hardware_checks,
+    inputs,
+    lora,
+    machine,
+    memory,
+    other_machine,
+    plan,
+    reward_functions,
+    threads,
+    vllm_server,
+)
 
 TRACKER_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}  # whose name is another than the tracker's
 
@@ -28,6 +39,8 @@ def check(parser, argv):
     # The recipe, and what it needs: a dry run works with what would be made
     recipe = machine.read_recipe(parser, argv)
     values = recipe.values
+    if values.use_cpu:
+        threads.take_share()
     if values.dry_run:
         missing = machine.what_will_be_there(recipe)
     else:
@@ -103,9 +116,6 @@ def parse(parser, recipe):
     values, flags = recipe.values, recipe.flags
     if values.resume_from_checkpoint:
         flags = [*flags, "--resume_from_checkpoint", str(machine.find_checkpoint(values))]
-    threads = torch.get_num_threads()
-    if values.use_cpu and machine.processes() == 1 and threads < os.cpu_count():
-        print(f"{threads} of {os.cpu_count()} CPU threads in use: set OMP_NUM_THREADS to use more")
     try:
         return parser.parse_args_and_config(["--config", recipe.path, *flags])
     except ValueError as error:

@@ -24,11 +24,7 @@ from huggingface_hub import try_to_load_from_cache
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from r1zero import machine
-
-
-class Interrupted(BaseException):
-    """What Ctrl-C raises: vLLM swallows a KeyboardInterrupt while its engine starts, and then waits for the engine."""
+from r1zero import machine, sampler
 
 
 @dataclass
@@ -121,6 +117,7 @@ def transformers_engine(model, args, state):
     sampling = {"do_sample": False}
     if args.temperature:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
+    sampler.drop_finished_rows(loaded)
     # In place of the model's own, which may hold a top_k or a repetition_penalty
     loaded.generation_config = GenerationConfig(
         max_new_tokens=args.max_completion_length,

@@ -35,16 +35,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
-from r1zero import engines, evaluation_checks, evaluation_metrics, machine, run_folder
+from r1zero import evaluation_metrics, machine, run_folder, threads
 from r1zero.countdown_problems import cells
 from r1zero.problem_files import chunked
 from r1zero.reasoning import BEHAVIOURS, count_behaviours
 from r1zero.reward_functions import call_as_trl, table_columns
 from rewards import CORRECT, NO_ANSWER, STATUSES, TASKS
+
+# torch, transformers and the modules that need them are imported where they are used: --help answers without them
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C raises: vLLM swallows a KeyboardInterrupt while its engine starts, and then waits for the engine."""
 
 
 def score(functions, prompts, completions, ids, columns):
@@ -122,6 +126,8 @@ def generate_missing(model, args, exam, parts, state):
     missing = [part for part in own if not part.exists()]
     if not missing:
         return
+    from r1zero import engines
+
     engine = engines.vllm_engine if args.backend == "vllm" else engines.transformers_engine
     done = len(own) - len(missing)
     bar = {"initial": done, "total": len(own), "unit": "batch", "disable": not state.is_main_process}
@@ -153,6 +159,8 @@ def join_parts(parts, path):
 
 def evaluate_model(model, args, exam, state):
     """The metrics of a model, once all its completions are there; None but in the first process."""
+    from r1zero import evaluation_checks
+
     folder = Path(args.output_dir, model.name)
     results, completions = folder / "metrics.json", folder / "completions.parquet"
     if not results.is_file():
@@ -176,7 +184,10 @@ def evaluate_model(model, args, exam, state):
 def parse(argv):
     """The flags, and what they leave open as this machine decides it: backend, dtype and batch_size."""
     parser = argparse.ArgumentParser(
-        prog="python -m r1zero.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m r1zero.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--model", nargs="+", required=True, help="folders or hub ids; one column each in the table")
     parser.add_argument("--data", required=True, help="a file of problems, as preprocess.py writes it")
@@ -193,9 +204,12 @@ def parse(argv):
     parser.add_argument("--batch_size", type=int, help="problems at a time; default 64 / n, with vLLM 1024 / n")
     parser.add_argument("--seed", type=int, default=0, help="of --limit and of sampling")
     parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm where it and a GPU are")
+    parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, also where there is a GPU")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
     args = parser.parse_args(argv)
-    gpu = torch.cuda.is_available()
+    import torch
+
+    gpu = torch.cuda.is_available() and not args.use_cpu
     args.dtype = "float32"
     if gpu:
         args.dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -209,8 +223,12 @@ def parse(argv):
 
 def print_engine(args, problems, state):
     """Says what generates, and why where that is not vLLM on a GPU; and how all of the processes would have work."""
+    import torch
+
     why = ""
-    if not torch.cuda.is_available():
+    if args.use_cpu:
+        why = " (as --use_cpu says)"
+    elif not torch.cuda.is_available():
         why = " (no GPU found)"
     elif not importlib.util.find_spec("vllm"):
         why = " (vLLM is not installed)"
@@ -225,17 +243,24 @@ def main(argv=None):
     args = parse(argv)
     is_main = machine.is_main_process()
     try:
+        import torch
+        from accelerate import PartialState
+
+        from r1zero import evaluation_checks
+
+        if args.use_cpu or not torch.cuda.is_available():
+            threads.take_share()
         exam, errors = evaluation_checks.check(args)
         if errors:
             sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if is_main else 1)
         # One process may wait long for another
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+        state = PartialState(cpu=args.use_cpu or not torch.cuda.is_available(), timeout=timedelta(days=1))
         if is_main:
             print_engine(args, len(exam.problems), state)
         results = {}
         for name, model in exam.models.items():
             results[name] = evaluate_model(model, args, exam, state)
-    except (KeyboardInterrupt, engines.Interrupted):
+    except (KeyboardInterrupt, Interrupted):
         stopped = "r1zero.evaluate: stopped; what is done stays: the same command goes on from there"
         sys.exit(stopped if is_main else 1)
     if is_main:
@@ -247,7 +272,7 @@ def interrupt_once(*_):
     """Ctrl-C, which launchers follow up with SIGTERM at once: it must not interrupt what the first one started."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    raise engines.Interrupted
+    raise Interrupted
 
 
 if __name__ == "__main__":

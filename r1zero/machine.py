@@ -10,9 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
-from accelerate.utils import DeepSpeedPlugin
 from filelock import FileLock
 
 import preprocess
@@ -110,6 +108,8 @@ def choose_recipe(use_cpu=False):
 
     use_cpu: whether a flag asks for the CPU, which is then what the recipe is for.
     """
+    import torch  # here, as it takes a second, which other users of this module do without
+
     if use_cpu:
         name, why = "tiny_cpu", "use_cpu is on"
     elif not torch.cuda.is_available():
@@ -289,6 +289,8 @@ def read_deepspeed(environment):
 
     Everything is given to accelerate's plugin, which would otherwise read it from this process's own environment.
     """
+    from accelerate.utils import DeepSpeedPlugin  # here, as it imports torch
+
     plugin = DeepSpeedPlugin(
         hf_ds_config=environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
         zero_stage=int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)),

@@ -287,7 +287,10 @@ def compare(folders, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m r1zero.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m r1zero.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, outputs/RUN")
     parser.add_argument(

@@ -116,7 +116,7 @@ def parser():
 
     import train_countdown
 
-    return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig))
+    return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
 
 
 def train_here(config, **flags):

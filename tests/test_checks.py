@@ -101,6 +101,7 @@ def test_the_recipe_itself_passes_and_flags_override_it(check):
             ("--save_steps", 42), "save_steps 42", "set --save_steps to 40 or 44", id="a save inside a batch"
         ),
         pytest.param(("--learning_rte", "1"), "learning_rte:", "did you mean learning_rate?", id="a misspelt flag"),
+        pytest.param(("--learning_rat", "1"), "learning_rat:", "did you mean learning_rate?", id="a cut flag"),
         pytest.param(("beta",), "beta:", "did you mean beta?", id="a word that is no flag"),
         pytest.param(("--zzz", "1"), "zzz:", "see --help", id="a flag like no other"),
         pytest.param(
