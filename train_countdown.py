@@ -16,13 +16,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
 from transformers import ProgressCallback
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from trl.generation import vllm_generation
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1zero import checks, console, lora, report, reward_functions, run_folder, sampler, vllm_settings
-from r1zero.trimmed_trainer import TrimmedGRPOTrainer
 
 
 @dataclass
@@ -59,10 +56,11 @@ class ScriptArguments:
         default=None, metadata={"help": "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own."}
     )
     trim_padding: bool = field(
-        default=False, metadata={"help": "Compute no padding in the passes over completions: the same update, sooner."}
+        default=True, metadata={"help": "Compute no padding in the passes over completions: the same update, sooner."}
     )
     drop_finished: bool = field(
-        default=False, metadata={"help": "Where transformers generates, drop completions as soon as they have ended."}
+        default=True,
+        metadata={"help": "Where transformers generates, drop completions that have ended; not with a sharded model."},
     )
     price_per_hour: float | None = field(
         default=None,
@@ -78,6 +76,13 @@ class ScriptArguments:
 
 
 def main(script_args, training_args, model_args, reward_funcs):
+    # Here, as a dry run, --help and a misspelt flag do without what takes another second
+    from datasets import load_dataset
+    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl.generation import vllm_generation
+
+    from r1zero.trimmed_trainer import TrimmedGRPOTrainer
+
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
 
@@ -116,7 +121,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         peft_config=get_peft_config(model_args),
     )
     lora.keep_base_exact(trainer.model)  # which TRL rounds with every push of an adapter to vLLM
-    if script_args.drop_finished:
+    if script_args.drop_finished and sampler.processes_generate_alone(trainer):
         sampler.drop_finished_rows(trainer.model)
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
     lines = console.Console(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
@@ -151,4 +156,5 @@ def main(script_args, training_args, model_args, reward_funcs):
 
 
 if __name__ == "__main__":
-    main(*checks.check(TrlParser((ScriptArguments, GRPOConfig, ModelConfig)), sys.argv[1:]))
+    parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
+    main(*checks.check(parser, sys.argv[1:]))

@@ -5,13 +5,11 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import rewards
 from r1zero.countdown_problems import CELL_METRICS
-from r1zero.reasoning import PHRASES
+from r1zero.reasoning import MISTAKES, PHRASES
 from r1zero.run_folder import own_metrics
 from r1zero.statistics import deviation
 
@@ -92,6 +90,10 @@ LEARNED = [
         [Metric(f"accuracy/{task.name}", task.name, SHARE) for task in rewards.TASKS.values()],
     ),
     Panel("Countdown's cells", cell_metrics()),
+    Panel(
+        "Why Countdown's answers are wrong",
+        [Metric(f"mistakes/{name}", name.replace("_", " "), SHARE) for name in MISTAKES],
+    ),
     Panel(
         "Shares of completions",
         [
@@ -190,6 +192,8 @@ def draw_charts(charts, columns=2):
     """A figure with a grid of charts, or None where there are none."""
     if not charts:
         return None
+    from matplotlib.figure import Figure  # here, as only a page that is drawn needs it
+
     rows = math.ceil(len(charts) / columns)
     figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -242,7 +246,9 @@ def svg(figure):
     """The figure as an <svg> element, or None for None."""
     if figure is None:
         return None
+    from matplotlib import rc_context
+
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
+    with rc_context({"svg.fonttype": "none"}):
         figure.savefig(text, format="svg")
     return text.getvalue()[text.getvalue().index("<svg") :]

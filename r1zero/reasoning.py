@@ -24,6 +24,8 @@ BEHAVIOURS = (  # the names of what count_behaviours counts
     "answer_multiplies",
 )
 
+MISTAKES = ("no_answer", "bent_equation", "false_yes", "another_answer", "gave_up", "other")  # of name_mistake
+
 # Looked for in lower case, with " not" for n't, a single space for each whitespace, and one at both ends. No phrase is
 # part of another, so that none counts twice.
 PHRASES = {
@@ -180,6 +182,38 @@ def equations(text):
             equation, is_true = stated
             found[equation] = is_true
     return found
+
+
+LAST_VERDICT = re.compile(r".*= ?([0-9]{1,9}) (yes|no)(?![a-z])", re.DOTALL)
+
+
+def name_mistake(text, target):
+    """Why a wrong completion (str) of a Countdown problem with this target (int) is wrong: one of MISTAKES.
+
+    no_answer: it was cut off, or has no <answer>. bent_equation: it states the target as the value of something else,
+    `72+6 = 12` for 12. false_yes: it takes another value for the target, `26 yes` for 12. another_answer: it finds the
+    target by a true equation and answers something else. gave_up: its last verdict is no. The first that holds counts.
+
+    >>> name_mistake("72+6 = 12 yes</think> <answer>72+6</answer>", 12)
+    'bent_equation'
+    """
+    if extract_answer(text) is None:
+        return "no_answer"
+    found_it = False
+    for equation, is_true in equations(text).items():
+        if expression_value(equation.rpartition("=")[2]) != target:
+            continue
+        if not is_true:
+            return "bent_equation"
+        found_it = True
+    verdict = LAST_VERDICT.match(text)
+    if verdict and verdict[2] == "yes" and int(verdict[1]) != target:
+        return "false_yes"
+    if found_it:
+        return "another_answer"
+    if verdict and verdict[2] == "no":
+        return "gave_up"
+    return "other"
 
 
 @functools.lru_cache(1 << 14)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import rewards
 from r1zero.answers import completion_text
 from r1zero.countdown_problems import CELL_METRICS, cells
-from r1zero.reasoning import LONG, count_behaviours
+from r1zero.reasoning import LONG, MISTAKES, count_behaviours, name_mistake
 from r1zero.sandbox import Sandbox
 
 OWN_COLUMNS = ("verdict", "answer", "problem")  # of a user's function, which are named after it in the table
@@ -184,7 +184,8 @@ def watched(function):
     Over the rows that it scores, one value a row: `behaviours/<name>`, a count of reasoning.py, and the same of right
     and of wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, with whether a
     completion is longer than 200 tokens; for Countdown the accuracy in each of its cells, such as
-    `cells/4_numbers_needs_times_divide`. For a user's function that writes verdicts, `accuracy` and `format_rate`.
+    `cells/4_numbers_needs_times_divide`, and the share of completions with each mistake, `mistakes/<name>`. For a
+    user's function that writes verdicts, `accuracy` and `format_rate`.
     """
     name = function.__name__
     verdict_column = table_columns(name).verdict
@@ -214,6 +215,7 @@ def watched(function):
                 log_behaviours(log_metric, completion_text(completions[row]), ids, statuses[row])
         if name == "countdown_reward":
             log_cells(log_metric, columns["nums"], columns["target"], statuses)
+            log_mistakes(log_metric, completions, columns["target"], statuses)
         return scores
 
     return wrapped
@@ -237,3 +239,15 @@ def log_cells(log_metric, nums, target, statuses):
         if cell is not None:
             size, kind = cell
             log_metric(f"cells/{size}_{CELL_METRICS[kind]}".replace(" ", "_"), float(status == rewards.CORRECT))
+
+
+def log_mistakes(log_metric, completions, target, statuses):
+    """Logs for each completion of a Countdown problem which of MISTAKES it makes: 1 for that one, 0 for the others."""
+    for completion, value, status in zip(completions, target, statuses, strict=True):
+        if status not in rewards.STATUSES:  # a row of another task
+            continue
+        made = None
+        if status != rewards.CORRECT:
+            made = name_mistake(completion_text(completion), value)
+        for mistake in MISTAKES:
+            log_metric(f"mistakes/{mistake}", float(mistake == made))

@@ -43,7 +43,7 @@ LOGGED_BY_TRL = (
 LOGGED_BY_THIS_PROJECT = (
     *("accuracy", "format_rate", "times_divide_rate", "undecided"),
     *(f"accuracy/{task.name}" for task in rewards.TASKS.values()),
-    *("behaviours/", "behaviours_correct/", "behaviours_incorrect/", "cells/"),
+    *("behaviours/", "behaviours_correct/", "behaviours_incorrect/", "cells/", "mistakes/"),
 )
 KNOWN = (*LOGGED_BY_TRANSFORMERS, *LOGGED_BY_TRL, *LOGGED_BY_THIS_PROJECT)
 

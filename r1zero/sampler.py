@@ -8,8 +8,20 @@ its cache. `generate` takes such a loop as its argument `custom_generate`, and p
 import functools
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 LOOK_EVERY = 8  # tokens between two looks for rows that have ended: dropping them copies the cache
+
+
+def processes_generate_alone(trainer):
+    """Whether each process has the whole model while it generates with TRL's GRPOTrainer.
+
+    Otherwise all of them compute every layer together, and none may stop before the others: with FSDP, and with
+    ZeRO-3 unless the weights are gathered for it.
+    """
+    if trainer.is_fsdp_enabled:
+        return False
+    return trainer.args.ds3_gather_for_generation or not is_deepspeed_zero3_enabled()
 
 
 def drop_finished_rows(model):
@@ -28,7 +40,10 @@ def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, gen
     cache = model_kwargs.pop("past_key_values", None)
     attention_mask, position_ids = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
     if generation_config.num_beams != 1 or generation_config.return_dict_in_generate or cache is None:
-        raise ValueError("this loop has one beam, a cache, and gives sequences alone: pass custom_generate=None")
+        raise ValueError(
+            "dropping completions that have ended needs one beam, a model with a cache, and sequences as the result: "
+            "--drop_finished false leaves generation to transformers"
+        )
     prompt_length, longest = input_ids.size(1), stopping_criteria.max_length
     pad = generation_config.pad_token_id or 0
     sequences = input_ids.new_full((len(input_ids), longest), pad)

@@ -15,13 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r1zero import reasoning
-from r1zero.reasoning import BEHAVIOURS, PATTERNS, PHRASES, count_behaviours, equations
+from r1zero.reasoning import BEHAVIOURS, MISTAKES, PATTERNS, PHRASES, count_behaviours, equations, name_mistake
 
 MEGABYTE = 10**6
 
 
 def test_examples_in_the_docstrings_hold():
-    assert doctest.testmod(reasoning) == (0, 4)
+    assert doctest.testmod(reasoning) == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,22 @@ def by_python(side):
         return Fraction(side)
     whole = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", side)  # Python has no 007
     return walk(ast.parse(whole, mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("3*7 = 21: 21-5 = 16 no, 21", "no_answer"),
+        ("72+6 = 12 yes</think> <answer>72+6</answer>", "bent_equation"),
+        ("So 72 / 6 - 1 = 12. <answer>72/6-1</answer>", "bent_equation"),
+        ("72/6 = 12: 12+9 = 21 yes</think> <answer>72/6+9</answer>", "false_yes"),
+        ("72/6 = 12 yes</think> <answer>72-6</answer>", "another_answer"),
+        ("72/6 = 12 no</think> <answer>72-6</answer>", "another_answer"),
+        ("72-6 = 66 no, 72+6 = 78 no</think> <answer>72+6</answer>", "gave_up"),
+        ("72+6 = 78 nothing else. <answer>72+6</answer>", "other"),
+        ("I know it. <answer>72</answer>", "other"),
+        ("= 9999999999999999999 yes <answer></answer>", "other"),
+    ],
+)
+def test_mistake_has_a_name(text, mistake):
+    assert name_mistake(text, 12) == mistake and mistake in MISTAKES

@@ -221,6 +221,7 @@ class TestWatched:
         assert found["behaviours_correct/true_equations"] == [1, 0]
         assert found["cells/3_numbers_needs_times_divide"] == [True, False]
         assert found["cells/4_numbers_sums_suffice"] == [True]
+        assert found["mistakes/no_answer"] == [0, 0, 1] and found["mistakes/other"] == [0, 0, 0]
         assert {name.split("/")[1] for name in found if name.startswith("behaviours")} == set(BEHAVIOURS)
 
     def test_logs_behaviours_of_chats_and_other_tasks(self):

@@ -136,5 +136,5 @@ def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
     ids=["beams", "more than sequences", "no cache"],
 )
 def test_what_the_loop_does_not_do_is_refused(model, how):
-    with pytest.raises(ValueError, match="one beam, a cache, and gives sequences alone"):
+    with pytest.raises(ValueError, match="needs one beam, a model with a cache"):
         model.generate(**prompts(2), generation_config=settings(**how), custom_generate=sample_unfinished)
