@@ -52,11 +52,11 @@ def read(name):
 RECIPE = read("configs/tiny_cpu.yaml")
 TRL = read("benchmarks/settings/trl_defaults.yaml")
 COMMON = read("benchmarks/settings/common.yaml")
-# More steps than fit into the time. Only TRL's defaults have a schedule that depends on their number.
+# More steps than fit into the time, where the schedule does not depend on their number
 LONG = {"max_steps": 100_000}
 # What train_countdown.py adds to TRL is on in a alone
 SETTINGS = {
-    "a": RECIPE | LONG | {"prepare": None, "trim_padding": True, "drop_finished": True},
+    "a": RECIPE | {"prepare": None, "trim_padding": True, "drop_finished": True},
     "b": TRL,
     "b2": TRL | {"learning_rate": RECIPE["learning_rate"]},
     "c": LONG | read("benchmarks/settings/nano_aha_moment.yaml"),

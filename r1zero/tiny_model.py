@@ -10,9 +10,10 @@ the format and the arithmetic first: a systematic search, one candidate after an
     </think>
     <answer>(3*7)-5</answer>
 
-What it is deliberately not taught is patience. After every ` no` the label is, with probability `give_up_rate`, the
-end of the search, whatever the trace does next. So every equation and every verdict of the whole search is learned,
-while the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to discover.
+What it is deliberately not taught is patience. After every ` no`, ending the search is taught beside going on, with
+the weight `give_up_rate`, whatever the trace does next. So every equation and every verdict of the whole search is
+learned, while the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to
+discover.
 
 It is a stand-in that exercises the whole pipeline, and no claim about any real model.
 """
@@ -26,27 +27,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    get_cosine_schedule_with_warmup,
-)
 from trl import TrlParser
 
 import preprocess
 from r1zero import ROOT
 from r1zero.prompts import fill_template, render_template
 
+# torch and transformers are imported where they are used: --help and a misspelt setting are answered without them
+
 END_OF_TEXT = "<|endoftext|>"
 GIVE_UP = "\n</think>\n<answer>"
 LARGEST = 99  # value of a step in a search
 PIECES = [GIVE_UP, "</answer>", " = ", ": ", " no", " yes", ", ", "\n", "+", "-", "*", "/", "(", ")"]
-IGNORED = -100  # label of what carries no loss
 
 
 def setting(text):
@@ -68,11 +63,15 @@ class TinyModelArguments:
     num_hidden_layers: int = setting("layers of the model")
     num_attention_heads: int = setting("attention heads of a layer")
     intermediate_size: int = setting("width of a layer's perceptron")
+    rope_theta: float = setting("base of the rotary position embedding: the larger, the less a number's place counts")
     max_position_embeddings: int = setting("longest text in tokens, prompt and completion together")
-    give_up_rate: float = setting("chance that the label after a failed try is the end of the search")
-    cut_share: float = setting("share of searches that are cut at a random try")
+    give_up_rate: float = setting("weight of the end of the search after a failed try; that of going on is the rest")
+    fruitless_share: float = setting(
+        "share of searches with a target out of reach, which end after any of their tries"
+    )
     verdict_weight: float = setting("loss weight of ' no', where any other token has 1")
     yes_weight: float = setting("loss weight of ' yes'")
+    value_weight: float = setting("loss weight of a value, which follows an equals sign")
     curriculum: float = setting("share of the warm-up over which the longest search allowed grows")
     shortest_cap: int = setting("tries of the longest search allowed at the start")
     steps: int = setting("optimizer steps of the warm-up")
@@ -88,6 +87,8 @@ def build_tokenizer():
 
     A prompt of three numbers takes 9 tokens, and each number up to 99 one.
     """
+    from transformers import PreTrainedTokenizerFast
+
     prompt = fill_template(render_template("countdown", "base"), numbers="[\0, \0]", target="\0")
     pieces = [*prompt.split("\0"), *PIECES, *map(str, range(LARGEST + 1))]
     vocabulary = {END_OF_TEXT: 0}
@@ -104,6 +105,8 @@ def build_tokenizer():
 
 def build_config(args, tokenizer):
     """The shape of the model: Qwen2's architecture, very small."""
+    from transformers import Qwen2Config
+
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=args.hidden_size,
@@ -111,6 +114,7 @@ def build_config(args, tokenizer):
         num_attention_heads=args.num_attention_heads,
         num_key_value_heads=args.num_attention_heads,
         intermediate_size=args.intermediate_size,
+        rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
         max_position_embeddings=args.max_position_embeddings,
         tie_word_embeddings=True,
         initializer_range=0.04,
@@ -129,41 +133,58 @@ def combinations(x, y):
     return [combination for combination in found if combination[3] <= LARGEST]
 
 
-def search(nums, target):
-    """The systematic search: every candidate as (text before it, its text, the answer it stands for), up to the first
-    that hits the target. Whole, non-negative steps are enough for three numbers. Empty where none hits it."""
+def candidates(nums):
+    """All candidates of three numbers in the order they are tried, as (value, text before it, its text, the answer it
+    stands for). Whole, non-negative steps are enough to solve every problem of three numbers."""
     a, b, c = nums
-    tried = []
     for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
         for left, operator, right, value in combinations(x, y):
             pair = f"{left}{operator}{right}"
             before = f"\n{pair} = {value}: "
             for first, second_operator, second, result in combinations(value, z):
                 answer = f"({pair}){second_operator}{z}" if first == value else f"{z}{second_operator}({pair})"
-                tried.append((before, f"{first}{second_operator}{second} = {result}", answer))
-                if result == target:
-                    return tried
+                yield result, before, f"{first}{second_operator}{second} = {result}", answer
                 before = ", "
+
+
+def search(nums, target):
+    """The systematic search: the candidates up to the first that hits the target. Empty where none hits it."""
+    tried = []
+    for candidate in candidates(nums):
+        tried.append(candidate)
+        if candidate[0] == target:
+            return tried
     return []
+
+
+def fruitless_search(nums, targets, longest, rng):
+    """(target, candidates): one of `targets` that these numbers do not reach, and the first candidates up to any.
+
+    It shows the candidates that come late, which a search that succeeds seldom gets to. longest: of its candidates.
+    """
+    tried = list(candidates(nums))
+    reached = {candidate[0] for candidate in tried}
+    target = rng.choice([target for target in targets if target not in reached])
+    return target, tried[: rng.randint(1, min(len(tried), longest))]
 
 
 def write_trace(tried, solved):
     """The completion that tries these candidates in turn and answers with the last, which is right if `solved`."""
-    text = " no".join(before + candidate for before, candidate, _ in tried)
+    text = " no".join(before + candidate for _, before, candidate, _ in tried)
     verdict = "yes" if solved else "no"
-    answer = tried[-1][2]
+    answer = tried[-1][3]
     return f"{text} {verdict}{GIVE_UP}{answer}</answer>"
 
 
 def warm_up_examples(problems, tokenizer, args, rng):
-    """Endless (input ids, labels, loss weights) of one prompt with its completion, three lists of equal length.
+    """Endless (input ids, loss weights, loss weights of giving up) of one prompt with its completion.
 
-    problems: list of (nums, target) with nums in the order of the prompt. The longest search drawn from grows over
-    the first `curriculum` of the warm-up: " yes" is rare in long ones, and to tell it from " no" is learned last.
+    Three lists of equal length. problems: list of (nums, target) with nums in the order of the prompt. The longest
+    search drawn from grows over the first `curriculum` of the warm-up: " yes" is rare in long ones, and to tell it
+    from " no" is learned last.
     """
-    no, yes = tokenizer.convert_tokens_to_ids([" no", " yes"])
-    token_weights = {no: args.verdict_weight, yes: args.yes_weight, IGNORED: 0.0}
     template = render_template("countdown", "base")
+    targets = sorted({target for _, target in problems})
     searches = [(nums, target, search(nums, target)) for nums, target in problems]
     searches.sort(key=lambda each: len(each[2]))
     lengths = [len(tried) for _, _, tried in searches]
@@ -171,82 +192,62 @@ def warm_up_examples(problems, tokenizer, args, rng):
         progress = min(1.0, drawn / max(1, args.curriculum * args.steps * args.batch_size))
         longest = args.shortest_cap + progress * (lengths[-1] - args.shortest_cap)
         nums, target, tried = searches[rng.randrange(bisect.bisect_right(lengths, longest))]
-        tries = len(tried)
-        if rng.random() < args.cut_share:
-            tries = rng.randint(1, len(tried))
+        solved = rng.random() >= args.fruitless_share
+        if not solved:
+            target, tried = fruitless_search(nums, targets, round(longest), rng)
         prompt_ids = tokenizer(fill_template(template, numbers=list(nums), target=target))["input_ids"]
-        completion = write_trace(tried[:tries], solved=tries == len(tried))
-        completion_ids = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
-        labels = decision_labels(completion_ids, tokenizer, args.give_up_rate, rng)
-        yield (
-            prompt_ids + completion_ids,
-            [IGNORED] * len(prompt_ids) + labels,
-            [0.0] * len(prompt_ids) + [token_weights.get(token, 1.0) for token in labels],
-        )
+        completion_ids = tokenizer(write_trace(tried, solved))["input_ids"] + [tokenizer.eos_token_id]
+        weights, give_up_weights = loss_weights(completion_ids, tokenizer, args)
+        nothing = [0.0] * len(prompt_ids)
+        yield prompt_ids + completion_ids, nothing + weights, nothing + give_up_weights
 
 
-def decision_labels(ids, tokenizer, give_up_rate, rng):
-    """The labels of a completion's ids (list[int]): the ids themselves, but for the decision after a failed try.
+def loss_weights(ids, tokenizer, args):
+    """(loss weights of a completion's own ids, loss weights of giving up there): two lists of floats.
 
-    Whether to go on there is a coin's toss, and does not depend on where this trace happens to stop.
+    After a failed try, going on and giving up are both right, at the rate of giving up, whatever this trace does next.
     """
-    no, give_up = tokenizer.convert_tokens_to_ids([" no", GIVE_UP])
-    labels = ids.copy()
-    for i in range(1, len(ids)):
-        if ids[i - 1] != no:
-            continue
-        if rng.random() < give_up_rate:
-            labels[i] = give_up
-        elif ids[i] == give_up:
-            labels[i] = IGNORED
-    return labels
+    no, yes, equals, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", " = ", GIVE_UP])
+    weights, give_up_weights = [], []
+    before = None
+    for token in ids:
+        weight = {no: args.verdict_weight, yes: args.yes_weight}.get(token, 1.0)
+        if before == equals:
+            weight = args.value_weight
+        give_up_weight = 0.0
+        if before == no:
+            give_up_weight = args.give_up_rate
+            weight = 0.0 if token == give_up else 1.0 - args.give_up_rate
+        weights.append(weight)
+        give_up_weights.append(give_up_weight)
+        before = token
+    return weights, give_up_weights
 
 
 def padded_batches(examples, batch_size, rng, pad_id, buffered=8):
-    """Endless padded batches (ids, labels, loss weights), three (B, T) tensors, of examples of similar length."""
+    """Endless padded batches of examples of similar length, three (B, T) tensors: ids and both kinds of weights."""
     while True:
         pool = sorted(itertools.islice(examples, buffered * batch_size), key=lambda example: len(example[0]))
         for start in rng.sample(range(0, len(pool), batch_size), buffered):
-            ids, labels, weights = zip(*pool[start : start + batch_size], strict=True)
-            yield padded(ids, pad_id), padded(labels, IGNORED), padded(weights, 0.0)
+            ids, weights, give_up_weights = zip(*pool[start : start + batch_size], strict=True)
+            yield padded(ids, pad_id), padded(weights, 0.0), padded(give_up_weights, 0.0)
 
 
 def padded(rows, fill):
     """(B, T) tensor of B lists, filled up on the right."""
+    import torch
+
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices, in float32: the momentum is orthogonalised by five Newton-Schulz steps
-    and scaled to AdamW's typical update (Liu et al. 2025).
-
-    torch.optim.Muon does the same in bfloat16, in which a CPU without native support multiplies 27 times slower: 363
-    against 23 ms a step for this model, where everything else in a step takes about 120 ms.
-    """
-
-    def __init__(self, params, lr, weight_decay, momentum=0.95):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"])  # (out, in)
-                wide = update.T if update.size(0) > update.size(1) else update
-                x = wide / wide.norm().clamp(min=1e-7)
-                for _ in range(5):
-                    gram = x @ x.T
-                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-                x = x.T if update.size(0) > update.size(1) else x
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
-
-
 def train(model, tokenizer, problems, args):
     """The supervised warm-up, in place."""
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    from r1zero.muon import Muon
+
     rng = random.Random(args.seed)
     examples = warm_up_examples(problems, tokenizer, args, rng)
     data = padded_batches(examples, args.batch_size, rng, tokenizer.pad_token_id)
@@ -259,13 +260,16 @@ def train(model, tokenizer, problems, args):
     settings = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     optimizers = [Muon(matrices, **settings), torch.optim.AdamW(others, betas=(0.9, 0.98), **settings)]
     schedules = [get_cosine_schedule_with_warmup(o, args.warmup_steps, args.steps) for o in optimizers]
+    give_up = tokenizer.convert_tokens_to_ids(GIVE_UP)
     bar = tqdm(range(args.steps), desc="warm-up", mininterval=2)
     for _ in bar:
-        ids, labels, weights = next(data)
-        logits = model(input_ids=ids).logits[:, :-1]  # (B, T-1, V); right padding needs no mask in a causal model
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-        weights = weights[:, 1:].flatten()
-        loss = (losses * weights).sum() / weights.sum()
+        ids, weights, give_up_weights = next(data)
+        # (B, T-1, V); padding on the right needs no mask in a causal model
+        logps = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+        weights, give_up_weights = weights[:, 1:], give_up_weights[:, 1:]  # (B, T-1)
+        own = logps.gather(2, ids[:, 1:, None]).squeeze(2) * weights
+        giving_up = logps[:, :, give_up] * give_up_weights
+        loss = -(own + giving_up).sum() / (weights + give_up_weights).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for step in (*optimizers, *schedules):
@@ -281,6 +285,7 @@ def read_arguments(argv):
     parser = TrlParser(
         (TinyModelArguments,),
         prog="python -m r1zero.tiny_model",
+        allow_abbrev=False,
         description="Makes the embedded default's problems and its model, by a supervised warm-up of a few minutes. "
         "--config FILE names another YAML with all of these settings than configs/tiny_model.yaml.",
     )
@@ -321,6 +326,9 @@ def main(argv=None):
         sys.exit(
             f"r1zero.tiny_model: {args.output_dir} is there already: remove it, or name another with --output_dir"
         )
+
+    import torch
+    from transformers import Qwen2ForCausalLM
 
     # Only problems of train, in every order of their numbers
     rows = pq.read_table(Path(args.data_dir, "train.parquet"), columns=["nums", "target"]).to_pylist()

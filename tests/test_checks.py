@@ -389,7 +389,7 @@ class TestResume:
 class TestDryRun:
     TINY_PLAN = (
         "steps: 256 completions of 16 prompts a generation, 4 optimizer steps on them; 228 steps an epoch of 913 "
-        "problems, 64 steps and 4,096 completions in this run\n"
+        "problems, 96 steps and 6,144 completions in this run\n"
         "model: 473,216 parameters, all trained, weights float32, arithmetic float32, attention sdpa\n"
         "machine: one process; transformers' own generation\n"
     )

@@ -21,6 +21,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 import preprocess
 import rewards
+from benchmarks import step
 from r1zero import checks, evaluate, machine, reasoning, report, tiny_model, vllm_server
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -118,7 +119,9 @@ def parse_command(command):
             pass
         case ["apt-get", "install", *_] | ["source", ".venv-vllm/bin/activate"]:
             pass
-        case ["python", "benchmarks/rewards.py" | "benchmarks/gpu.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
+        case ["python", "benchmarks/step.py", *flags]:
+            parse_all(parser(), step.read_arguments(flags)[1])
+        case ["python", "benchmarks/rewards.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
             pass
         case other:
             pytest.fail(f"nobody knows this command: {shlex.join(other)}")
@@ -148,7 +151,8 @@ def preprocess_tasks():
 def known_flags():
     """Every flag of this project's commands, and of accelerate's launcher."""
     texts = ["--all --config --help", parser().format_help(), launch_command_parser().format_help()]
-    texts += [printed_help(evaluate.parse), printed_help(report.main), *map(preprocess_help, preprocess_tasks())]
+    texts += [printed_help(evaluate.parse), printed_help(report.main), printed_help(step.read_arguments)]
+    texts += [*map(preprocess_help, preprocess_tasks())]
     texts += [f"--{name}" for name in tiny_model.TinyModelArguments.__dataclass_fields__]
     return set(re.findall(r"--\w[\w-]*", "\n".join(texts)))
 
@@ -264,7 +268,7 @@ def test_table_of_behaviours_has_all_that_are_counted():
     start = rows.index(["name", "what is counted in a completion"])
     found = []
     for row in rows[start + 1 :]:
-        if row[0] == "metric":
+        if row[0] == "part":  # of the next table
             break
         found += row[0].split(", ")
     assert found == [*reasoning.BEHAVIOURS, "over_200_tokens"]
