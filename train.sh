@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set-up, data, training and report in one command:   bash train.sh [flags of train_countdown.py]
-# Without an NVIDIA GPU it trains the embedded default, about six minutes on two CPU cores after installing. With one or
+# Without an NVIDIA GPU it trains the embedded default, about four minutes on two CPU cores after installing. With one or
 # more it trains the Qwen2.5 recipe that fits the first of them. `--config configs/X.yaml` chooses another recipe.
 # TinyZero's variables are read too: N_GPUS, BASE_MODEL, DATA_DIR, ROLLOUT_TP_SIZE, EXPERIMENT_NAME.
 set -euo pipefail

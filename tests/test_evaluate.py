@@ -134,7 +134,7 @@ class TestMetrics:
 
         def say(prompt):
             nums, target = numbers_of(prompt)
-            solution = tiny.search(nums, target)[-1][2] if tiny.search(nums, target) else "1"
+            solution = tiny.search(nums, target)[-1][3] if tiny.search(nums, target) else "1"
             right = nums[0] % 4
             return [f"<answer>{solution}</answer>"] * right + ["<answer>1</answer>"] * (4 - right)
 
