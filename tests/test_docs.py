@@ -21,7 +21,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 import preprocess
 import rewards
-from benchmarks import step
+from benchmarks import step, time_to_target
 from r1zero import checks, evaluate, machine, reasoning, report, tiny_model, vllm_server
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -119,6 +119,8 @@ def parse_command(command):
             pass
         case ["apt-get", "install", *_] | ["source", ".venv-vllm/bin/activate"]:
             pass
+        case ["python", "benchmarks/time_to_target.py", *flags]:
+            time_to_target.parse(flags)
         case ["python", "benchmarks/step.py", *flags]:
             parse_all(parser(), step.read_arguments(flags)[1])
         case ["python", "benchmarks/rewards.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
@@ -152,6 +154,7 @@ def known_flags():
     """Every flag of this project's commands, and of accelerate's launcher."""
     texts = ["--all --config --help", parser().format_help(), launch_command_parser().format_help()]
     texts += [printed_help(evaluate.parse), printed_help(report.main), printed_help(step.read_arguments)]
+    texts += [printed_help(time_to_target.parse)]
     texts += [*map(preprocess_help, preprocess_tasks())]
     texts += [f"--{name}" for name in tiny_model.TinyModelArguments.__dataclass_fields__]
     return set(re.findall(r"--\w[\w-]*", "\n".join(texts)))
