@@ -18,6 +18,7 @@ in time_to_target.json there, beside the YAML, the console and the record of eve
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -253,24 +254,28 @@ def train(config, console, stopwatch, minutes):
     with (
         console.open("w") as file,
         subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, start_new_session=True, **text) as process,
+        contextlib.ExitStack() as unless_it_ends,
     ):
+        unless_it_ends.callback(interrupt, process)
         used = psutil.Process(process.pid).cpu_times
-        try:
-            for line in process.stdout:
-                stopwatch.read(line, lambda: (time.monotonic(), used().user + used().system))
-                file.write(line)
-                file.flush()
-                if stopped is None:
-                    stopped = stopwatch.why_to_stop(60 * minutes, max(MARKS))
-                    if stopped:
-                        process.send_signal(signal.SIGINT)
-        except BaseException:
-            process.send_signal(signal.SIGINT)
-            process.communicate()  # while it writes its record
-            raise
+        for line in process.stdout:
+            stopwatch.read(line, lambda: (time.monotonic(), used().user + used().system))
+            file.write(line)
+            file.flush()
+            if stopped is None:
+                stopped = stopwatch.why_to_stop(60 * minutes, max(MARKS))
+                if stopped:
+                    process.send_signal(signal.SIGINT)
+        unless_it_ends.pop_all()
     if stopped is None and (process.returncode or not stopwatch.evaluations):
         sys.exit(f"{config} ended with status {process.returncode} and no result: {console} says why")
     return stopped or "ended"
+
+
+def interrupt(process):
+    """Ends a run as Ctrl-C does, and waits while it writes its record."""
+    process.send_signal(signal.SIGINT)
+    process.communicate()
 
 
 def draw(runs, path):

@@ -248,13 +248,14 @@ def main(argv=None):
 
         from r1zero import evaluation_checks
 
-        if args.use_cpu or not torch.cuda.is_available():
+        cpu = args.use_cpu or not torch.cuda.is_available()
+        if cpu:
             threads.take_share()
         exam, errors = evaluation_checks.check(args)
         if errors:
             sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if is_main else 1)
         # One process may wait long for another
-        state = PartialState(cpu=args.use_cpu or not torch.cuda.is_available(), timeout=timedelta(days=1))
+        state = PartialState(cpu=cpu, timeout=timedelta(days=1))
         if is_main:
             print_engine(args, len(exam.problems), state)
         results = {}

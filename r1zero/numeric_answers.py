@@ -1,4 +1,4 @@
-r"""Tells that two LaTeX answers differ, by their values at two points, before computer algebra is asked.
+r"""Tells that two LaTeX answers differ, by their values at a few points, before computer algebra is asked.
 
 Most of what reaches computer algebra is wrong, and two formulas that differ in value at one point are not equal. So
 each answer is read by a small parser, its variables are given fixed values, and bounds of its value are worked out in

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 
-from r1zero import machine, memory
+from r1zero import machine, vllm_settings
 
 SECONDS = 10  # to wait for one answer
 
@@ -66,10 +66,9 @@ def serve_command(values):
     the run's, since the server has one of its own, 0, and TRL's requests have none.
     """
     host = values.vllm_server_host
-    types = {"bf16": "bfloat16", "fp16": "float16", None: values.dtype}
     words = ["vllm", "serve", values.model_name_or_path]
     words += ["--host", "127.0.0.1" if host == "0.0.0.0" else host, "--port", str(values.vllm_server_port)]
-    words += ["--dtype", str(types[memory.mixed_precision(values)]), "--seed", str(values.seed)]
+    words += ["--dtype", str(vllm_settings.engine_type(values, values.dtype)), "--seed", str(values.seed)]
     if values.vllm_max_model_length:
         words += ["--max-model-len", str(values.vllm_max_model_length)]
     words += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]

@@ -17,13 +17,17 @@ def engine(training_args, model_args):
     """
     from vllm import LLM  # here, as only some runs have it
 
-    dtypes = {"bf16": "bfloat16", "fp16": "float16", None: model_args.dtype}
-    dtype = dtypes[memory.mixed_precision(training_args)]
+    dtype = engine_type(training_args, model_args.dtype)
 
     def build(*, seed, **settings):
         return LLM(dtype=dtype, seed=mixed_seed(training_args.seed, seed), **settings)
 
     return build
+
+
+def engine_type(training_args, dtype):
+    """The name of the type that the update computes in. dtype: the model's own, where nothing is mixed."""
+    return {"bf16": "bfloat16", "fp16": "float16", None: dtype}[memory.mixed_precision(training_args)]
 
 
 def mixed_seed(run, group):
