@@ -40,6 +40,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from r1zero import ROOT, run_folder  # noqa: E402
+from r1zero.files import replaced  # noqa: E402
 from r1zero.statistics import deviation  # noqa: E402
 
 MARKS = (0.30, 0.50, 0.70, 0.85)  # held-out accuracies
@@ -66,9 +67,9 @@ SETTINGS = {
 LABELS = {
     "a": "tiny_cpu.yaml",
     "b": "TRL's defaults",
-    "b2": "TRL's defaults, but a's learning rate",
-    "c": "nano-aha-moment's loop, but a's learning rate",
-    "c2": "GRPO-Zero's loop, but a's learning rate",
+    "b2": "TRL's defaults, with that learning rate",
+    "c": "nano-aha-moment's loop, with that learning rate",
+    "c2": "GRPO-Zero's loop, with that learning rate",
 }
 
 
@@ -235,9 +236,8 @@ def run_once(name, values, minutes, folder):
     stopwatch = Stopwatch(completions_a_step(values))
     stopped = train(folder / f"{name}.yaml", folder / f"{name}.txt", stopwatch, minutes)
     run = wanted | {"stopped": stopped, "commit": run_folder.git_commit(), "evaluations": stopwatch.evaluations}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(run, indent=1))
-    part.replace(path)
+    with replaced(path) as part:
+        part.write_text(json.dumps(run, indent=1))
     return run
 
 
@@ -300,7 +300,7 @@ def draw(runs, path):
         axis.plot(grid, np.mean(accuracies, axis=0), color=color, linewidth=2, label=LABELS[name])
         axis.fill_between(grid, np.min(accuracies, axis=0), np.max(accuracies, axis=0), color=color, alpha=0.15)
     axis.set(xlabel="seconds of training", ylabel="held-out accuracy", ylim=(0, 1))
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
