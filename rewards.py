@@ -241,7 +241,9 @@ def code_reward(completions, tests, sandbox=None, log_extra=None, log_metric=Non
     completions: B texts (or chat messages); tests: B JSON strs {"inputs": [...], "outputs": [...], "fn_name"
     optional}, None in rows of another task; sandbox: the Sandbox to run in, by default one in bubblewrap. Returns B
     floats, None for those rows; ValueError for tests that cannot be read, RuntimeError where there is no sandbox. The
-    last complete ```python block counts, and has 10 s.
+    last complete ```python block counts. It has 10 s for all of its tests, and a batch of 64 has 256 s together,
+    divided by the number of cores: 2 s for each program, whatever the others do, and for those that need longer an
+    even share of what is left. So an endless program takes nothing from a right one that ends within 2 s.
 
     >>> tests = '{"inputs": ["1\\n", "2\\n"], "outputs": ["2\\n", "3\\n"]}'
     >>> code_reward(["```python\nprint(2)\n```", "print(2)"], [tests, tests])  # doctest: +SKIP

@@ -16,6 +16,25 @@ from r1zero.reasoning import count_behaviours, expression_value
 from r1zero.reward_functions import function_name, table_columns
 
 PROBLEMS, EVALUATIONS = 100, 12  # at most
+LONGEST = 40_000  # characters of a text that are shown: about 10,000 tokens
+
+
+def visible(text, longest=LONGEST):
+    r"""A text that a model wrote, as it can be shown: nothing in it is acted upon, and its length is bounded.
+
+    A terminal would obey control characters, and a browser those for the direction of writing. So what does not print
+    stands there as Python writes it, except for line breaks and tabs. Of a text that is longer than `longest`
+    characters the middle is left out.
+
+    >>> visible("\x1b[2J 1+2\r\n")
+    '\\x1b[2J 1+2\\r\n'
+    """
+    if len(text) > longest:
+        half = longest // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half:,} characters are left out here]\n{text[-half:]}"
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def read_completion(row, reward_names):
@@ -37,9 +56,9 @@ def read_completion(row, reward_names):
     counts = count_behaviours(text)
     worked_out = None
     if answer and "target" in about:  # in Countdown the answer is an expression
-        worked_out = expression_value(answer)
+        worked_out = expression_value(str(answer))
     return about, {
-        "text": text,
+        "text": visible(text),
         "answer": answer,
         "value": None if worked_out is None else str(worked_out),
         "verdict": verdict,
@@ -50,9 +69,9 @@ def read_completion(row, reward_names):
 
 def as_json(value):
     """A value of the table of completions that a page can hold: what a user's reward logs may be anything."""
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return str(value)
+    return visible(str(value))
 
 
 def evaluation_tables(run):

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from r1zero import memory, run_folder
 from r1zero.answers import completion_text
+from r1zero.completions_reader import visible
 from rewards import FORMAT_REWARD
 
 WINDOW = 20  # optimizer steps that something must last before it is warned of
@@ -22,6 +23,7 @@ COLUMNS = {  # metric: its name and form in the line
     "entropy": ("entropy", "{:6.3f}"),
     "frac_reward_zero_std": ("no signal", "{:4.0%}"),
 }
+LONGEST_SHOWN = 10_000  # characters of a completion, and of what is said of it
 NOT_SHOWN = ("step", "prompt", "completion", "advantage")  # columns of the table of completions
 
 
@@ -164,8 +166,9 @@ def completion_lines(row):
     lines = ["-" * 80]
     for name, value in row.items():
         if name not in NOT_SHOWN and value is not None:
-            lines.append(f"{name}: {value}")
-    return "\n".join([*lines, "completion:", completion_text(row["completion"]), "-" * 80])
+            lines.append(f"{name}: {visible(str(value), LONGEST_SHOWN)}")
+    text = visible(completion_text(row["completion"]), LONGEST_SHOWN)
+    return "\n".join([*lines, "completion:", text, "-" * 80])
 
 
 class Warnings:

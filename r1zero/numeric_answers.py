@@ -27,6 +27,7 @@ SMALLEST, LARGEST = 1e-9, 1e30  # absolute values of all that is worked out; mat
 FARTHEST_EQUAL = 1e-5  # math-verify compares decimals to six places
 FARTHEST_EQUAL_SHARE = 1e-9  # of the larger value
 STEPS = 4096  # values that a variable can have at a point
+MOST_NAMES = 16  # variables of an equation that is solved: the work grows with the square of their number
 
 
 class Point(NamedTuple):
@@ -176,7 +177,10 @@ def equations_differ(one, other):
 def solutions_fail(solved, tested, point):
     """Whether an equation has solutions for a linear variable, and none of these solves the other one."""
     failed = 0
-    for key in sorted(names_in(solved) - point.fixed.keys() - {PI}):
+    names = names_in(solved) - point.fixed.keys() - {PI}
+    if len(names) > MOST_NAMES:
+        return False
+    for key in sorted(names):
         if degree(solved, key, point.fixed) != 1:
             continue
         below, above = [value_or_none(solved, with_value(point, key, at)) for at in (iv.zero, iv.one)]

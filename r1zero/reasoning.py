@@ -118,6 +118,7 @@ PLAIN_SIGNS = {
     " equals ": " = ",
 }
 SIDE_CHARACTERS = "0123456789+-*/(). \t"  # of one side of an equation; a new line ends it
+DECIMAL_NUMBER = re.compile(r"\s*[-+]?[0-9]*\.[0-9]*\s*")  # without the exponent that Fraction would read as well
 LONG = 200  # tokens: a completion with more is counted as long
 LONGEST_SIDE = 200  # characters: a longer one is no equation, so that no number grows without bounds
 
@@ -157,7 +158,7 @@ def answer_multiplies(text):
     answer = extract_answer(text) or ""
     if "*" not in answer and "/" not in answer:
         return False
-    return expression_value(answer[: LONGEST_SIDE + 1]) is not None
+    return expression_value(answer) is not None
 
 
 def equations(text):
@@ -244,9 +245,14 @@ def read_equation(left, right):
 
 
 def expression_value(text):
-    """The exact value of an expression or a decimal number, a side of an equation, or None where it is neither."""
+    """The exact value of an expression or a decimal number, a side of an equation, or None where it is neither.
+
+    So is what is longer than LONGEST_SIDE, so that the value never has more digits than a page can hold.
+    """
+    if len(text) > LONGEST_SIDE:
+        return None
     try:
-        if "." in text:
+        if DECIMAL_NUMBER.fullmatch(text):
             return Fraction(text)
         return exact_value(tokenize(text))
     except (ValueError, ZeroDivisionError):

@@ -3,13 +3,14 @@
 Each test is one process in a sandbox of its own. No file but Python's own is there, and none can be written but in a
 small /tmp that goes with it. There is no network, no /proc, no environment, no second process, and nothing of the
 expected output: comparison happens here. Not covered: holes in the kernel, and load (os.cpu_count() tests at a time,
-10 s a program, each up to 1 GiB, and as much again in the kernel for a million empty files in /tmp).
+each up to 1 GiB, and as much again in the kernel for a million empty files in /tmp; Sandbox says for how long).
 """
 
 import contextlib
 import fcntl
 import functools
 import json
+import math
 import os
 import platform
 import select
@@ -21,12 +22,16 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.code_tests import is_expected
 from r1zero.seccomp_filter import MACHINES, filter_program
 
-SECONDS = 10  # wall clock that a program has for all of its tests together
+SECONDS = 10  # that a program has for all of its tests together
+BATCH = 64  # programs
+BATCH_SECONDS = 256  # that the programs of a batch have together, for every BATCH of them begun
+START_SECONDS = 60  # within which a sandbox must have started
 OUTPUT = 4 << 20  # bytes of a test's output that are read, or four for each expected character if that is more
 THREADS = 128  # that a test may have at a time; RLIMIT_NPROC would not bind root
 POLL = 0.05  # seconds between two looks at a running test
@@ -70,58 +75,88 @@ exec(program, module.__dict__)
 """
 
 
+@dataclass
+class Attempt:
+    """A program, and how far it has come with its tests."""
+
+    program: str
+    cases: list  # of (stdin, expected)
+    fn_name: str | None
+    ended: int = 0  # tests that have ended, from the first on
+    passed: int = 0
+
+
 class Sandbox:
     """Runs programs in bubblewrap or, where that does not start and it is allowed, as plain processes.
 
+    The tests of a program run one after the other, and several programs side by side. Time is counted while a program
+    runs; the start of its sandbox is not. A program has `seconds` for all of its tests, and a batch has batch_seconds
+    for every BATCH programs begun. So that none goes without, each program has a first turn: half of an even share of
+    the batch's time, 2 s. Those that overran it share evenly what is left, in a second turn, in which the tests that
+    have not ended run on. The second turn is a full one, 8 s, where a third of the batch overran and the others took
+    a second each. A batch of endless programs takes batch_seconds divided by the number that run side by side.
+
     allow_unsandboxed: whether plain processes, with the rights of who trains, may take the sandbox's place.
-    seconds: of wall clock that a program has for all of its tests together.
     Raises RuntimeError, one sentence that says what to type, where bubblewrap does not start and nothing else may.
     """
 
-    def __init__(self, allow_unsandboxed=False, seconds=SECONDS):
+    def __init__(self, allow_unsandboxed=False, seconds=SECONDS, batch_seconds=BATCH_SECONDS):
         unavailable = why_unavailable()
         if unavailable and not allow_unsandboxed:
             raise RuntimeError(unavailable)
         self.shut_in = unavailable is None
         self.seconds = seconds
+        self.batch_seconds = batch_seconds
 
     def share_passed(self, programs, tests):
         """The share of its tests (float in 0..1) that each program (str, or None for none) passes.
 
-        tests: one (cases, fn_name) of code_tests.parse_tests for each program. The time of a program counts from the
-        start of its first test; what has not ended by then has failed. Raises RuntimeError where a sandbox fails.
+        tests: one (cases, fn_name) of code_tests.parse_tests for each program. A test that has not ended when the last
+        turn of its program is over has failed. Raises RuntimeError where a sandbox fails.
         """
-        deadlines, stop = {}, threading.Event()
+        attempts = []
+        for program, (cases, fn_name) in zip(programs, tests, strict=True):
+            attempts.append(Attempt(program, cases, fn_name))
+        self.run_in_turns([attempt for attempt in attempts if attempt.program is not None])
+        return [attempt.passed / len(attempt.cases) for attempt in attempts]
 
-        def run_job(job):
-            index, case = job
-            deadline = deadlines.setdefault(index, time.monotonic() + self.seconds)
-            return self.passes(programs[index], tests[index][1], case, deadline, stop)
-
-        jobs = []
-        for index, (program, (cases, _)) in enumerate(zip(programs, tests, strict=True)):
-            if program is not None:
-                jobs += [(index, case) for case in cases]
+    def run_in_turns(self, attempts):
+        """Gives each of some Attempts a short turn, and those that overran it a longer one."""
+        stop = threading.Event()
         # The parent that --die-with-parent means is the thread that starts bwrap: these outlive their tests.
         pool = ThreadPoolExecutor(workers())
+
+        def take_turns(attempts, seconds):
+            return sum(pool.map(lambda attempt: self.take_turn(attempt, seconds, stop), attempts))
+
+        first = min(self.seconds, self.batch_seconds / BATCH / 2)
         try:
-            verdicts = list(pool.map(run_job, jobs))
+            spent = take_turns(attempts, first)
+            overran = [attempt for attempt in attempts if attempt.ended < len(attempt.cases)]
+            if overran:
+                left = self.batch_seconds * math.ceil(len(attempts) / BATCH) - spent
+                take_turns(overran, min(self.seconds - first, left / len(overran)))
         finally:  # after Ctrl-C, too
             stop.set()
             pool.shutdown(cancel_futures=True)
-        passed = [0] * len(programs)
-        for (index, _), right in zip(jobs, verdicts, strict=True):
-            passed[index] += right
-        return [count / len(cases) for count, (cases, _) in zip(passed, tests, strict=True)]
 
-    def passes(self, program, fn_name, case, deadline, stop):
-        """Whether a program passes one case, (stdin, expected), before its deadline."""
-        if time.monotonic() >= deadline:
-            return False
-        stdin, expected = case
+    def take_turn(self, attempt, seconds, stop):
+        """Runs an Attempt's tests from the first that has not ended, for so many seconds. Returns those it took."""
+        spent = 0.0
+        while attempt.ended < len(attempt.cases) and spent < seconds and not stop.is_set():
+            right, took = self.passes(attempt, seconds - spent, stop)
+            spent += took
+            if right or spent < seconds:  # otherwise the test was cut short
+                attempt.passed += right
+                attempt.ended += 1
+        return spent
+
+    def passes(self, attempt, seconds, stop):
+        """Whether an Attempt passes its next test within so many seconds, and how many these were."""
+        stdin, expected = attempt.cases[attempt.ended]
         limit = max(OUTPUT, 4 * len(json.dumps(expected)))
-        output = run_test(program, fn_name, stdin, limit, deadline, stop, self.shut_in)
-        return output is not None and is_expected(output, expected, fn_name)
+        output, took = run_test(attempt.program, attempt.fn_name, stdin, limit, seconds, stop, self.shut_in)
+        return output is not None and is_expected(output, expected, attempt.fn_name), took
 
 
 def workers():
@@ -210,49 +245,63 @@ def start(program, fn_name, stdin, shut_in, stderr=subprocess.DEVNULL):
         )
 
 
-def run_test(program, fn_name, stdin, limit, deadline, stop, shut_in):
-    """The stdout (bytes) of a program (str) that ended with exit status 0, otherwise None.
+def run_test(program, fn_name, stdin, limit, seconds, stop, shut_in):
+    """The stdout (bytes) of a program (str) that ended with exit status 0, otherwise None, and the seconds it took.
 
-    limit: bytes of output, more fail; deadline: of time.monotonic(), in seconds; stop: an Event that ends the test.
+    limit: bytes of output, more fail; seconds: that it may take; stop: an Event that ends the test.
     Raises RuntimeError where the sandbox itself failed, so that no right program is scored as wrong.
     """
     process = start(program, fn_name, stdin, shut_in)
     try:
-        output = watch(process, limit, deadline, stop)
+        output, took = watch(process, limit, seconds, stop)
         status = process.poll()
     finally:
         end(process, shut_in)
     if output is None:
-        return None
+        return None, took
     if not output.startswith(READY):
         raise RuntimeError(f"a sandbox ended with exit status {status} before it ran: no memory?")
     if status != 0:
-        return None
-    return output[len(READY) :]
+        return None, took
+    return output[len(READY) :], took
 
 
-def watch(process, limit, deadline, stop):
-    """The stdout (bytes) of a process that ends by itself; None where it has to be ended, for whatever reason."""
+def watch(process, limit, seconds, stop):
+    """The stdout (bytes) of a process that ends by itself, None where it has to be ended, for whatever reason.
+
+    With it come the seconds since its first output, which is the driver's READY. Raises RuntimeError without any.
+    """
     output, is_open = bytearray(), True
-    next_look = time.monotonic() + POLL
+    now = time.monotonic()
+    next_look = now + POLL
+    began, deadline = None, now + START_SECONDS
+
+    def took():
+        return 0.0 if began is None else time.monotonic() - began
+
     poll = select.poll()  # select.select fails where a training has more than 1,024 open files
     poll.register(process.stdout, select.POLLIN)
     while time.monotonic() < deadline and not stop.is_set():
         if time.monotonic() > next_look:
             next_look = time.monotonic() + POLL
             if sum(family(process.pid).values()) > THREADS:
-                return None
+                return None, took()
         if is_open and poll.poll(1000 * POLL):
             chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if began is None:
+                began = time.monotonic()
+                deadline = began + seconds
             output += chunk
             if len(output) > limit:
-                return None
+                return None, took()
             is_open = bool(chunk)
         if not is_open:  # it has closed its stdout, which is its end unless it goes on without
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=POLL)
-                return bytes(output)
-    return None
+                return bytes(output), took()
+    if began is None and not stop.is_set():
+        raise RuntimeError(f"a sandbox did not start within {START_SECONDS} s")
+    return None, took()
 
 
 def family(pid):

@@ -1,4 +1,4 @@
-"""What is counted in a completion's text, case by case and in texts made to break it.
+"""What is counted in a completion's text, case by case; hostile texts are in test_hostile_text.py.
 
 bash tests/run.sh tests/test_reasoning.py
 """
@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 from r1zero import reasoning
 from r1zero.reasoning import BEHAVIOURS, MISTAKES, PATTERNS, PHRASES, count_behaviours, equations, name_mistake
-
-MEGABYTE = 10**6
 
 
 def test_examples_in_the_docstrings_hold():
@@ -125,32 +123,6 @@ def test_equations_that_a_text_states_are_worked_out(text, expected):
 )
 def test_answer_multiplies_where_the_last_answer_is_an_expression_that_does(text, expected):
     assert count_behaviours(text)["answer_multiplies"] == expected
-
-
-HOSTILE = {
-    "digits": "1",
-    "equals signs": "=",
-    "open parentheses": "(",
-    "one equation": "1+1=",
-    "a product without end": "9*",
-    "numbers without operators": "1 ",
-    "ends of sentences": ". ",
-    "verdicts": "1 no ",
-    "apostrophes": "n't",
-    "letters that grow in lower case": "İ",
-    "signs that become others": "×",
-    "surrogates and zeros": "\0\ud800",
-    "open answers": "<answer>",
-}
-
-
-@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
-def test_a_megabyte_of_anything_is_counted(piece):
-    """A count that were not linear would take hours here."""
-    text = piece * (MEGABYTE // len(piece))
-    for hostile in (text, f"1+1={text}", f"{text}=1", f"<answer>{text}</answer>"):
-        counts = count_behaviours(hostile)
-        assert counts["equations"] <= 2 and counts["backtracking"] == (MEGABYTE // 5 if "no" in piece else 0)
 
 
 def test_a_megabyte_of_different_equations_is_counted():

@@ -19,6 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from r1zero import figures, report, run_folder
+from r1zero.completions_reader import visible
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
 STEPS = (0, 4, 8)
@@ -119,7 +120,7 @@ def test_reader_follows_the_same_held_out_problems(run):
         for at, step in enumerate(STEPS):
             found = problem["at"][str(at)]
             assert (found["answer"], found["verdict"], found["reward"]) == TEXTS[step][i]
-            assert found["text"] == completion(step, i)
+            assert found["text"] == visible(completion(step, i))
             assert found["changed"] == (i == 0 and step > 0)
     assert [problem["at"]["2"]["value"] for problem in data["problems"]] == ["16", "0", None]
 
@@ -226,13 +227,13 @@ def shown(browser):
     return [re.search(r"\[.*\]", row.text)[0] for row in browser.find_elements(By.CSS_SELECTOR, "#grid td.name")]
 
 
-def test_page_opens_at_the_last_step_with_the_text_untouched(opened):
+def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
     assert opened.title == "mine", "no text of a completion is run"
     pane = opened.find_element(By.ID, "text")
     assert "step 8: numbers [3, 7, 5], target 16" in pane.text
     assert "answer 3*7-5, which is 16" in pane.text and "reward 1" in pane.text
     opened.find_elements(By.CSS_SELECTOR, "#grid tr")[2].find_elements(By.TAG_NAME, "button")[0].click()
-    assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == completion(0, 1)
+    assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == visible(completion(0, 1))
     assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
 
 

@@ -1,4 +1,4 @@
-"""Each reward case by case, and against texts made to break it.   bash tests/run.sh tests/test_rewards.py"""
+"""Each reward case by case; hostile texts are in test_hostile_text.py.   bash tests/run.sh tests/test_rewards.py"""
 
 import ast
 import doctest
@@ -8,7 +8,7 @@ from fractions import Fraction
 from statistics import mean
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rewards
@@ -78,8 +78,6 @@ def test_right_expression_scores_one(expression, nums, target):
         pytest.param("five plus two", (5, 2), 7, id="words"),
         pytest.param("__import__('os').system('touch /tmp/x')", (5, 2), 7, id="code"),
         pytest.param("9**9**9", (9, 9, 9), 9, id="an endless power"),
-        pytest.param("1" * 10**6, (1,), 1, id="a megabyte of digits"),
-        pytest.param("(" * 10**4 + "1", (1,), 1, id="ten thousand open parentheses"),
     ],
 )
 def test_wrong_expression_scores_the_format_reward(expression, nums, target):
@@ -105,7 +103,6 @@ def test_wrong_expression_scores_the_format_reward(expression, nums, target):
         pytest.param("<answer> <answer>20+5*2</answer>", 1.0, id="an open tag before the answer"),
         pytest.param("<answer>20+5*2</answer></answer>", 1.0, id="a closing tag too many"),
         pytest.param("<answer>" * 10**4 + "20+5*2</answer>", 1.0, id="ten thousand open tags"),
-        pytest.param("<answer>" * 10**4, 0.0, id="ten thousand open tags, none closed"),
         pytest.param([{"role": "assistant", "content": "<answer>20+5*2</answer>"}], 1.0, id="a chat message"),
     ],
 )
@@ -176,7 +173,6 @@ def test_shared_runs_log_accuracy_over_all_rows_and_for_each_task():
         pytest.param("<answer>0391</answer>", 0.1, id="a leading zero"),
         pytest.param("<answer>\u0663\u0669\u0661</answer>", 0.1, id="unicode digits"),
         pytest.param("<answer></answer>", 0.1, id="an empty answer"),
-        pytest.param("<answer>" + "9" * 10**6 + "</answer>", 0.1, id="a million digits"),
         pytest.param("391", 0.0, id="no tag"),
         pytest.param("<answer>391", 0.0, id="a tag never closed"),
     ],
@@ -317,11 +313,3 @@ def test_value_agrees_with_pythons_parser(expression):
         nums = [int(token) for token in tokens if token.isdigit()]
         assert score(answer(expression), nums, expected) == 1.0
         assert score(answer(expression), nums, expected + 1) == 0.1
-
-
-@settings(max_examples=300)
-@given(st.text(alphabet="0123456789+-*/() .=_\n<>answer", max_size=60), st.lists(st.integers(0, 99), max_size=4))
-@example("", [])
-def test_any_text_gets_one_of_the_three_rewards(text, nums):
-    assert score(text, nums) == 0.0 or "</answer>" in text
-    assert score(answer(text), nums) in (0.1, 1.0)

@@ -7,6 +7,7 @@ that must pass have PATIENCE, which only a hang meets, even on a busy machine; w
 import contextlib
 import errno
 import json
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from r1zero.sandbox import Sandbox, family, run_test, why_unavailable
 
 IN_CI = os.environ.get("CI") == "true"
 PATIENCE = 120  # seconds
+PATIENT = {"seconds": PATIENCE, "batch_seconds": 2 * sandbox.BATCH * PATIENCE}  # in the first turn already
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +45,7 @@ def shut_in():
     """The sandbox."""
     if why_unavailable() and not IN_CI:
         pytest.skip(why_unavailable())
-    return Sandbox(seconds=PATIENCE)
+    return Sandbox(**PATIENT)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def no_bubblewrap(monkeypatch):
 @pytest.fixture
 def plain(no_bubblewrap):
     """What runs in place of the sandbox where bubblewrap is not found and plain processes are allowed."""
-    return Sandbox(allow_unsandboxed=True, seconds=PATIENCE)
+    return Sandbox(allow_unsandboxed=True, **PATIENT)
 
 
 def processes_with(marker):
@@ -98,8 +100,8 @@ def score_call(box, program, expected, *arguments):
 
 def lines_printed(box, program):
     """The lines that a program prints, which must end with exit status 0."""
-    deadline = time.monotonic() + PATIENCE
-    output = run_test(textwrap.dedent(program), None, "", sandbox.OUTPUT, deadline, threading.Event(), box.shut_in)
+    arguments = "", sandbox.OUTPUT, PATIENCE, threading.Event(), box.shut_in
+    output, _ = run_test(textwrap.dedent(program), None, *arguments)
     assert output is not None, "the program failed"
     return output.decode().splitlines()
 
@@ -545,8 +547,7 @@ def test_endless_program_is_ended(shut_in, monkeypatch):
     assert share_of_each(shut_in, ENDLESS, ("", "done")) == dict.fromkeys(ENDLESS, 0.0)
 
 
-def test_deadline_is_shared_by_all_tests_of_a_program(shut_in, monkeypatch):
-    monkeypatch.setattr(sandbox, "workers", lambda: 1)
+def test_time_is_shared_by_all_tests_of_a_program(shut_in):
     shut_in.seconds = 1
     assert share(shut_in, "import time\ntime.sleep(0.1)", *[("", "")] * 100) < 0.5
 
@@ -554,6 +555,67 @@ def test_deadline_is_shared_by_all_tests_of_a_program(shut_in, monkeypatch):
 def test_plain_process_is_ended_at_its_deadline_with_its_children(plain):
     plain.seconds = 1
     assert share(plain, "import os, time\nos.fork()\ntime.sleep(1000)", ("", "")) == 0.0
+
+
+# Hostile programs: the time of a whole batch, on a made-up clock
+
+
+@pytest.fixture
+def simulated(no_bubblewrap, monkeypatch):
+    """score(programs) -> (shares, seconds that all tests took), where a program is (its tests, seconds of each)."""
+
+    def score(programs):
+        took = []
+
+        def run_test(program, fn_name, stdin, limit, seconds, stop, shut_in):
+            needed = float(program)
+            took.append(min(needed, seconds))
+            return b"" if needed <= seconds else None, took[-1]
+
+        monkeypatch.setattr(sandbox, "run_test", run_test)
+        tests = [([("", "")] * number, None) for number, _ in programs]
+        shares = Sandbox(allow_unsandboxed=True).share_passed([str(each) for _, each in programs], tests)
+        return shares, sum(took)
+
+    return score
+
+
+ENDLESS_ONE = (8, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("programs", "shares", "seconds"),
+    [
+        pytest.param([ENDLESS_ONE] * 64, [0] * 64, 256, id="endless ones"),
+        pytest.param(
+            [ENDLESS_ONE] * 56 + [(16, 0.125)] * 8, [0] * 56 + [1] * 8, 256, id="right ones after endless ones"
+        ),
+        pytest.param([(16, 0.125)] * 8 + [ENDLESS_ONE] * 56, [1] * 8 + [0] * 56, 256, id="right ones before them"),
+        pytest.param([ENDLESS_ONE] * 64 + [(2, 1)], [0] * 64 + [1], 512, id="a batch that is a little larger"),
+        pytest.param([ENDLESS_ONE] * 20 + [(2, 0.5)] * 44, [0] * 20 + [1] * 44, 20 * 10 + 44, id="a third endless"),
+        pytest.param([(1, 8)] * 20 + [(2, 0.5)] * 44, [1] * 64, 20 * 10 + 44, id="a third that needs a second turn"),
+        pytest.param([(1, 4)] * 64, [0] * 64, 256, id="more slow ones than a batch has time for"),
+        pytest.param([(1, 8)], [1], 10, id="a slow one alone"),
+        pytest.param([(1, 8.5)], [0], 10, id="one that is too slow"),
+        pytest.param([(80, 0.125)], [1], 10, id="many tests, of which none runs twice"),
+        pytest.param([(160, 0.125)], [0.5], 10, id="more tests than there is time for"),
+        pytest.param([(4, 0.125)] * 640, [1] * 640, 320, id="ten batches of quick ones"),
+        pytest.param([], [], 0, id="none"),
+    ],
+)
+def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left(simulated, programs, shares, seconds):
+    assert simulated(programs) == (shares, pytest.approx(seconds))
+
+
+@pytest.mark.slow
+def test_right_programs_pass_beside_64_endless_ones(shut_in, monkeypatch):
+    monkeypatch.setattr(sandbox, "workers", lambda: 24)  # the endless ones sleep
+    shut_in.batch_seconds = 2 * PATIENCE
+    programs = ["import time\ntime.sleep(1000)"] * 64
+    for place in (0, 20, 40, 67):
+        programs.insert(place, "print('right')")
+    shares = shut_in.share_passed(programs, [([("", "right")], None)] * 68)
+    assert [place for place, share in enumerate(shares) if share] == [0, 20, 40, 67]
 
 
 # Hostile programs: results they would like to have
@@ -657,7 +719,7 @@ import os
 from r1zero import sandbox
 sandbox.DRIVER = f"# {os.environ['MARKER']}\\n{sandbox.DRIVER}"
 program = "import threading, time; threading.Thread(target=time.sleep, args=[1000]).start(); time.sleep(1000)"
-sandbox.Sandbox(seconds=1000).share_passed([program] * 3, [([("", "")] * 3, None)] * 3)
+sandbox.Sandbox(seconds=1000, batch_seconds=10**6).share_passed([program] * 3, [([("", "")] * 3, None)] * 3)
 """
 
 
@@ -710,12 +772,12 @@ def test_sandbox_that_fails_is_an_error_and_no_score(shut_in, monkeypatch):
 def test_without_bubblewrap_there_is_no_sandbox_unless_plain_processes_are_allowed(no_bubblewrap):
     with pytest.raises(RuntimeError, match=r"bubblewrap.*apt-get install bubblewrap.*--allow_unsandboxed_code"):
         Sandbox()
-    allowed = Sandbox(allow_unsandboxed=True, seconds=PATIENCE)
+    allowed = Sandbox(allow_unsandboxed=True, **PATIENT)
     assert not allowed.shut_in and share(allowed, "print(input())", ("1", "1")) == 1.0
 
 
 def test_programs_are_shut_in_where_plain_processes_are_allowed_but_bubblewrap_starts(shut_in, tmp_path):
-    allowed = Sandbox(allow_unsandboxed=True, seconds=PATIENCE)
+    allowed = Sandbox(allow_unsandboxed=True, **PATIENT)
     assert allowed.shut_in and share(allowed, f"open({str(tmp_path / 'new')!r}, 'w')", ("", "")) == 0.0
     assert not list(tmp_path.iterdir())
 
@@ -733,7 +795,7 @@ def test_bubblewrap_that_does_not_start_is_named_with_its_reason(no_bubblewrap, 
 def test_other_machines_are_told_so(no_bubblewrap, monkeypatch):
     monkeypatch.setattr(sandbox.platform, "machine", lambda: "riscv64")
     assert "riscv64" in why_unavailable()
-    plain = Sandbox(allow_unsandboxed=True, seconds=PATIENCE)
+    plain = Sandbox(allow_unsandboxed=True, **PATIENT)
     assert share(plain, "print(input())", ("1", "1")) == 1.0
 
 
