@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1zero.countdown_problems import MIN_TARGET, make_splits, read_source, size_lines, split_source
+from r1zero.files import replaced
 from r1zero.multiplication_problems import draw_factors
 from r1zero.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
 from r1zero.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
@@ -47,7 +48,7 @@ def countdown(args, tokenizer):
             truth = {"target": target, "numbers": nums}
             rows.append(make_example({"nums": nums, "target": target}, "countdown", prompt, truth))
         rows = list(drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts))
-        _, first = write_rows(args.local_dir, split, rows, schema, counts)
+        _, first = write_rows(args.parts[split], split, rows, schema, counts)
         contents = ", ".join(size_lines([row["nums"] for row in rows], [row["target"] for row in rows]))
         print(f"{args.local_dir}/{split}.parquet: {len(rows):,} problems, {contents}{dropped(counts)}")
     print_example(args.local_dir, first)
@@ -79,7 +80,7 @@ def multiply(args, tokenizer):
             product = str(left * right)
             rows.append(make_example({"product": product}, "multiply", prompt, product))
         rows = drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts)
-        written, first = write_rows(args.local_dir, split, rows, schema, counts)
+        written, first = write_rows(args.parts[split], split, rows, schema, counts)
         print(f"{args.local_dir}/{split}.parquet: {written:,} products{dropped(counts)}")
     print_example(args.local_dir, first)
 
@@ -129,7 +130,7 @@ def text_rows(args, source_rows, tokenizer, seen, counts):
 def write_text_rows(args, split, keyed_rows, origin, columns, counts):
     """Writes (key, row)s taken from the source's split `origin`, prints the counts, returns the first row."""
     rows = (row for _, row in keyed_rows)
-    written, first = write_rows(args.local_dir, split, rows, row_schema(columns), counts)
+    written, first = write_rows(args.parts[split], split, rows, row_schema(columns), counts)
     path = f"{args.local_dir}/{split}.parquet"
     print(f"{path}: {written:,} of the {counts[ROWS_READ]:,} rows of {origin}{dropped(counts)}")
     return first
@@ -153,7 +154,7 @@ def mixture(args, tokenizer):
         mixed = pa.concat_tables(tables, promote_options="default")
         rows = mixed.take(rng.permutation(mixed.num_rows)).to_pylist()
         schema = mixed.schema.append(row_schema({}).field("extra_info"))
-        _, first = write_rows(args.local_dir, split, rows, schema, Counter())
+        _, first = write_rows(args.parts[split], split, rows, schema, Counter())
         print(f"{args.local_dir}/{split}.parquet: {part:,} problems of each of {' '.join(args.folders)}")
     print_example(args.local_dir, first)
 
@@ -297,10 +298,16 @@ def read_arguments(argv=None):
 
 def main(argv=None):
     args = read_arguments(argv)
+    train, test = Path(args.local_dir, "train.parquet"), Path(args.local_dir, "test.parquet")
     try:
-        args.run(args, load_tokenizer(args.tokenizer))
+        # Both at the end: a new file beside an old one could hold the other's problems
+        with replaced(train) as train_part, replaced(test) as test_part:
+            args.parts = {"train": train_part, "test": test_part}
+            args.run(args, load_tokenizer(args.tokenizer))
     except (OSError, ValueError) as error:
         sys.exit(f"preprocess.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("preprocess.py: stopped; what was there before is whole, and the same command starts again")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 # Set-up, data, training and report in one command:   bash train.sh [flags of train_countdown.py]
 # Without an NVIDIA GPU it trains the embedded default, about four minutes on two CPU cores after installing. With one or
 # more it trains the Qwen2.5 recipe that fits the first of them. `--config configs/X.yaml` chooses another recipe.
+# `--resume_from_checkpoint auto` goes on where a run was stopped, or starts: one command for a job that is repeated.
 # TinyZero's variables are read too: N_GPUS, BASE_MODEL, DATA_DIR, ROLLOUT_TP_SIZE, EXPERIMENT_NAME.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -21,6 +22,8 @@ if [[ ! $gpus =~ ^[0-9]+$ ]]; then
     exit 1
 fi
 if [ "$gpus" -gt 1 ]; then
+    # Seconds for a checkpoint after Ctrl-C or SIGTERM, which the launcher hands on
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" train_countdown.py "$@"
 fi
 if [ "$gpus" -eq 1 ]; then # one process is to see one GPU

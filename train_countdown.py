@@ -19,7 +19,19 @@ from pathlib import Path
 from transformers import ProgressCallback
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from r1zero import checks, console, lora, report, reward_functions, run_folder, sampler, vllm_settings
+from r1zero import (
+    checkpoints,
+    checks,
+    console,
+    endings,
+    lora,
+    loss_watch,
+    report,
+    reward_functions,
+    run_folder,
+    sampler,
+    vllm_settings,
+)
 
 
 @dataclass
@@ -62,6 +74,10 @@ class ScriptArguments:
         default=True,
         metadata={"help": "Where transformers generates, drop completions that have ended; not with a sharded model."},
     )
+    stop_on_nan: bool = field(
+        default=True,
+        metadata={"help": "End the run, and save the batch, where a loss, gradient or reward is NaN or infinite."},
+    )
     price_per_hour: float | None = field(
         default=None,
         metadata={"help": "Price of the whole machine an hour, in any currency, to say what the run costs."},
@@ -85,9 +101,10 @@ def main(script_args, training_args, model_args, reward_funcs):
 
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
+    resumed = training_args.resume_from_checkpoint  # a sound checkpoint, or None
 
     # An earlier run in the same folder is moved aside, never overwritten
-    if is_main and training_args.resume_from_checkpoint is None:
+    if is_main and resumed is None:
         run_folder.move_aside(output_dir)
 
     # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
@@ -113,7 +130,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         vllm_generation.LLM = vllm_settings.engine(training_args, model_args)
     trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(
         model=model_args.model_name_or_path,
-        reward_funcs=[reward_functions.watched(function) for function in reward_funcs],
+        reward_funcs=reward_functions.watch(reward_funcs, script_args.stop_on_nan),
         args=training_args,
         train_dataset=data["train"],
         eval_dataset=held_out,
@@ -125,36 +142,45 @@ def main(script_args, training_args, model_args, reward_funcs):
         sampler.drop_finished_rows(trainer.model)
     trainer.remove_callback(ProgressCallback)  # which prints a dictionary
     lines = console.Console(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
-    trainer.add_callback(lines)
+    signals = endings.Signals()  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
+    for callback in (lines, signals, checkpoints.Sealer()):
+        trainer.add_callback(callback)
+    if script_args.stop_on_nan:
+        trainer.add_callback(loss_watch.LossWatch(trainer))
     if is_main:
-        run_folder.write_config(output_dir / "config.yaml", script_args, training_args, model_args)
+        arguments = (script_args, training_args, model_args)
+        run_folder.write_config(output_dir / "config.yaml", *arguments, resumed=bool(resumed))
 
     # Train, and evaluate once more where the last step did not
-    interrupted = False
+    ending = None  # why the run ends early
     try:
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        evaluated = run_folder.evaluations(trainer.state.log_history)
-        if evaluated and evaluated[-1]["step"] < trainer.state.global_step:
-            trainer.evaluate()
-    except KeyboardInterrupt:
-        interrupted = True
+        with signals:
+            trainer.train(resume_from_checkpoint=resumed)
+            ending = signals.ending(output_dir)
+            evaluated = run_folder.evaluations(trainer.state.log_history)
+            if not ending and evaluated and evaluated[-1]["step"] < trainer.state.global_step:
+                trainer.evaluate()
+    except endings.EXPECTED as error:
+        ending = endings.explain(error, output_dir, trainer.state.global_step)
 
     # Save
-    if not interrupted:
+    if not ending:
         trainer.save_model()
         trainer.create_model_card(model_name=output_dir.name)
     if is_main:
         lines.keep(training_args, trainer.state)
         metrics = report.write(output_dir)
-        if interrupted:
-            step = trainer.state.global_step
-            sys.exit(f"stopped at step {step}: --resume_from_checkpoint true goes on from the newest checkpoint")
-        report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
+        if not ending:
+            report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
     # Together: one that ends badly would take the first with it, which writes longest
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    if not ending or ending.together:
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    if ending:
+        endings.leave(ending)
 
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
-    main(*checks.check(parser, sys.argv[1:]))
+    with endings.in_one_line():
+        main(*checks.check(parser, sys.argv[1:]))

@@ -11,14 +11,17 @@ import torch
 from transformers.integrations import integration_utils
 
 from r1zero import (
+    checkpoints,
     hardware_checks,
     inputs,
     lora,
     machine,
     memory,
+    model_checks,
     other_machine,
     plan,
     reward_functions,
+    run_folder,
     threads,
     vllm_server,
 )
@@ -57,8 +60,15 @@ def check(parser, argv):
     errors += [*hardware_checks.strategy_errors(values, strategy), *lora.setting_errors(values)]
     errors += [*tracker_errors(values), *reward_settings, *unreadable, *data_errors(values, data)]
     errors += [*reward_errors(functions, data), *unavailable, *unmeasured, *model_errors(values, model, longest)]
+    resumed = checkpoints.choose(values, strategy)
+    errors += resumed.errors
     if machine.is_main_process():
-        errors += [*output_errors(values, model), *checkpoint_errors(values)]
+        output = checkpoints.Choice(errors=output_errors(values, model))
+        if not values.dry_run and not output.errors:
+            claim_output(values, output)
+        errors += output.errors
+        for line in [*resumed.notices, *output.notices]:
+            print(line, flush=True)
 
     # The plan, then what is wrong
     if model is not None and machine.is_main_process():
@@ -70,7 +80,9 @@ def check(parser, argv):
         sys.exit(0)
     if machine.is_main_process():  # which is the one that talks to a server
         vllm_server.await_server(values)
-    return *parse(parser, recipe), functions
+    script_args, training_args, model_args = parse(parser, recipe)
+    training_args.resume_from_checkpoint = resumed.checkpoint and str(resumed.checkpoint)
+    return script_args, training_args, model_args, functions
 
 
 def model_plan(values, model, data, longest, strategy, card):
@@ -78,6 +90,8 @@ def model_plan(values, model, data, longest, strategy, card):
     lines = plan.plan_lines(values, model.parameters, data.rows, longest, strategy, card)
     if model.tokenizer is None:
         lines.append(f"{values.model_name_or_path} cannot be had here: its shape is that of r1zero/model_shapes.py")
+    elif model.tokenizer.pad_token is None:
+        lines.append(f"padding: the tokenizer has no pad_token, so its eos_token, {model.tokenizer.eos_token}, pads")
     return lines
 
 
@@ -113,11 +127,8 @@ def plan_for(other, parser, argv):
 
 def parse(parser, recipe):
     """The parser's dataclasses filled from the recipe and its flags. Exits where TRL or transformers find an error."""
-    values, flags = recipe.values, recipe.flags
-    if values.resume_from_checkpoint:
-        flags = [*flags, "--resume_from_checkpoint", str(machine.find_checkpoint(values))]
     try:
-        return parser.parse_args_and_config(["--config", recipe.path, *flags])
+        return parser.parse_args_and_config(["--config", recipe.path, *recipe.flags])
     except ValueError as error:
         machine.stop(f"{recipe.path} cannot run as it is", [str(error)])
 
@@ -261,17 +272,23 @@ def model_errors(values, model, longest):
     """A context that is too short. model: inputs.Model or None; longest: tokens of the longest prompt."""
     if model is None:
         return []
-    context, where, otherwise = model.config.get_text_config().max_position_embeddings, "the model's context", ""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+    where, otherwise = "the model's context", ""
     colocate = values.use_vllm and values.vllm_mode == "colocate"  # a server has its own length
     if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
         context, where = values.vllm_max_model_length, "vllm_max_model_length"
         otherwise = ", or raise --vllm_max_model_length"
-    if longest + values.max_completion_length <= context:
-        return []
-    return [
-        f"a prompt of {longest} tokens and max_completion_length {values.max_completion_length} exceed {where} "
-        f"of {context}: set --max_completion_length to at most {context - longest}{otherwise}"
-    ]
+    return model_checks.context_errors(longest, values.max_completion_length, context, where, otherwise)
+
+
+def claim_output(values, found):
+    """Keeps other runs out of the output folder. Adds to a checkpoints.Choice why that cannot be done."""
+    try:
+        run_folder.claim(Path(values.output_dir or "trainer_output"))
+    except ValueError as error:
+        found.errors.append(str(error))
+    except OSError as error:
+        found.notices.append(f"{error}: see to it yourself that no second run writes there")
 
 
 def output_errors(values, model):
@@ -293,30 +310,4 @@ def output_errors(values, model):
     return [
         f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoints with the final model take "
         f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or lower --save_total_limit"
-    ]
-
-
-def checkpoint_errors(values):
-    """A checkpoint to resume from that is not there, or only in part."""
-    if not values.resume_from_checkpoint:
-        return []
-    checkpoint = machine.find_checkpoint(values)
-    if checkpoint is None:
-        output = values.output_dir or "trainer_output"
-        return [f"{output} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"]
-    # Trainer would go on without an optimizer or a random state that is missing, and say nothing
-    parts = {
-        "trainer_state.json": ["trainer_state.json"],
-        "random state": ["rng_state*"],
-        "optimizer": ["optimizer*", "global_step*"],  # DeepSpeed's is in global_step*
-    }
-    lacking = []
-    for part, patterns in parts.items():
-        if not any(list(checkpoint.glob(pattern)) for pattern in patterns):
-            lacking.append(part)
-    if not lacking:
-        return []
-    return [
-        f"checkpoint {checkpoint} is incomplete (no {', '.join(lacking)}), so it would not go on as it was: "
-        "name an earlier one, or pass --resume_from_checkpoint true for the newest complete one"
     ]

@@ -7,7 +7,6 @@ of token ids, the n of a prompt next to each other, each up to the token that en
 
 import contextlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import signal
@@ -22,9 +21,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from r1zero import machine, sampler
+from r1zero import model_checks, sampler
 
 
 @dataclass
@@ -33,10 +32,12 @@ class Model:
 
     path: str  # a folder or hub id
     base: str  # the same, or the model that the LoRA adapter at `path` is for
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]  # tokens that end a completion
     context: int  # tokens of prompt and completion
     written: str  # when its weights were written, or their commit on the hub
+    trust_remote_code: bool = False
     longest: int = 0  # tokens of the longest prompt
 
     @property
@@ -54,35 +55,35 @@ class Model:
         return folder.name
 
 
-def read_model(path):
-    """The Model at a path. Raises OSError, ValueError or KeyError where there is none."""
-    base = path
-    adapter = Path(path, "adapter_config.json")
-    if adapter.is_file():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    newest = max(newest_weights(path), newest_weights(base))
-    config = AutoConfig.from_pretrained(base)
+def read_model(path, trust_remote_code=False):
+    """The Model at a path. Raises ValueError, with a line that says what to do, where there is none to be used."""
+    base, errors = path, []
+    if Path(path, model_checks.ADAPTER_CONFIG).is_file():
+        base = model_checks.adapter_base(path)
+        errors += model_checks.adapter_errors(path)
+    config = model_checks.read_config(base, trust_remote_code)
+    model_checks.without_weights(config, trust_remote_code)
     has_tokenizer = Path(path, "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base)
+    tokenizer = model_checks.read_tokenizer(path if has_tokenizer else base, trust_remote_code)
+    errors += model_checks.weight_errors(base)
+    if errors:
+        raise ValueError(errors[0])
+    newest = max(newest_weights(path), newest_weights(base))
     return Model(
         path=path,
         base=base,
+        config=config,
         tokenizer=tokenizer,
         ends=end_tokens(base, config, tokenizer),
         context=getattr(config.get_text_config(), "max_position_embeddings", sys.maxsize),
         written=datetime.fromtimestamp(newest).isoformat() if newest else hub_commit(base),
+        trust_remote_code=trust_remote_code,
     )
 
 
 def newest_weights(path):
-    """When the newest weights in a folder were written (seconds), 0 for a hub id. Raises OSError without weights."""
-    folder = Path(path)
-    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if files:
-        return max(file.stat().st_mtime for file in files)
-    if machine.is_folder_name(path) or folder.is_dir():
-        raise OSError(f"no weights in a folder of the name {path}")
-    return 0
+    """When the newest weights in a folder were written (seconds), 0 for a hub id."""
+    return max((file.stat().st_mtime for file in Path(path).glob("*.safetensors")), default=0)
 
 
 def hub_commit(model_id):
@@ -103,9 +104,10 @@ def end_tokens(base, config, tokenizer):
 
 def load(model, dtype):
     """The transformers model, a LoRA adapter merged into its base in float32."""
+    trust = {"trust_remote_code": model.trust_remote_code}
     if not model.is_adapter:
-        return AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype).eval()
-    adapted = AutoPeftModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, **trust).eval()
+    adapted = AutoPeftModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, **trust)
     return adapted.merge_and_unload().to(getattr(torch, dtype)).eval()
 
 
@@ -200,6 +202,7 @@ def build_engine(path, model, args, state):
             dtype=args.dtype,
             seed=args.seed,
             max_model_len=model.longest + args.max_completion_length,
+            trust_remote_code=model.trust_remote_code,
             **settings,
         )
 

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from r1zero import evaluation_metrics, machine, run_folder, threads
 from r1zero.countdown_problems import cells
+from r1zero.files import NotWritten, replaced
 from r1zero.problem_files import chunked
 from r1zero.reasoning import BEHAVIOURS, count_behaviours
 from r1zero.reward_functions import call_as_trl, table_columns
@@ -140,9 +141,8 @@ def generate_missing(model, args, exam, parts, state):
             ids = generate(model.tokenizer(batch["prompt"])["input_ids"], seeds)
             seconds = time.monotonic() - started
             table = completion_table(model, args, exam.functions, batch, ids)
-            # A half-written part never carries the real name
-            pq.write_table(table.replace_schema_metadata({"seconds": str(seconds)}), f"{part}.part")
-            Path(f"{part}.part").replace(part)
+            with replaced(part) as unfinished:
+                pq.write_table(table.replace_schema_metadata({"seconds": str(seconds)}), unfinished)
 
 
 def join_parts(parts, path):
@@ -150,10 +150,9 @@ def join_parts(parts, path):
     schemas = [pq.read_schema(part) for part in parts]
     # A column that is empty in a part has no type there
     schema = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
-    with pq.ParquetWriter(f"{path}.part", schema) as writer:
+    with replaced(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for some in chunked(parts, 16):
             writer.write_table(pa.concat_tables(pq.read_table(part).cast(schema) for part in some))
-    Path(f"{path}.part").replace(path)
     return sum(float(schema.metadata[b"seconds"]) for schema in schemas)
 
 
@@ -165,7 +164,6 @@ def evaluate_model(model, args, exam, state):
     results, completions = folder / "metrics.json", folder / "completions.parquet"
     if not results.is_file():
         if state.is_main_process:
-            (folder / "parts").mkdir(parents=True, exist_ok=True)
             settings = evaluation_checks.find_settings(model, args, exam.functions)
             run_folder.write_config(folder / "config.yaml", settings)
         state.wait_for_everyone()
@@ -176,7 +174,8 @@ def evaluate_model(model, args, exam, state):
         if state.is_main_process:
             seconds = join_parts(parts, completions)
             metrics = evaluation_metrics.measure(completions, args.n, seconds)
-            results.write_text(json.dumps(metrics, indent=2) + "\n")
+            with replaced(results) as unfinished:
+                unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
             shutil.rmtree(folder / "parts")
     return json.loads(results.read_text()) if state.is_main_process else None
 
@@ -206,6 +205,7 @@ def parse(argv):
     parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm where it and a GPU are")
     parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, also where there is a GPU")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python code that a model comes with")
     args = parser.parse_args(argv)
     import torch
 
@@ -264,6 +264,8 @@ def main(argv=None):
     except (KeyboardInterrupt, Interrupted):
         stopped = "r1zero.evaluate: stopped; what is done stays: the same command goes on from there"
         sys.exit(stopped if is_main else 1)
+    except NotWritten as error:
+        sys.exit(f"r1zero.evaluate: {error}; what is done stays: the same command goes on from there")
     if is_main:
         evaluation_metrics.print_table(results)
         print("completions and metrics in", *(Path(args.output_dir, name) for name in results))

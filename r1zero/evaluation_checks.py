@@ -12,7 +12,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
-from r1zero import cards, engines
+from r1zero import cards, data_checks, engines, model_checks
 from r1zero.reward_functions import call_as_trl, resolve
 from rewards import TASKS
 
@@ -31,17 +31,20 @@ class Exam:
 def check(args):
     """The Exam that the flags name, and the list of what is wrong with them. args: the flags, all settled."""
     exam, errors = Exam(), flag_errors(args)
+    names, unusable = examine_data(args)
+    if unusable:
+        return exam, [*errors, *unusable]
     try:
-        exam.functions = choose_functions(args)
+        functions = resolve(names, Path(args.data).parent, args.allow_unsandboxed_code)
+        exam.functions = dict(zip(names, functions, strict=True))
         exam.problems = read_problems(args, exam.functions)
     except (ValueError, RuntimeError) as error:
-        return exam, [*errors, str(error)]
+        return exam, [*errors, data_checks.one_line(error)]
     for path in args.model:
         try:
-            model = engines.read_model(path)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            errors.append(f"model {path} cannot be had ({reason}): give a folder or a hub id that is there")
+            model = engines.read_model(path, args.trust_remote_code)
+        except ValueError as error:
+            errors.append(data_checks.one_line(error))
             continue
         errors += model_errors(model, args, exam)
         exam.models[model.name] = model
@@ -75,44 +78,30 @@ def device_errors(args):
     return [f"--backend vllm {reason}"] if reason else []
 
 
-def choose_functions(args):
-    """The functions that score the data, as a dict by name: those of --reward_funcs, or all of ours that can read it.
-
-    Raises ValueError or RuntimeError where the file or a function cannot be had, or where the file lacks something.
-    """
+def examine_data(args):
+    """The names (list) of the reward functions that score the data, and what is wrong with it, as a list of lines."""
     advice = "write it with python preprocess.py TASK, or name another with --data"
-    try:
-        schema, rows = pq.read_schema(args.data), pq.read_metadata(args.data).num_rows
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{args.data} is no readable parquet file ({error}): {advice}") from None
-    names = args.reward_funcs
-    if not names:
-        names = [name for name, task in TASKS.items() if set(task.columns) <= set(schema.names)]
-    functions = resolve(names, Path(args.data).parent, args.allow_unsandboxed_code)
-    wanted = lacking(names, schema, rows)
-    if wanted:
-        raise ValueError(f"{args.data} has the columns {schema.names} and lacks {wanted}; {advice}")
-    prompts = schema.field("prompt").type
-    if not (pa.types.is_string(prompts) or pa.types.is_large_string(prompts)):
-        raise ValueError(f"{args.data} has prompts of the type {prompts}, wanted texts: apply the chat template first")
-    return dict(zip(names, functions, strict=True))
-
-
-def lacking(names, schema, rows):
-    """What a file lacks for these reward functions, as text, or "". A user's own show it when they are called."""
-    columns = {"prompt"}
-    for name in names:
-        if name in TASKS:
-            columns.update(TASKS[name].columns)
-    columns -= set(schema.names)
-    if columns:
-        return " and ".join(sorted(columns))
-    if not rows:
-        return "rows"
+    names = args.reward_funcs or readable_tasks(args.data)
+    survey, errors = data_checks.examine(args.data, names, advice, first_rows=1)
+    if errors:
+        return names, errors
     if not names:
         readable = {name: task.columns for name, task in TASKS.items()}
-        return f"what a reward reads: {readable}"
-    return ""
+        lacking = f"and lacks what a reward reads: {readable}"
+        return names, [f"{args.data} has the columns {list(survey.first)} {lacking}; {advice}"]
+    if not isinstance(survey.prompts[0], str):
+        return names, [f"{args.data} has chats as prompts, wanted texts: apply the chat template first"]
+    return names, []
+
+
+def readable_tasks(path):
+    """The names (list) of the functions of rewards.py whose columns a file has; none where it cannot be read."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return []
+    read = data_checks.columns_read(TASKS, schema)
+    return [name for name in read if set(read[name]) <= set(schema.names)]
 
 
 def read_problems(args, functions):
@@ -140,24 +129,22 @@ def rewards_of_nothing(name, function, prompts, columns, path):
         return call_as_trl(function, prompts, [""] * len(prompts), columns)
     except Exception as error:  # a user's function may raise anything
         found = f"{path} has the columns {['prompt', *columns]}"
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{found}, with which {name} cannot work ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {data_checks.one_line(error)}"
+        raise ValueError(f"{found}, with which {name} cannot work ({reason})") from error
 
 
 def model_errors(model, args, exam):
     """What is wrong with a model for these flags and for the models before it; fills in its longest prompt."""
-    errors = []
+    errors, highest = [], 0
     if model.name in exam.models:
         other = exam.models[model.name].path
         errors.append(f"{other} and {model.path} would write to one folder: give each its own --output_dir")
     for batch in exam.problems.select_columns("prompt").iter(1024):
-        lengths = [len(ids) for ids in model.tokenizer(batch["prompt"])["input_ids"]]
-        model.longest = max(model.longest, *lengths)
-    if model.longest + args.max_completion_length > model.context:
-        errors.append(
-            f"a prompt of {model.longest} tokens and --max_completion_length {args.max_completion_length} exceed the "
-            f"context of {model.path}, {model.context}: give at most {model.context - model.longest}"
-        )
+        for ids in model.tokenizer(batch["prompt"])["input_ids"]:
+            model.longest, highest = max(model.longest, len(ids)), max([highest, *ids])
+    errors += model_checks.vocabulary_errors(model.config, model.tokenizer, highest)
+    where = f"the context of {model.path}"
+    errors += model_checks.context_errors(model.longest, args.max_completion_length, model.context, where)
     folder = Path(args.output_dir, model.name)
     changed = changed_settings(folder / "config.yaml", find_settings(model, args, exam.functions))
     if changed:

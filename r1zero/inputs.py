@@ -6,28 +6,24 @@ Each function returns what it found and a list of errors, one line each, for che
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from r1zero import machine, model_shapes, reward_functions
+from r1zero import data_checks, model_checks, model_shapes, reward_functions
+from r1zero.data_checks import one_line
+from r1zero.model_checks import without_weights
 from r1zero.prompts import begins_with_two_bos
 
 ROWS_TRIED = 1024  # rows of each file that the reward functions are tried on ...
 ROWS_TRIED_ON_OWN = 64  # ... and where one of them is a user's own, which may take its time
-LONGEST = 16  # prompts of each file, the longest in characters, whose tokens are counted
 
 
 @dataclass
 class File:
-    """One file of the data.
-
-    rows: how many it has; prompts: list of its longest; first: dict of every column to its first values.
-    """
+    """One file of the data. rows: how many it has; first: dict of every column to its first values."""
 
     path: Path
     rows: int
-    prompts: list
     first: dict
 
 
@@ -50,11 +46,6 @@ class Model:
     config: PretrainedConfig
     parameters: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase | None
-
-
-def one_line(error):
-    """The text of an exception on one line."""
-    return " ".join(str(error).split())
 
 
 def read_rewards(values):
@@ -86,17 +77,23 @@ def read_data(values, missing):
     if lacking:
         where = "name the folder that has it with --data_dir"
         return Data(), [f"missing data: {' and '.join(lacking)}; {how_to_write(values)}, or {where}"]
+    tried = ROWS_TRIED
+    if any(":" in name for name in values.reward_funcs):
+        tried = ROWS_TRIED_ON_OWN
     data, errors = Data(), []
     for path in paths:
-        try:
-            file = read_file(path, values)
-        except (OSError, ValueError) as error:
-            errors.append(one_line(error))
-            continue
-        data.files.append(file)
-        data.prompts += file.prompts
-        if path.stem == "train":
-            data.rows = file.rows
+        survey, found = data_checks.examine(path, values.reward_funcs, how_to_write(values), tried)
+        errors += found
+        if survey is not None:
+            data.files.append(File(path, survey.rows, survey.first))
+            data.prompts += survey.prompts
+            if path.stem == "train":
+                data.rows = survey.rows
+    if len(data.files) == 2:
+        train, test = data.files
+        more = [column for column in test.first if column not in train.first]
+        if more:  # datasets would not read the two together
+            errors.append(f"{test.path} has the columns {more}, which {train.path} lacks: remove them from it")
     return data, errors
 
 
@@ -115,27 +112,6 @@ def how_to_write(values):
     return f"type python {values.prepare or 'preprocess.py TASK'}"
 
 
-def read_file(path, values):
-    """The File at a path. Raises OSError or ValueError, with what to type, where it cannot be trained on."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        write = f"{how_to_write(values)} to have it anew"
-        raise ValueError(f"{path} is no readable parquet file ({error}): {write}") from error
-    columns, rows = file.schema_arrow.names, file.metadata.num_rows
-    if "prompt" not in columns:
-        raise ValueError(f"{path} has the columns {columns} and lacks prompt: {how_to_write(values)}")
-    if rows == 0:
-        raise ValueError(f"{path} has no rows: {how_to_write(values)} to have it anew")
-    tried = ROWS_TRIED
-    if any(":" in name for name in values.reward_funcs):
-        tried = ROWS_TRIED_ON_OWN
-    first = next(file.iter_batches(tried)).to_pydict()
-    prompts = pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
-    prompts.sort(key=lambda prompt: len(str(prompt)))
-    return File(path, rows, prompts[-LONGEST:], first)
-
-
 def read_model(values, missing, elsewhere=False):
     """The Model of a run, None where it cannot be had, and the errors. missing: machine.Missing, as for the data.
 
@@ -149,46 +125,45 @@ def read_model(values, missing, elsewhere=False):
     name = values.model_name_or_path
     if not name:
         return None, ["no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"]
-    if machine.is_folder_name(name) and not Path(name).is_dir() and not elsewhere:
-        return None, [f"model {name} is a folder that does not exist: pass --model_name_or_path FOLDER_OR_HUB_ID"]
+    source = {"revision": values.model_revision, "local_files_only": elsewhere}
+    source["trust_remote_code"] = values.trust_remote_code
     try:
-        source = {"revision": values.model_revision, "local_files_only": elsewhere}
-        config = AutoConfig.from_pretrained(name, **source)
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        return Model(config, without_weights(config), tokenizer), []
-    except (OSError, ValueError) as error:
+        config = model_checks.read_config(name, **source)
+        tokenizer = model_checks.read_tokenizer(name, **source)
+        model = Model(config, without_weights(config, values.trust_remote_code), tokenizer)
+    except ValueError as error:
         config = model_shapes.config_of(name)
-        if values.dry_run and config is not None:
+        if values.dry_run and config is not None and not Path(name).is_dir():
             return Model(config, without_weights(config), None), []
-        folder = f"models/{Path(name).name}"
-        return None, [
-            f"model {name} cannot be had ({str(error).splitlines()[0]}): where there is a network, type hf download "
-            f"{name} --local-dir {folder}; here, pass --model_name_or_path {folder}"
-        ]
-
-
-def without_weights(config):
-    """The model of a configuration on the meta device, which takes no memory."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return None, [one_line(error)]
+    errors = model_checks.tokenizer_errors(name, tokenizer)
+    if not elsewhere:
+        errors += model_checks.weight_errors(name, values.model_revision)
+    return model, errors
 
 
 def longest_prompt(data, model):
     """Tokens of the longest prompt, 0 where none is known, and the errors. A prompt is a text, or chat messages."""
     if model is None or model.tokenizer is None:
         return 0, []
-    longest = 0
+    longest, highest = 0, 0
     for prompt in data.prompts:
         is_chat = not isinstance(prompt, str)
         if is_chat:
             if not model.tokenizer.chat_template:
                 return 0, ["the prompts are chats and the model has no chat template: write the prompts as text"]
-            prompt = model.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            try:
+                prompt = model.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # a template may raise anything
+                return 0, [
+                    f"the chat template of the model fails ({type(error).__name__}: {one_line(error)}) on a prompt "
+                    f"with {data_checks.shown(prompt)}: write the prompts as text, or mend chat_template.jinja"
+                ]
         token_ids = model.tokenizer(prompt, add_special_tokens=not is_chat)["input_ids"]  # as TRL does
         if begins_with_two_bos(token_ids, model.tokenizer):
             return 0, [
                 f"prompts begin with {model.tokenizer.bos_token} twice, as the text has one and the tokenizer adds "
                 "another: write the data anew, with preprocess.py and this model's --tokenizer or without the first"
             ]
-        longest = max(longest, len(token_ids))
-    return longest, []
+        longest, highest = max(longest, len(token_ids)), max([highest, *token_ids])
+    return longest, model_checks.vocabulary_errors(model.config, model.tokenizer, highest)

@@ -1,4 +1,4 @@
-"""What a run finds on its machine: the recipe for it, what is missing, how processes share the model, checkpoints."""
+"""What a run finds on its machine: the recipe for it, what is missing, how processes share the model."""
 
 import argparse
 import difflib
@@ -304,17 +304,6 @@ def read_deepspeed(environment):
     if plugin.offload_param_device != "none":
         offload.append("weights")
     return plugin.zero_stage, tuple(offload)
-
-
-def find_checkpoint(values):
-    """The folder that --resume_from_checkpoint means; "true" means the newest complete checkpoint, None if none."""
-    if values.resume_from_checkpoint.lower() not in ("true", "1", "yes"):
-        return Path(values.resume_from_checkpoint)
-    # trainer_state.json is written last: a folder without it was cut off while it was saved
-    complete = [
-        state.parent for state in Path(values.output_dir or "trainer_output").glob("checkpoint-*/trainer_state.json")
-    ]
-    return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
 def is_folder_name(name):

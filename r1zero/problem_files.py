@@ -88,30 +88,22 @@ def row_schema(columns, ground_truth=None):
     )
 
 
-def write_rows(folder, split, rows, schema, counts):
-    """Writes an iterable of rows to folder/split.parquet, some at a time; returns how many, and the first.
+def write_rows(path, split, rows, schema, counts):
+    """Writes an iterable of rows of a split to a parquet file, some at a time; returns how many, and the first.
 
-    A half-written file never carries the real name. Raises ValueError where there is no row, with what was dropped
-    until then (counts: Counter of reason to number).
+    Raises ValueError where there is no row, with what was dropped until then (counts: Counter of reason to number).
     """
-    path = Path(folder) / f"{split}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{path}.part")
     written, first = 0, None
-    try:
-        with pq.ParquetWriter(part, schema) as writer:
-            for some in chunked(rows):
-                if first is None:
-                    first = some[0]
-                for row in some:
-                    row["extra_info"] = {"split": split, "index": written}
-                    written += 1
-                writer.write_table(pa.Table.from_pylist(some, schema=schema))
-        if not written:
-            raise ValueError(f"no row is left for {path}{dropped(counts)}")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with pq.ParquetWriter(path, schema) as writer:
+        for some in chunked(rows):
+            if first is None:
+                first = some[0]
+            for row in some:
+                row["extra_info"] = {"split": split, "index": written}
+                written += 1
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+    if not written:
+        raise ValueError(f"no row is left for {split}{dropped(counts)}")
     return written, first
 
 

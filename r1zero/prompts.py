@@ -58,7 +58,7 @@ def render_template(task, form, tokenizer=None):
 
     task: a key of PROMPTS. form: "base" for a base model; for any other name the prompt is a chat, rendered by the
     tokenizer's own chat template where a tokenizer is given, and by Qwen's ChatML where none is. The assistant's turn
-    stays open either way.
+    stays open either way. Raises ValueError where that template fails.
     """
     prompt = PROMPTS[task]
     if form == "base":
@@ -71,7 +71,13 @@ def render_template(task, form, tokenizer=None):
     if tokenizer is None:
         turns = [f"<|im_start|>{message['role']}\n{message['content']}" for message in messages]
         return "<|im_end|>\n".join(turns)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    except Exception as error:  # a template may raise anything
+        raise ValueError(
+            f"the chat template of --tokenizer {tokenizer.name_or_path} fails ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}): give another, or --template base"
+        ) from error
     return without_second_bos(text, tokenizer)
 
 

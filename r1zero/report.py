@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from r1zero import figures
 from r1zero.completions_reader import read_completions
+from r1zero.files import replaced
 from r1zero.statistics import deviation, wilson
 
 # Settings in which two seeds of one recipe may differ
@@ -138,9 +139,8 @@ def render(path, **values):
     """Fills in report_template.html, and puts it at `path` (Path) in one go, for a browser may be open on it."""
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     text = page.get_template("report_template.html").render(**values)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write(folder):
@@ -151,7 +151,8 @@ def write(folder):
     for panels in (figures.COURSE, figures.learned_panels([run.history]), figures.own_panels([run.history])):
         drawn.append(figures.draw_charts(figures.choose_charts(panels, groups)))
     if drawn[0]:
-        drawn[0].savefig(folder / "report.png", dpi=110)
+        with replaced(folder / "report.png") as part:
+            drawn[0].savefig(part, dpi=110, format="png")
     render(
         folder / "report.html",
         title=folder.resolve().name,
@@ -180,7 +181,8 @@ def complete_card(path, metrics, model):
         lines = [header, ("---",) * 3, *rows]
         card += "\n## Results\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
         card += "\n\n![curves over training](report.png)\n\nSettings, versions and commit: `config.yaml`\n"
-    path.write_text(card)
+    with replaced(path) as part:
+        part.write_text(card)
 
 
 # The comparison of several
@@ -271,7 +273,6 @@ def compare(folders, path):
     rows = comparison_rows(groups)
     histories = {name: [run.history for run in runs] for name, runs in groups.items()}
     charts = figures.choose_charts(comparison_panels(groups), histories)
-    path.parent.mkdir(parents=True, exist_ok=True)
     render(
         path,
         title="Comparison",
@@ -307,6 +308,8 @@ def main(argv=None):
             compare(args.runs, args.output)
     except (OSError, ValueError) as error:
         sys.exit(f"r1zero.report: {error}")
+    except KeyboardInterrupt:
+        sys.exit("r1zero.report: stopped; no file is left half written, and the same command starts again")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rewards
+from r1zero import finite
 from r1zero.answers import completion_text
 from r1zero.countdown_problems import CELL_METRICS, cells
+from r1zero.finite import BadNumber
 from r1zero.reasoning import LONG, MISTAKES, count_behaviours, name_mistake
 from r1zero.sandbox import Sandbox
 
@@ -176,6 +178,55 @@ def call_as_trl(function, prompts, completions, columns, completion_ids=None, lo
 
 def ignore(*_):
     """Stands for log_extra and log_metric where nothing is to be logged."""
+
+
+def watch(functions, stop_on_nan=True):
+    """Reward functions (list) that also log what their completions show, and that are all watched together.
+
+    stop_on_nan: whether they raise finite.BadNumber where a reward is NaN or infinite, where a row gets none from any
+    of them, and where a function raises: with the row and its completion.
+    """
+    if not stop_on_nan:
+        return [watched(function) for function in functions]
+    scored = []  # for each row of the batch at hand, whether a function so far has given it a reward
+
+    def checked(function, is_first, is_last):
+        @functools.wraps(function)
+        def wrapped(prompts, completions, **columns):
+            scores = call_by_row_where_it_fails(function, prompts, completions, columns)
+            finite.check_rewards(function.__name__, scores, prompts, completions, columns)
+            if is_first:
+                scored[:] = [False] * len(scores)
+            scored[:] = [was or score is not None for was, score in zip(scored, scores, strict=True)]
+            if is_last:
+                finite.check_scored(scored, prompts, completions, columns)
+            return scores
+
+        return wrapped
+
+    last = len(functions) - 1
+    return [checked(watched(function), place == 0, place == last) for place, function in enumerate(functions)]
+
+
+def call_by_row_where_it_fails(function, prompts, completions, columns):
+    """The rewards (list) of B completions. Where the function raises, BadNumber with the first row it fails on."""
+    try:
+        return list(function(prompts=prompts, completions=completions, **columns))
+    except Exception as error:  # a user's own function may raise anything
+        failed = error
+    silent = {"log_extra": ignore, "log_metric": ignore}
+    for row in range(len(completions)):
+        of_row = {}
+        for name, values in columns.items():
+            is_column = isinstance(values, list) and len(values) == len(completions)
+            of_row[name] = [values[row]] if is_column else values
+        try:
+            function(prompts=[prompts[row]], completions=[completions[row]], **of_row | silent)
+        except Exception as error:
+            text = finite.row_as_text(row, prompts, completions)
+            message = f"{function.__name__} raised {type(error).__name__} ({error}) for {text}"
+            raise BadNumber(message, finite.row_of(row, prompts, completions, columns)) from error
+    raise failed
 
 
 def watched(function):

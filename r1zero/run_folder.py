@@ -5,16 +5,23 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
+from huggingface_hub import snapshot_download
 
 import rewards
 from r1zero import ROOT, memory
+from r1zero.files import checksums, replaced
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+
+CLAIMED = {}  # {path: FileLock} of the output folders that no other run may write to
 
 # Names that config.yaml leaves out. TRL derives the first from others and refuses to be given both; the next two are
 # old aliases; a run that starts from config.yaml is a new one.
@@ -60,18 +67,86 @@ def move_aside(output_dir):
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def write_config(path, *arguments):
+def claim(output_dir):
+    """Keeps every other run out of output_dir (Path) until this process ends.
+
+    Raises ValueError where another run is in it, and OSError where its file system has no locks.
+    """
+    path = output_dir.resolve().with_name(f".{output_dir.name}.lock")
+    if path in CLAIMED:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another run is writing to {output_dir}: name another --output_dir, or end that run"
+        ) from error
+    except NotImplementedError as error:
+        raise OSError(f"{output_dir} cannot be locked ({error})") from error
+    CLAIMED[path] = lock
+
+
+def write_config(path, *arguments, resumed=False):
     """Writes every setting of the run as YAML that --config takes again, under the versions and the commit.
 
-    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out.
+    The SHA-256 of the data's files and of the base model's weights stand there too, as comments.
+    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. resumed: whether to print
+    what has changed since the run began.
     """
     settings = {}
     for group in arguments:
         for name, value in as_dict(group).items():
             if value is not None and name not in LEFT_OUT:
                 settings[name] = value
-    header = f"# commit {git_commit()}\n# {', '.join(versions())}\n# {' '.join(sys.argv)}\n"
-    path.write_text(header + yaml.safe_dump(settings, sort_keys=True))
+    files = [*data_files(settings), *weight_files(settings)]
+    lines = [f"# commit {git_commit()}", f"# {', '.join(versions())}", f"# {' '.join(sys.argv)}"]
+    for file, found in zip(files, checksums(files), strict=True):
+        lines.append(f"# sha256 {found} {file}")
+    text = "\n".join(lines) + "\n" + yaml.safe_dump(settings, sort_keys=True)
+    if resumed and path.exists():
+        for change in changes(path.read_text(), text):
+            print(f"since the run began: {change}", flush=True)
+    with replaced(path) as part:
+        part.write_text(text)
+
+
+def data_files(settings):
+    """The files (list[Path]) of a run's data. settings: dict."""
+    files = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
+    return [file for file in files if file.is_file()]
+
+
+def weight_files(settings):
+    """The files (list[Path]) of the base model's weights, which the hub's cache may hold. settings: dict."""
+    folder = Path(settings.get("model_name_or_path", ""))
+    if not folder.is_dir():
+        try:
+            source = {"revision": settings.get("model_revision"), "local_files_only": True}
+            folder = Path(snapshot_download(str(folder), allow_patterns="*.safetensors", **source))
+        except (OSError, ValueError):  # the hub's own errors are of these two kinds
+            return []
+    return sorted(folder.glob("*.safetensors"))
+
+
+def changes(before, after):
+    """What differs between two texts of config.yaml, as a list[str] of lines for people."""
+    found = []
+    old, new = yaml.safe_load(before), yaml.safe_load(after)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            found.append(f"{name} was {old.get(name)} and is {new.get(name)}")
+    old, new = recorded_checksums(before), recorded_checksums(after)
+    for file in sorted(old.keys() | new.keys()):
+        if old.get(file) != new.get(file):
+            found.append(f"{file} has other contents, or is gone")
+    return found
+
+
+def recorded_checksums(text):
+    """{file: SHA-256} of a text of config.yaml."""
+    return {file: found for found, file in re.findall(r"^# sha256 (\w{64}) (.+)$", text, re.MULTILINE)}
 
 
 def as_dict(group):
@@ -185,7 +260,6 @@ def seconds_before(output_dir, step):
 def keep(output_dir, state, training_args, held_out, train_seconds):
     """Writes trainer_state.json and metrics.json into output_dir (Path), each in one go."""
     metrics = run_metrics(state.log_history, training_args, held_out, train_seconds)
-    state.save_to_json(output_dir / "trainer_state.json.part")
-    (output_dir / "metrics.json.part").write_text(json.dumps(metrics, indent=2) + "\n")
-    for name in ("trainer_state.json", "metrics.json"):
-        (output_dir / f"{name}.part").replace(output_dir / name)
+    with replaced(output_dir / "trainer_state.json") as state_part, replaced(output_dir / "metrics.json") as part:
+        state.save_to_json(state_part)
+        part.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -163,11 +163,8 @@ class Worker:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-        if sys.platform == "linux":  # die with the helper, should that be killed; elsewhere the closed pipe ends us
-            import ctypes
-
-            PR_SET_PDEATHSIG = 1
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if sys.platform == "linux":  # should the helper be killed; elsewhere the closed pipe ends us
+            end_with_parent(signal.SIGKILL)
         while True:
             pipe.send(compare(*pipe.recv()))
 
@@ -253,6 +250,14 @@ def judge(pairs, seconds, pool, listening):
     if overran and left > 0:
         try_each(overran, left * len(pool.workers) / len(overran))
     return [verdicts.get(position) for position in range(len(pairs))]
+
+
+def end_with_parent(number):
+    """Has Linux send this process a signal (int) when the one that started it has ended."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def worker_count():

@@ -32,11 +32,15 @@ def is_chosen(environment, launcher_environment, launcher_command):
     with, a mapping and a list[str]. A launcher hands OMP_NUM_THREADS to its processes in any case. If a user has set
     it, it stands in the launcher's own environment too.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in environment or "LOCAL_WORLD_SIZE" in environment
-    if not launched or environment.get("OMP_NUM_THREADS") != "1":
+    if not is_launched(environment) or environment.get("OMP_NUM_THREADS") != "1":
         return True
     by_flag = any("num_cpu_threads_per_process" in word.replace("-", "_") for word in launcher_command)
     return by_flag or "OMP_NUM_THREADS" in launcher_environment
+
+
+def is_launched(environment):
+    """Whether accelerate's launcher or torch's has started a process with this environment (a mapping)."""
+    return "ACCELERATE_MIXED_PRECISION" in environment or "LOCAL_WORLD_SIZE" in environment
 
 
 def cores():

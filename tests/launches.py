@@ -56,19 +56,26 @@ class Run:
         return re.findall(rf"^{re.escape(beginning)} (.*)$", self.console, flags=re.MULTILINE)
 
 
-def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, **flags):
-    """Trains with a shipped strategy on the CPU; `machines` launchers share the processes between them. A Run."""
+def launcher_config(folder, strategy):
+    """The file of a shipped strategy for the CPU, and whether accelerate takes that for one."""
     config = yaml.safe_load((STRATEGIES / f"{strategy}.yaml").read_text())
     on_cpu = config["distributed_type"] != "FSDP"  # accelerate would make DDP of it: see stand_in/train.py
     config["use_cpu"] = on_cpu
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path, on_cpu
+
+
+def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, **flags):
+    """Trains with a shipped strategy on the CPU; `machines` launchers share the processes between them. A Run."""
+    config, on_cpu = launcher_config(folder, strategy)
     settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
     settings |= {"output_dir": folder / "run"} | flags
     environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # ninja, for DeepSpeed
     port = free_port()
     launchers = []
     for machine in range(machines):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", folder / "accelerate.yaml"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
         command += ["--num_processes", processes, "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
         command += ["--num_machines", machines, "--machine_rank", machine]
         command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import parser, words
+from filelock import FileLock
 from test_machine import TINY, pretend_card, pretend_vllm
 from transformers.integrations import integration_utils
 
-from r1zero import ROOT, checks, inputs, machine, reward_functions, sandbox
+from r1zero import ROOT, checkpoints, checks, inputs, machine, model_checks, reward_functions, run_folder, sandbox
 
 PROGRAM = "```python\nprint(int(input()) * 2)\n```"
 OWN_REWARD = """
@@ -114,7 +115,7 @@ def test_the_recipe_itself_passes_and_flags_override_it(check):
             ("--model_name_or_path", "no/where"), "model no/where", "hf download no/where", id="no such hub id"
         ),
         pytest.param(
-            ("--model_name_or_path", "./where"), "./where is a folder that does not", "FOLDER", id="no folder"
+            ("--model_name_or_path", "./where"), "./where is a folder that does not", "name another", id="no folder"
         ),
         pytest.param(
             ("--max_completion_length", 510), "exceed the model's context of 512", "at most 503", id="context"
@@ -126,10 +127,10 @@ def test_the_recipe_itself_passes_and_flags_override_it(check):
             id="evaluation batch",
         ),
         pytest.param(
-            ("--resume_from_checkpoint", "true"), "no complete checkpoint", "leave out", id="nothing to resume"
+            ("--resume_from_checkpoint", "true"), "no sound checkpoint", "auto, to start", id="nothing to resume"
         ),
         pytest.param(
-            ("--resume_from_checkpoint", "gone"), "gone is incomplete", "name an earlier", id="no such checkpoint"
+            ("--resume_from_checkpoint", "gone"), "no such folder", "name an earlier", id="no such checkpoint"
         ),
         pytest.param(("--reward_funcs", "countdown"), "names countdown", "countdown_reward", id="no such reward"),
         pytest.param(("--reward_weights", 1, 2), "2 numbers", "one weight for each", id="too many weights"),
@@ -203,7 +204,7 @@ class TestData:
     def test_with_other_columns_is_refused(self, check, tmp_path):
         for split in ("train", "test"):
             pq.write_table(pa.table({"question": ["?"] * 300}), tmp_path / f"{split}.parquet")
-        with pytest.raises(SystemExit, match="lacks prompt: type python -m r1zero.tiny_model"):
+        with pytest.raises(SystemExit, match="lacks prompt and nums and target: type python -m r1zero.tiny_model"):
             check("--data_dir", tmp_path)
 
     def test_cut_off_in_the_middle_is_refused(self, error, tmp_path, tiny_data):
@@ -217,6 +218,27 @@ class TestData:
         line = error("--data_dir", own_data, "--reward_funcs", "mine:short_reward")
         assert "own/train.parquet has no rows" in line
 
+    def test_whose_held_out_part_has_more_columns_is_refused(self, error, tmp_path, tiny_data):
+        for split in ("train", "test"):
+            table = pq.read_table(tiny_data / f"{split}.parquet")
+            if split == "test":
+                table = table.append_column("hint", pa.array(["?"] * len(table)))
+            pq.write_table(table, tmp_path / f"{split}.parquet")
+        assert "test.parquet has the columns ['hint'], which" in error("--data_dir", tmp_path)
+
+    def test_with_wrong_rows_in_both_files_has_a_line_for_each(self, check, tmp_path, tiny_data):
+        for split in ("train", "test"):
+            table = pq.read_table(tiny_data / f"{split}.parquet")
+            table = table.set_column(0, "nums", pa.array([[], *table["nums"].to_pylist()[1:]], pa.list_(pa.int64())))
+            pq.write_table(table, tmp_path / f"{split}.parquet")
+        with pytest.raises(SystemExit) as stopped:
+            check("--data_dir", tmp_path)
+        _, *lines = str(stopped.value).splitlines()
+        assert [line.split(", column nums: row 0 is []")[0][-13:] for line in lines] == [
+            "train.parquet",
+            "/test.parquet",
+        ]
+
     def test_nothing_is_made_where_a_flag_points_elsewhere(self, error):
         assert "missing data: mine/train.parquet" in error("--data_dir", "mine")
         assert not Path("data").exists() and not Path("models").exists()
@@ -224,8 +246,8 @@ class TestData:
     def test_longest_prompt_may_be_a_chat(self, tiny_model):
         chat = [{"role": "user", "content": "Using the numbers " * 40}]
         data = inputs.Data(rows=2, prompts=["short", chat])
-        values = types.SimpleNamespace(model_name_or_path=str(tiny_model), model_revision="main")
-        model, errors = inputs.read_model(values, machine.Missing())
+        named = {"model_name_or_path": str(tiny_model), "model_revision": "main", "trust_remote_code": False}
+        model, errors = inputs.read_model(types.SimpleNamespace(**named), machine.Missing())
         assert errors == []
         assert "no chat template" in inputs.longest_prompt(data, model)[1][0]
         model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
@@ -254,11 +276,12 @@ class TestRewards:
     def test_whose_columns_the_data_lacks_are_named(self, refused):
         output = refused("multiply", "countdown_reward")
         assert "multiply/train.parquet has the columns ['product'" in output
-        assert "countdown_reward cannot work (TypeError: countdown_reward() missing 2 required positional" in output
+        assert "and lacks nums and target: type python" in output
 
     def test_that_leave_rows_without_any_reward_are_told(self, refused):
         output = refused("mixture", "countdown_reward")
-        assert "get no reward from any of reward_funcs" in output and "is of x_r1_750" in output
+        assert "mixture/train.parquet, column target: row " in output and "is None (in a row of x_r1_750)" in output
+        assert "wanted a value in target, or the name of a function for such rows in reward_funcs" in output
 
     def test_unknown_one_and_number_of_weights_are_named_together(self, check):
         with pytest.raises(SystemExit) as stopped:
@@ -316,7 +339,7 @@ class TestRewards:
             return [1.0] * len(completions)
 
         chat = [{"role": "user", "content": "?"}]
-        file = inputs.File(Path("train.parquet"), 2, [], {"prompt": ["?", chat]})
+        file = inputs.File(Path("train.parquet"), 2, {"prompt": ["?", chat]})
         assert checks.reward_errors([reward], inputs.Data(2, [], [file])) == []
         assert seen == ["", [{"role": "assistant", "content": ""}]]
 
@@ -356,34 +379,33 @@ class TestOutput:
         line = error("--output_dir", tmp_path / "file" / "run")
         assert "cannot be written to" in line and "--output_dir" in line
 
+    def test_second_run_in_the_same_folder_is_refused(self, check, error, tmp_path):
+        with FileLock(tmp_path / ".out.lock"):
+            assert "another run is writing to" in error() and "--output_dir" in error()
+            with pytest.raises(SystemExit) as ended:
+                check("--dry_run")
+            assert ended.value.code == 0, "which writes nothing"
+        check()
+
+    def test_folder_without_locks_is_said_to_be_the_users_to_watch(self, check, monkeypatch, capsys):
+        def claim(output_dir):
+            raise OSError(f"{output_dir} cannot be locked (no flock)")
+
+        monkeypatch.setattr(run_folder, "claim", claim)
+        check()
+        assert "cannot be locked (no flock): see to it yourself" in capsys.readouterr().out
+
     def test_full_disk_is_noticed_before_training(self, error, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**20))
         assert "has 1 MB free and 2 checkpoints with the final model take 13 MB" in error()
 
 
-class TestResume:
-    @pytest.fixture
-    def checkpoints(self, tmp_path):
-        """Two complete checkpoints, and a later one that was cut off while it was saved."""
-        for step in (4, 12, 16):
-            folder = tmp_path / "out" / f"checkpoint-{step}"
-            folder.mkdir(parents=True)
-            for name in ("optimizer.pt", "rng_state.pth", *(["trainer_state.json"] if step < 16 else [])):
-                (folder / name).write_text("")
-        return tmp_path / "out"
-
-    def test_true_means_the_newest_complete_checkpoint(self, check, checkpoints):
-        training_args = check("--resume_from_checkpoint", "true")[1]
-        assert training_args.resume_from_checkpoint == str(checkpoints / "checkpoint-12")
-
-    def test_half_saved_checkpoint_is_refused(self, error, checkpoints):
-        line = error("--resume_from_checkpoint", checkpoints / "checkpoint-16")
-        assert "checkpoint-16 is incomplete (no trainer_state.json)" in line
-
-    @pytest.mark.parametrize("lost", ["optimizer.pt", "rng_state.pth"])
-    def test_checkpoint_that_trainer_would_silently_half_load_is_refused(self, error, checkpoints, lost):
-        (checkpoints / "checkpoint-12" / lost).unlink()
-        assert "is incomplete" in error("--resume_from_checkpoint", "true")
+def test_resumed_run_is_given_the_checkpoint_or_none(check, monkeypatch, tmp_path):
+    found = checkpoints.Choice(tmp_path / "checkpoint-4")
+    monkeypatch.setattr(checkpoints, "choose", lambda values, strategy: found)
+    assert check("--resume_from_checkpoint", "true")[1].resume_from_checkpoint == str(tmp_path / "checkpoint-4")
+    found.checkpoint = None
+    assert check("--resume_from_checkpoint", "auto")[1].resume_from_checkpoint is None
 
 
 class TestDryRun:
@@ -398,7 +420,7 @@ class TestDryRun:
     def fresh_clone(self, tmp_path, monkeypatch, capsys):
         """Runs --dry_run of a recipe in an empty folder without the hub; returns what it prints."""
         monkeypatch.chdir(tmp_path)
-        for source in (inputs.AutoConfig, inputs.AutoTokenizer):
+        for source in (model_checks.AutoConfig, model_checks.AutoTokenizer):
             monkeypatch.setattr(source, "from_pretrained", lambda *_, **__: pytest.fail("the hub was asked"))
 
         def run(config):

@@ -198,7 +198,7 @@ class TestVLLM:
         """With the external launcher all processes would have to build it, and sleep would not free the card."""
         state = SimpleNamespace(device=torch.device(device), num_processes=processes, local_process_index=1)
         with self.engine(engines.read_model(str(tiny_model)), state):
-            assert StandIn.built[0].settings == settings
+            assert StandIn.built[0].settings == settings | {"trust_remote_code": False}
 
     def test_several_engines_on_a_cpu_are_not_bound_to_the_same_cores(self, tiny_model):
         state = SimpleNamespace(device=torch.device("cpu"), num_processes=2, local_process_index=1)

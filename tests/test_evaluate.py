@@ -565,8 +565,9 @@ class TestRefusals:
         assert "has the columns ['prompt', 'gold'] and lacks what a reward reads" in found
         assert "has the columns ['product'] and lacks prompt" in having(product=["a"])
         found = having(prompt=["a", "b"], product=["1", None])
-        assert "1 of 2 rows get no reward from multiplication_reward" in found
-        assert "and lacks rows; write it with" in having(prompt=pa.array([], "string"), product=pa.array([], "string"))
+        assert "column product: row 1 is None, wanted a value in product, or the name of a function" in found
+        assert "has no rows: write it with" in having(prompt=pa.array([], "string"), product=pa.array([], "string"))
+        assert "column product: row 0 is 'a', wanted a whole number" in having(prompt=["a"], product=["a"])
         chat = [{"role": "user", "content": "1+1?"}]
         assert "wanted texts: apply the chat template first" in having(prompt=[chat], product=["2"])
 
@@ -593,12 +594,14 @@ class TestRefusals:
         assert "with which bad:takes_columns cannot work" in found and said in found
 
     def test_wrong_models(self, refused, tiny_model, tmp_path):
-        assert "model ./nowhere cannot be had (no weights in a folder of the name ./nowhere)" in refused(["./nowhere"])
+        assert "model ./nowhere is a folder that does not exist" in refused(["./nowhere"])
         assert "model nobody/nothing cannot be had" in refused(["nobody/nothing"])
         (tmp_path / "empty").mkdir()
-        assert "empty cannot be had (no weights in a folder" in refused([tmp_path / "empty"])
+        assert "empty has no config.json" in refused([tmp_path / "empty"])
         (tmp_path / "empty" / "adapter_config.json").write_text('{"base_model_name_or_path": "./gone"}')
-        assert "empty cannot be had (no weights in a folder" in refused([tmp_path / "empty"])
+        assert "model ./gone is a folder that does not exist" in refused([tmp_path / "empty"])
+        (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+        assert "empty/adapter_config.json names no base model" in refused([tmp_path / "empty"])
         copy = shutil.copytree(tiny_model, tmp_path / "other" / tiny_model.name)
         assert "would write to one folder" in refused([tiny_model, copy])
         too_long = refused(max_completion_length=1024)

@@ -6,7 +6,9 @@ bash tests/run.sh tests/test_launchers.py
 import os
 import re
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 import torch
@@ -153,33 +155,64 @@ def test_n_gpus_that_is_no_number_trains_nothing(train_sh):
     assert status == 1 and [words[1] for words in commands] == ["-m"], "installed, and no more"
 
 
-def test_slurm_script_starts_a_launcher_on_each_node(tmp_path):
+class TestSlurm:
     """With commands that stand in for Slurm's and accelerate's; the launchers' flags are those of the test above."""
-    commands = {
-        "scontrol": 'echo "$*" >>calls; printf "node7\\nnode8\\n"',
-        "srun": 'echo "$1 $2" >>calls; shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
-        "accelerate": 'printf "%s " "$@" >>calls; echo >>calls',
-    }
-    for name, body in commands.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
-    slurm |= {"CPUS_ON_NODE": "96"}
-    environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
-    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "STRATEGY": "zero2"}
-    script = [ROOT / "configs" / "slurm" / "nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
-    subprocess.run(["bash", *script], env=environment, check=True, timeout=PATIENCE, cwd="/")
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        "show hostnames node[7-8]",
-        "--kill-on-bad-exit=1 --cpus-per-task=96",
-        *[
-            "launch --config_file configs/accelerate/zero2.yaml "
-            f"--num_machines 2 --machine_rank {rank} --main_process_ip node7 --main_process_port 23456 "
-            "--num_processes 16 train_countdown.py --config configs/qwen2.5-7b.yaml --run_name a b "
-            for rank in (0, 1)
-        ],
-    ]
+
+    SRUN = 'echo "$1 $2" >>calls; shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done'
+    # Ends when scancel asks it to, with a status of its own
+    STOPPED = 'trap "exit 3" USR1; echo $$ >pid; while true; do sleep 0.05; done'
+
+    @pytest.fixture
+    def submit(self, tmp_path):
+        """Starts the script with a stand-in for srun. A Popen."""
+
+        def run(srun):
+            commands = {
+                "scontrol": 'echo "scontrol $*" >>calls; [ "$1" = requeue ] || printf "node7\\nnode8\\n"',
+                "scancel": 'echo "scancel $*" >>calls; kill -USR1 "$(cat pid)"',
+                "srun": srun,
+                "accelerate": 'echo "$PET_SIGNALS_TO_HANDLE" >signals; printf "%s " "$@" >>calls; echo >>calls',
+            }
+            for name, body in commands.items():
+                (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+                (tmp_path / name).chmod(0o755)
+            (tmp_path / "configs").symlink_to(ROOT / "configs")
+            slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
+            slurm |= {"CPUS_ON_NODE": "96", "SUBMIT_DIR": str(tmp_path)}
+            environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
+            environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STRATEGY": "zero2"}
+            script = [ROOT / "configs/slurm/nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
+            return subprocess.Popen(["bash", *script], env=environment, cwd="/")
+
+        return run
+
+    def test_script_starts_a_launcher_on_each_node(self, submit, tmp_path):
+        assert submit(self.SRUN).wait(PATIENCE) == 0
+        assert (tmp_path / "calls").read_text().splitlines() == [
+            "scontrol show hostnames node[7-8]",
+            "--kill-on-bad-exit=1 --cpus-per-task=96",
+            *[
+                "launch --config_file configs/accelerate/zero2.yaml "
+                f"--num_machines 2 --machine_rank {rank} --main_process_ip node7 --main_process_port 23456 "
+                "--num_processes 16 train_countdown.py --resume_from_checkpoint auto "
+                "--config configs/qwen2.5-7b.yaml --run_name a b "
+                for rank in (0, 1)
+            ],
+        ]
+        assert "SIGUSR1" in (tmp_path / "signals").read_text()
+
+    def test_job_whose_time_is_up_is_asked_for_a_checkpoint_and_queued_again(self, submit, tmp_path):
+        job = submit(self.STOPPED)
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(PATIENCE) == 3
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert calls[1:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
+
+    def test_job_that_fails_by_itself_is_not_queued_again(self, submit, tmp_path):
+        assert submit("exit 4").wait(PATIENCE) == 4
+        assert "requeue" not in (tmp_path / "calls").read_text()
 
 
 @pytest.mark.parametrize("gpus", [1, 4])

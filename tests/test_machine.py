@@ -306,18 +306,3 @@ def test_folders_are_told_from_hub_ids(name, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert machine.is_folder_name(name) == expected
-
-
-def test_newest_complete_checkpoint_is_found_by_its_step(tmp_path):
-    for step in (4, 12, 16):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if step < 16:  # the last one was cut off while it was saved
-            (folder / "trainer_state.json").touch()
-
-    def find(given, output_dir=tmp_path):
-        return machine.find_checkpoint(Namespace(resume_from_checkpoint=given, output_dir=str(output_dir)))
-
-    assert find("true") == tmp_path / "checkpoint-12"
-    assert find("true", tmp_path / "empty") is None
-    assert find("checkpoint-4") == Path("checkpoint-4")

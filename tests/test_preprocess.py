@@ -178,6 +178,11 @@ class TestPlanned:
         pytest.param("countdown --source none.parquet", "none.parquet does not exist", id="no such source"),
         pytest.param("countdown --source x.txt", "no parquet, json or jsonl", id="a source of another format"),
         pytest.param("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target", id="no numbers"),
+        pytest.param(
+            "countdown --source bare.parquet",
+            r"nums \[\] and target 43 in row 1, wanted whole",
+            id="a row of none",
+        ),
         pytest.param("countdown --source two.parquet", "has 2 problems, --train_size 327,680", id="a small source"),
         pytest.param(
             f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
@@ -205,6 +210,7 @@ def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     pq.write_table(pa.table({"a": [1]}), "other.parquet")
+    write_source("bare.parquet", [([1, 2, 30], 33), ([], 43)])
     write_source("two.parquet", [([1, 2, 30], 33), ([1, 2, 40], 43)])
     with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}"):
         preprocess.main([*arguments.split(), "--local_dir", "data"])

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import FIXTURES
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 import preprocess
 from r1zero import inputs
@@ -123,7 +123,7 @@ def test_prompts_in_the_data_begin_with_bos_once(tmp_path):
 def test_data_that_was_written_with_two_bos_is_refused(tmp_path, adds):
     """A chat is tokenized without another one, by TRL as here."""
     tokenizer = load_tokenizer(str(tokenizer_with_bos(tmp_path, adds, writes=True)))
-    model = SimpleNamespace(tokenizer=tokenizer)
+    model = SimpleNamespace(tokenizer=tokenizer, config=PretrainedConfig(vocab_size=len(tokenizer)))
     chat = [{"role": "user", "content": "hello"}]
     _, errors = inputs.longest_prompt(inputs.Data(prompts=[f"{BOS}[user]hello", chat]), model)
     assert len(errors) == adds and all(f"begin with {BOS} twice" in error for error in errors)

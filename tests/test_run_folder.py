@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import hashlib
 import importlib.util
 import json
 import re
@@ -118,6 +119,35 @@ def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
     settings = yaml.safe_load(text)
     assert (settings["data_dir"], settings["learning_rate"], settings["n"]) == ("data/mine", 3e-4, 2)
     assert not {"prepare", *run_folder.LEFT_OUT} & settings.keys()
+
+
+def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path, capsys):
+    settings = {"data_dir": str(tmp_path), "model_name_or_path": str(tmp_path), "learning_rate": 1e-5, "beta": 0.0}
+    for name in ("train.parquet", "test.parquet", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    path = tmp_path / "config.yaml"
+    run_folder.write_config(path, settings)
+    digest = hashlib.sha256(b"model.safetensors").hexdigest()
+    assert f"\n# sha256 {digest} {tmp_path}/model.safetensors\n" in path.read_text()
+    run_folder.write_config(path, settings, resumed=True)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "test.parquet").write_text("other problems")
+    (tmp_path / "model.safetensors").unlink()
+    run_folder.write_config(path, settings | {"learning_rate": 2e-5, "seed": 1}, resumed=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "since the run began: learning_rate was 1e-05 and is 2e-05",
+        "since the run began: seed was None and is 1",
+        f"since the run began: {tmp_path}/model.safetensors has other contents, or is gone",
+        f"since the run began: {tmp_path}/test.parquet has other contents, or is gone",
+    ]
+
+
+def test_weights_in_the_hubs_cache_are_found_and_those_that_are_not_there_left_out(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(run_folder, "snapshot_download", lambda name, **source: str(tmp_path))
+    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == [tmp_path / "model.safetensors"]
+    monkeypatch.undo()
+    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == []
 
 
 @pytest.mark.parametrize(

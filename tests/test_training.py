@@ -28,7 +28,7 @@ from conftest import (
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from r1zero import lora, report, run_folder
+from r1zero import endings, lora, report, run_folder
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
@@ -177,8 +177,9 @@ def test_ctrl_c_leaves_the_report_and_says_how_to_go_on(tmp_path, tiny_model, ti
     (tmp_path / "report.html").unlink()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 1 and "Traceback" not in output
-    assert "--resume_from_checkpoint true goes on" in output and "before (step 0)" in output
+    assert process.returncode == endings.STOPPED and "Traceback" not in output
+    assert "stopped by SIGINT at step" in output and "before (step 0)" in output
+    assert "--resume_from_checkpoint auto goes on" in output
     assert all((tmp_path / name).is_file() for name in ("report.html", "report.png", "metrics.json"))
 
 

@@ -1,0 +1,256 @@
+"""Runs that end early, and go on: signals with every launcher, SIGKILL at random moments, a full disk, bad numbers.
+
+bash tests/run.sh --all tests/test_endings.py
+MOMENTS=20 bash tests/run.sh --all tests/test_endings.py -k random_moments -s
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, training_command
+from launches import end, free_port, launcher_config, start
+from safetensors.torch import load_file
+
+from r1zero import checkpoints, endings
+
+MOMENTS = int(os.environ.get("MOMENTS", 5))  # at which each kind of run is killed
+QUIET = {"eval_strategy": "no", "eval_on_start": False, "show_every": 0, "lr_scheduler_type": "constant"}
+SOLO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
+
+
+@pytest.fixture
+def command(tmp_path, tiny_model, tiny_data):
+    """The words of a run in a folder of tmp_path, by a strategy of configs/accelerate, "accelerate" or "python"."""
+
+    def words(folder, launcher="python", **flags):
+        processes = 1 if launcher in ("python", "accelerate") else 2
+        flags = QUIET | {"per_device_train_batch_size": 8 // processes} | flags
+        script = training_command(tmp_path / folder, tiny_model, tiny_data, **flags)
+        if launcher == "python":
+            return [sys.executable, *script]
+        if launcher == "accelerate":
+            return [*SOLO, *script]
+        config, _ = launcher_config(tmp_path, launcher)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        return [*launch, "--num_processes", processes, "--main_process_port", free_port(), *script]
+
+    return words
+
+
+class Started:
+    """A run in a process group of its own, with its console in a file."""
+
+    def __init__(self, command, console):
+        self.console = console
+        environment = ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+        self.process = start(command, console, environment)
+
+    def text(self):
+        return self.console.read_text(errors="replace")
+
+    def await_step(self, step):
+        """Waits until the console has the line of that step, or of a later one."""
+        while not any(int(found) >= step for found in re.findall(r"step +(\d+)/", self.text())):
+            assert self.process.poll() is None, self.text()[-4000:]
+            time.sleep(0.02)
+
+    def workers(self):
+        """The processes that train, without their launcher."""
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return [member for member in family if any("train_countdown.py" in word for word in member.cmdline()[:3])]
+
+    def wait(self):
+        """The status, once all that was started has ended."""
+        status = self.process.wait(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while self.is_running():
+            assert time.monotonic() < deadline, self.text()[-4000:]
+            time.sleep(0.1)
+        return status
+
+    def is_running(self):
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a command; whatever is left of it is ended with the test."""
+    started = []
+
+    def run(command):
+        started.append(Started(command, tmp_path / f"console{len(started)}"))
+        return started[-1]
+
+    yield run
+    for one in started:
+        end(one.process)
+
+
+def same_weights(folder, other):
+    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def to_launcher(run):
+    run.process.send_signal(signal.SIGTERM)
+
+
+def to_all(run):
+    """As a terminal does."""
+    os.killpg(run.process.pid, signal.SIGINT)
+
+
+def to_workers(run):
+    """As Slurm does, where the launcher leaves it alone."""
+    for worker in run.workers():
+        worker.send_signal(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "send", "status"),
+    [
+        pytest.param("python", to_launcher, endings.STOPPED, id="SIGTERM"),
+        pytest.param("accelerate", to_launcher, -signal.SIGTERM, id="SIGTERM to accelerate", marks=pytest.mark.slow),
+        pytest.param("ddp", to_launcher, 1, id="SIGTERM to the launcher of two", marks=pytest.mark.slow),
+        pytest.param("ddp", to_all, 1, id="Ctrl-C with two processes", marks=pytest.mark.slow),
+        pytest.param("zero2", to_workers, 1, id="SIGUSR1 with ZeRO-2", marks=pytest.mark.slow),
+    ],
+)
+def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(
+    begin, command, tmp_path, launcher, send, status
+):
+    run = begin(command("run", launcher, max_steps=10**6, save_steps=10**6))
+    run.await_step(2)
+    send(run)
+    assert run.wait() == status
+    text = run.text()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    line = rf"train_countdown.py: stopped by SIG\w+ at step {step}: .* goes on from checkpoint-{step}"
+    assert len(re.findall(line, text)) == 1, text[-4000:]
+    assert (tmp_path / "run" / "report.html").is_file()
+    if launcher == "python":
+        assert "Traceback" not in text
+    assert checkpoints.faults(checkpoint) == []
+    flags = {"max_steps": step + 2, "save_strategy": "no", "resume_from_checkpoint": "auto"}
+    run_to_end(command("run", launcher, **flags))
+    run_to_end(command("whole", launcher, **flags))
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+SLOW_REWARD = """
+import time
+
+def slow_reward(completions, **columns):
+    if len(completions) == 8:  # of training, and not of the check before
+        time.sleep(6)
+    return [float(row) for row in range(len(completions))]
+"""
+
+
+def test_second_ctrl_c_stops_at_once_and_an_echo_of_the_first_does_not(begin, command, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_REWARD)
+    reward = f"{tmp_path}/slow.py:slow_reward"
+    run = begin(command("run", max_steps=10**6, save_steps=1, reward_funcs=reward))
+    run.await_step(1)
+    run.process.send_signal(signal.SIGINT)
+    run.process.send_signal(signal.SIGINT)  # as a launcher does
+    time.sleep(endings.ECHO + 0.5)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == endings.AT_ONCE
+    assert "stopped at once in step 2: --resume_from_checkpoint auto goes on from checkpoint-1" in run.text()
+    assert "Traceback" not in run.text()
+
+
+def kill(run, moment, folder):
+    """Kills all processes of a run: at odd moments while it saves a checkpoint, as far as that can be hit."""
+    before = len(list(folder.glob("checkpoint-*")))
+    run.await_step(1)
+    if moment % 2:
+        while len(list(folder.glob("checkpoint-*"))) == before and run.process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.06))
+    else:
+        time.sleep(random.uniform(0, 1))
+    end(run.process)
+    run.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "ddp", "zero2"])
+def test_run_killed_at_random_moments_ends_as_an_uninterrupted_one(begin, command, tmp_path, launcher):
+    random.seed(launcher)
+    flags = {"max_steps": 25 * MOMENTS, "save_steps": 1, "save_total_limit": 3, "resume_from_checkpoint": "auto"}
+    unsealed, passed_over = 0, 0
+    for moment in range(MOMENTS):
+        run = begin(command("killed", launcher, **flags))
+        kill(run, moment, tmp_path / "killed")
+        newest = checkpoints.by_step(tmp_path / "killed")[-1]
+        unsealed += not (newest / checkpoints.SEAL).is_file()
+        passed_over += "is damaged and passed over" in run.text()
+        assert not (tmp_path / "killed" / "model.safetensors").exists(), "killed before its end"
+    last = run_to_end(command("killed", launcher, **flags))
+    passed_over += "is damaged and passed over" in last
+    run_to_end(command("whole", launcher, **flags))
+    print(f"\n{launcher}: {MOMENTS} kills, {unsealed} of them in a save, {passed_over} checkpoints passed over")
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap makes the small disk")
+def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    kept = tmp_path / "kept"  # what is on the disk is gone with it
+    run = command("disk/run", max_steps=50, save_steps=1, save_total_limit=0)  # 0: all of them
+    inside = f"{' '.join(map(str, run))}; status=$?; cp -r {disk}/run {kept}; exit $status"
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(30 << 20), "--tmpfs", str(disk), "bash", "-c", inside]
+    ended = subprocess.run(small, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    text = ended.stdout + ended.stderr
+    assert ended.returncode == 1 and "Traceback" not in text, text[-4000:]
+    (line,) = [line for line in text.splitlines() if line.startswith("train_countdown.py: ")]
+    assert "cannot be written to in step" in line and "MB are free" in line
+    name = re.search(r"goes on from (checkpoint-\d+)", line)[1]
+    assert checkpoints.faults(kept / name) == []
+
+
+FILL = """
+import pyarrow as pa, pyarrow.parquet as pq, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from r1zero.files import is_full
+numbers = torch.rand(1 << 20)
+ways = {
+    "torch": lambda path: torch.save(numbers, path),
+    "safetensors": lambda path: save_file({"numbers": numbers}, path),
+    "pyarrow": lambda path: pq.write_table(pa.table({"numbers": numbers.numpy()}), path),
+    "python": lambda path: Path(path).write_bytes(numbers.numpy().tobytes()),
+}
+for name, write in ways.items():
+    try:
+        write(f"{FOLDER}/{name}")
+    except Exception as error:
+        print(name, type(error).__name__, is_full(error), is_full(RuntimeError("another")))
+    Path(FOLDER, name).unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap makes the small disk")
+def test_what_libraries_say_of_a_full_disk_is_recognised(tmp_path):
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(1 << 20), "--tmpfs", str(tmp_path)]
+    said = run_to_end([*small, sys.executable, "-c", f"FOLDER = {str(tmp_path)!r}\n{FILL}"])
+    found = {line.split()[0]: line.split()[2:] for line in said.splitlines()}
+    assert found == dict.fromkeys(("torch", "safetensors", "pyarrow", "python"), ["True", "False"]), said

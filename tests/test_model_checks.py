@@ -1,0 +1,232 @@
+"""Each fault of a model, with its line; no weights are loaded.   bash tests/run.sh tests/test_model_checks.py"""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer
+
+from r1zero import engines, inputs, machine, model_checks
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the tests' model, to break."""
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+@pytest.fixture
+def line():
+    """The one line that is said of a model before training, and before an evaluation too."""
+
+    def run(path, trust_remote_code=False):
+        values = {"model_name_or_path": str(path), "model_revision": "main", "trust_remote_code": trust_remote_code}
+        _, errors = inputs.read_model(SimpleNamespace(**values, dry_run=True), machine.Missing())
+        (error,) = errors
+        assert "\n" not in error
+        with pytest.raises(ValueError) as refused:
+            engines.read_model(str(path), trust_remote_code)
+        assert " ".join(str(refused.value).split()) == error
+        return error
+
+    return run
+
+
+def edit(path, **settings):
+    """Changes settings of a JSON file; those that are None are removed."""
+    text = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in text.items() if value is not None}))
+
+
+def shard(folder):
+    """Splits a model's weights into two files with an index."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {}
+    for place, name in enumerate(sorted(weights)):
+        where[name] = f"model-0000{1 + place % 2}-of-00002.safetensors"
+    for file in set(where.values()):
+        save_file({name: weights[name] for name in where if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+class TestConfig:
+    def test_of_a_folder_that_does_not_exist_or_holds_none(self, line, tmp_path):
+        assert line("./nowhere") == "model ./nowhere is a folder that does not exist: name another, or a hub id"
+        (tmp_path / "empty").mkdir()
+        assert "empty has no config.json: name the folder" in line(tmp_path / "empty")
+
+    @pytest.mark.parametrize("text", ["{", "", '{"model_type": "nobodys"}', '{"hidden_size": 8}'])
+    def test_that_cannot_be_read(self, line, folder, text):
+        (folder / "config.json").write_text(text)
+        assert f"model {folder} cannot be" in line(folder)
+
+    def test_of_a_model_that_does_not_generate(self, line, folder):
+        edit(folder / "config.json", model_type="t5")
+        assert "copy is no causal language model that transformers can build (" in line(folder)
+
+    def test_without_the_architecture_that_trl_asks_for(self, line, folder):
+        edit(folder / "config.json", architectures=None)
+        assert '"architectures": ["Qwen2ForCausalLM"]' in line(folder)
+
+    def test_of_a_lora_adapter_alone(self, folder, tiny_model):
+        (folder / "config.json").unlink()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+        with pytest.raises(ValueError, match=f"copy is a LoRA adapter of {tiny_model}: name that model, or merge"):
+            model_checks.read_config(str(folder))
+
+
+class TestCode:
+    """Python that comes with a model, which would ask a terminal for permission for 15 seconds."""
+
+    @pytest.fixture
+    def with_code(self, folder, tmp_path):
+        edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+        (folder / "own.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+            "from transformers import Qwen2Config\n"
+            "class OwnConfig(Qwen2Config):\n    model_type = 'own'\n"
+        )
+        return folder
+
+    def test_is_refused_without_the_flag_and_does_not_run(self, line, with_code, tmp_path):
+        said = line(with_code)
+        assert "comes with Python code of its own" in said and "pass --trust_remote_code" in said
+        assert not (tmp_path / "ran").exists()
+
+    def test_runs_with_the_flag(self, with_code, tmp_path):
+        assert model_checks.read_config(str(with_code), trust_remote_code=True).model_type == "own"
+        assert (tmp_path / "ran").exists()
+
+
+class TestTokenizer:
+    def test_that_is_missing(self, line, folder):
+        for path in folder.glob("*token*"):
+            path.unlink()
+        said = line(folder)
+        assert f"the tokenizer of model {folder} cannot be used (" in said and "hf download MODEL --include" in said
+
+    def test_that_is_cut_short(self, line, folder):
+        text = (folder / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+        assert f"the tokenizer of model {folder} cannot be used (" in line(folder)
+
+    def test_without_an_end_token_cannot_be_trained_with(self, tiny_model):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        assert model_checks.tokenizer_errors("m", tokenizer) == []
+        tokenizer.eos_token = None
+        (said,) = model_checks.tokenizer_errors("m", tokenizer)
+        assert "of model m has no eos_token, which ends a completion and pads where there is no pad_token" in said
+
+    def test_whose_tokens_have_no_embedding_is_told_where_they_are_used(self, folder):
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        size = config.vocab_size
+        assert model_checks.vocabulary_errors(config, tokenizer, highest=size - 1) == []
+        tokenizer.add_tokens(["<new>"])
+        assert model_checks.vocabulary_errors(config, tokenizer, highest=size - 1) == []
+        (said,) = model_checks.vocabulary_errors(config, tokenizer, highest=len(tokenizer) - 1)
+        assert f"has embeddings for {size:,} tokens" in said and "'<new>'" in said and "resize_token" in said
+        tokenizer.pad_token = "<new>"
+        assert len(model_checks.vocabulary_errors(config, tokenizer, highest=0)) == 1
+
+
+class TestPrompts:
+    @pytest.fixture
+    def model(self, tiny_model):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        return SimpleNamespace(config=AutoConfig.from_pretrained(tiny_model), tokenizer=tokenizer)
+
+    @pytest.mark.parametrize(
+        "template", ["{{ raise_exception('no system role') }}", "{{ messages[9].role }}", "{% if %}", "{{ 1 + 'a' }}"]
+    )
+    def test_for_which_the_chat_template_fails(self, model, template):
+        model.tokenizer.chat_template = template
+        longest, (error,) = inputs.longest_prompt(inputs.Data(prompts=[[{"role": "system", "content": "?"}]]), model)
+        assert longest == 0 and error.startswith("the chat template of the model fails (") and "\n" not in error
+        assert "on a prompt with [{'role': 'system'" in error or "'content': '?'" in error
+
+    def test_with_a_token_that_has_no_embedding(self, model):
+        model.tokenizer.add_tokens(["<new>"])
+        assert inputs.longest_prompt(inputs.Data(prompts=["Using"]), model)[1] == []
+        (error,) = inputs.longest_prompt(inputs.Data(prompts=["Using", "<new>"]), model)[1]
+        assert "'<new>'" in error
+
+
+class TestWeights:
+    def test_that_are_missing(self, line, folder):
+        (folder / "model.safetensors").unlink()
+        assert f"model {folder} has no weights (model.safetensors)" in line(folder)
+
+    def test_that_are_pickled_are_refused_with_what_converts_them(self, line, folder):
+        pickle_weights(folder)
+        said = line(folder)
+        assert "has pickled weights (pytorch_model.bin)" in said
+        program = said.split('python -c "')[1].split('"')[0]
+        exec(program, {})
+        assert model_checks.weight_errors(str(folder)) == []
+
+    @pytest.mark.parametrize("size", [0, 4, 100, 10_000, -1])
+    def test_that_are_cut_short(self, line, folder, size):
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        assert f"{folder}/model.safetensors is no whole safetensors file (" in line(folder)
+
+    def test_in_parts_are_all_looked_at(self, line, folder):
+        shard(folder)
+        assert model_checks.weight_errors(str(folder)) == []
+        second = folder / "model-00002-of-00002.safetensors"
+        whole = second.read_bytes()
+        second.write_bytes(whole[:-1])
+        assert f"{second} is no whole safetensors file" in line(folder)
+        second.unlink()
+        assert f"{second} is no whole safetensors file (" in line(folder)
+        (folder / "model.safetensors.index.json").write_text("{}")
+        assert f"{folder}/model.safetensors.index.json cannot be read (" in line(folder)
+
+    def test_of_an_adapter_are_looked_at_too(self, folder, tiny_model):
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+        (folder / "adapter_model.bin").write_bytes(b"pickle")
+        with pytest.raises(ValueError, match="adapter .* has no adapter_model.safetensors: name the folder"):
+            engines.read_model(str(folder))
+
+    @pytest.fixture
+    def cached(self, folder, tmp_path, monkeypatch):
+        """A model in the hub's cache as it lies on disk, without the hub."""
+        cache = tmp_path / "models--somebody--something"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "snapshots").mkdir()
+        (cache / "refs" / "main").write_text(COMMIT)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        return folder.rename(cache / "snapshots" / COMMIT)
+
+    def test_in_the_hubs_cache_are_looked_at_there(self, cached):
+        assert model_checks.read_config("somebody/something").vocab_size
+        assert model_checks.weight_errors("somebody/something") == []
+        pickle_weights(cached)
+        (said,) = model_checks.weight_errors("somebody/something")
+        assert "type hf download somebody/something --local-dir models/something, then python -c" in said
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["config.json", "model.safetensors", "pytorch_model.bin"], ""),
+            (["config.json", "model.safetensors.index.json"], ""),
+            (["config.json", "pytorch_model-00001-of-00002.bin"], "has pickled weights (pytorch_model-00001-of"),
+            (["config.json", "training_args.bin"], "has no weights"),
+        ],
+    )
+    def test_on_the_hub_are_known_by_their_names(self, monkeypatch, names, said):
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: names)
+        errors = model_checks.weight_errors("somebody/something")
+        assert bool(errors) == bool(said) and said in "".join(errors)
