@@ -17,6 +17,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from r1zero.files import checksums, replaced
+from r1zero.model_checks import broken_line
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
@@ -218,46 +219,23 @@ def saved_by(checkpoint):
 
 def unreadable(checkpoint):
     """The files of a checkpoint that are not whole, as far as their own tables of contents say so."""
-    wrong = []
-    for path in files_of(checkpoint):
-        fault = None
-        if path.suffix == ".safetensors":
-            fault = safetensors_fault(path)
-        elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-            fault = "its directory is missing, which stands at its end"
-        elif path.suffix == ".json":
-            fault = json_fault(path)
-        if fault:
-            wrong.append(f"{path.relative_to(checkpoint)} is cut short or no such file: {fault}")
-    return wrong
+    names = [path.relative_to(checkpoint) for path in files_of(checkpoint) if not is_whole(path)]
+    return [f"{name} is cut short" for name in names]
 
 
-def safetensors_fault(path):
-    """What is wrong with a safetensors file (str), or None: its header says how long it has to be.
-
-    Source: the format, 8 bytes with the length N of the header, N bytes of JSON, the tensors.
-    """
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        if length < 8 or 8 + header_length > length:
-            return f"{length:,} bytes do not hold its header"
-        try:
-            header = json.loads(file.read(header_length))
-        except ValueError as error:
-            return f"its header cannot be read ({error})"
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    wanted = 8 + header_length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    return None if length == wanted else f"{length:,} bytes, wanted {wanted:,}"
-
-
-def json_fault(path):
-    """What is wrong with a JSON file (str), or None."""
+def is_whole(path):
+    """Whether a file is all there, by the header of safetensors or the directory at the end of torch's files."""
+    if path.suffix == ".safetensors":
+        return broken_line(path) is None
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return zipfile.is_zipfile(path)
+    if path.suffix != ".json":
+        return True
     try:
         json.loads(path.read_text())
-    except ValueError as error:
-        return str(error)
-    return None
+    except ValueError:
+        return False
+    return True
 
 
 def newest_name(output_dir):

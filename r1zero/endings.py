@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from r1zero import checkpoints, memory
+from r1zero.data_checks import one_line
 from r1zero.files import is_full
 from r1zero.finite import BadNumber
 from r1zero.symbolic_helper import end_with_parent
@@ -49,7 +50,6 @@ class Signals(TrainerCallback):
     def __init__(self):
         self.name = None  # of the first signal, once it has come
         self.came = None  # when, in seconds of the clock
-        self.stopping = False  # whether it has come to any process
         self.stepped = False  # whether this process has done a step
         self.ended_at = None  # the step, once training has been ended
         self.before = {}  # {signal: its handler outside this context}
@@ -78,9 +78,6 @@ class Signals(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **kwargs):
-        # All processes have to agree, and a signal may come to one of them before this step's end and to another after
-        noted = torch.tensor(float(self.name is not None), device=PartialState().device)
-        self.stopping = reduce(noted, "sum").item() > 0
         self.stepped = True
         if self.end(args, state, control):
             control.should_evaluate = False  # the resumed run begins with that evaluation
@@ -90,8 +87,11 @@ class Signals(TrainerCallback):
 
     def end(self, args, state, control):
         """Ends training, with a checkpoint, if it is to end and can end here. Returns whether it does."""
+        # All processes have to agree, and a signal may come to one of them before this moment and to another after
+        noted = torch.tensor(float(self.name is not None), device=PartialState().device)
+        is_wanted = reduce(noted, "sum").item() > 0
         in_generation = state.global_step % memory.span(args)
-        if not self.stopping or not self.stepped or in_generation or state.global_step >= state.max_steps:
+        if not is_wanted or not self.stepped or in_generation or state.global_step >= state.max_steps:
             return False
         control.should_training_stop = True
         control.should_save = args.save_strategy != "no"
@@ -146,15 +146,12 @@ def in_one_line():
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit("train_countdown.py: stopped by Ctrl-C")
+        print("\ntrain_countdown.py: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(AT_ONCE)
     except EXPECTED as error:
         if not is_full(error):
             raise
         sys.exit(f"\ntrain_countdown.py: {one_line(error)}: free some of that disk, and then {HOW}")
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 def save_batch(batch, output_dir, step):

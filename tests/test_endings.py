@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, training_command
+from conftest import ENVIRONMENT, PATIENCE, ROOT, parser, run_to_end, training_command
 from launches import end, free_port, launcher_config, start
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
-from r1zero import checkpoints, endings
+import train_countdown
+from r1zero import checkpoints, checks, endings
 
 MOMENTS = int(os.environ.get("MOMENTS", 5))  # at which each kind of run is killed
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "show_every": 0, "lr_scheduler_type": "constant"}
@@ -146,8 +149,12 @@ def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(
         assert "Traceback" not in text
     assert checkpoints.faults(checkpoint) == []
     flags = {"max_steps": step + 2, "save_strategy": "no", "resume_from_checkpoint": "auto"}
-    run_to_end(command("run", launcher, **flags))
-    run_to_end(command("whole", launcher, **flags))
+    for folder in ("run", "whole"):
+        words = command(folder, launcher, **flags)
+        if launcher == "python":  # in this process, which saves the seconds of starting one
+            train_countdown.main(*checks.check(parser(), [str(word) for word in words[2:]]))
+        else:
+            run_to_end(words)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
 
 
@@ -161,6 +168,7 @@ def slow_reward(completions, **columns):
 """
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_stops_at_once_and_an_echo_of_the_first_does_not(begin, command, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW_REWARD)
     reward = f"{tmp_path}/slow.py:slow_reward"
@@ -210,6 +218,7 @@ def test_run_killed_at_random_moments_ends_as_an_uninterrupted_one(begin, comman
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap makes the small disk")
 def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command, tmp_path):
     disk = tmp_path / "disk"
@@ -254,3 +263,36 @@ def test_what_libraries_say_of_a_full_disk_is_recognised(tmp_path):
     said = run_to_end([*small, sys.executable, "-c", f"FOLDER = {str(tmp_path)!r}\n{FILL}"])
     found = {line.split()[0]: line.split()[2:] for line in said.splitlines()}
     assert found == dict.fromkeys(("torch", "safetensors", "pyarrow", "python"), ["True", "False"]), said
+
+
+class TestSignals:
+    """When a signal that has come ends training, without any training."""
+
+    @pytest.fixture
+    def ends(self):
+        signals = endings.Signals()
+        signals.name = "SIGTERM"
+
+        def run(event, step, stepped=True, **settings):
+            signals.stepped = stepped
+            settings = {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "num_iterations": 1} | settings
+            arguments = SimpleNamespace(**{"save_strategy": "steps"} | settings)
+            control = TrainerControl(should_evaluate=True)
+            event(signals, arguments, TrainerState(global_step=step, max_steps=20), control)
+            return control.should_training_stop, control.should_save, control.should_evaluate
+
+        return run
+
+    def test_not_between_two_steps_on_one_generation(self, ends):
+        assert ends(endings.Signals.on_step_end, 6) == (False, False, True)
+        assert ends(endings.Signals.on_step_end, 8) == (True, True, False)
+
+    def test_after_an_evaluation_in_which_it_came_but_not_after_that_at_the_start(self, ends):
+        assert ends(endings.Signals.on_evaluate, 8)[:2] == (True, True)
+        assert ends(endings.Signals.on_evaluate, 8, stepped=False)[:2] == (False, False)
+
+    def test_not_where_the_run_has_come_to_its_end(self, ends):
+        assert ends(endings.Signals.on_step_end, 20) == (False, False, True)
+
+    def test_without_a_checkpoint_where_none_are_wanted(self, ends):
+        assert ends(endings.Signals.on_step_end, 8, save_strategy="no")[:2] == (True, False)
