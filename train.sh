@@ -6,7 +6,7 @@
 # TinyZero's variables are read too: N_GPUS, BASE_MODEL, DATA_DIR, ROLLOUT_TP_SIZE, EXPERIMENT_NAME.
 set -euo pipefail
 cd "$(dirname "$0")"
-source setup.sh "" # the empty argument keeps our own flags from it
+source setup.sh
 
 # Before the flags given, which count where both name a setting
 if [ -n "${BASE_MODEL:-}" ]; then set -- --model_name_or_path "$BASE_MODEL" "$@"; fi

@@ -63,6 +63,8 @@ class Signals(TrainerCallback):
         return self
 
     def __exit__(self, *_):
+        if self.name is not None:  # the page is still to be written, and a launcher may send more
+            return
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

@@ -5,7 +5,7 @@
 #   bash tests/gpu.sh [--shapes 0.5B 1.5B 3B] [--methods full lora] [--generations 2]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source setup.sh dev
+source setup.sh
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*} # one process is to see one GPU
 status=0

@@ -9,7 +9,7 @@ if [ "${1:-}" = --all ]; then
     shift
     which=(-m "not vllm") # bash tests/vllm.sh
 fi
-source setup.sh dev
+source setup.sh
 ruff check .
 ruff format --check .
 exec python -m pytest "${which[@]}" "$@"

@@ -117,6 +117,8 @@ def parse_command(command):
             parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags)
         case ["bash", "tests/run.sh"] | ["bash", "tests/run.sh", "--all"] | ["bash", "tests/gpu.sh" | "tests/vllm.sh"]:
             pass
+        case ["bash", "tests/audit.sh"] | ["python", "configs/locks/make.py"]:
+            pass
         case ["apt-get", "install", *_] | ["source", ".venv-vllm/bin/activate"]:
             pass
         case ["python", "benchmarks/time_to_target.py", *flags]:

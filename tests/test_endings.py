@@ -127,6 +127,7 @@ def to_workers(run):
     [
         pytest.param("python", to_launcher, endings.STOPPED, id="SIGTERM"),
         pytest.param("accelerate", to_launcher, -signal.SIGTERM, id="SIGTERM to accelerate", marks=pytest.mark.slow),
+        pytest.param("accelerate", to_all, -signal.SIGINT, id="Ctrl-C with accelerate", marks=pytest.mark.slow),
         pytest.param("ddp", to_launcher, 1, id="SIGTERM to the launcher of two", marks=pytest.mark.slow),
         pytest.param("ddp", to_all, 1, id="Ctrl-C with two processes", marks=pytest.mark.slow),
         pytest.param("zero2", to_workers, 1, id="SIGUSR1 with ZeRO-2", marks=pytest.mark.slow),

@@ -4,7 +4,6 @@ bash tests/run.sh tests/test_launchers.py
 """
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -22,13 +21,11 @@ SEVERAL = sorted(path.stem for path in STRATEGIES.glob("*.yaml") if path.stem !=
 # Answers what setup.sh and train.sh ask of the machine, writes down every other command, and ends with $STATUS
 STAND_IN = """#!/usr/bin/env bash
 case "${0##*/} $*" in
-"nvidia-smi -L") exit $((CARDS == 0)) ;;
-nvidia-smi*driver_version*) echo "$DRIVER" ;;
-nvidia-smi*compute_cap*) echo "$CAPABILITY" ;;
-nvidia-smi*) echo "| NVIDIA-SMI $DRIVER     Driver Version: $DRIVER     CUDA Version: $RUNS     |" ;;
+nvidia-smi*) exit 1 ;;
+*sys.version_info* | *"import torch; assert"*) ;;
 *sys.prefix*) echo "$FOLDER" ;;
-*is_available*) exit $((SEES == 0)) ;;
 *device_count*) echo "$CARDS" ;;
+*"pip install"*) exit "$INSTALLS" ;;
 *)
     printf '%q ' ${CUDA_VISIBLE_DEVICES:+GPU=$CUDA_VISIBLE_DEVICES} "${0##*/}" "$@" >>"$FOLDER/log"
     echo >>"$FOLDER/log"
@@ -43,14 +40,14 @@ TWO = "accelerate launch --config_file configs/accelerate/zero2.yaml --num_proce
 @pytest.fixture
 def train_sh(tmp_path):
     """Runs train.sh where torch sees that many GPUs; returns the exit status and every command as a list of words."""
-    for name in ("python", "accelerate", "nvidia-smi"):
+    for name in ("python", "accelerate", "nvidia-smi", "uv"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
 
     def run(*flags, cards=0, status=0, **variables):
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
-        environment |= {"FOLDER": str(tmp_path), "CARDS": str(cards), "STATUS": str(status), "SEES": str(cards)}
-        environment |= {"DRIVER": "580.82.07", "RUNS": "13.0", "CAPABILITY": "9.0"} | variables
+        environment |= {"FOLDER": str(tmp_path), "CARDS": str(cards), "STATUS": str(status), "INSTALLS": "0"}
+        environment |= variables
         (tmp_path / "log").write_text("")
         ended = subprocess.run(
             ["bash", str(ROOT / "train.sh"), *flags],
@@ -60,7 +57,6 @@ def train_sh(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        run.errors = ended.stderr
         return ended.returncode, [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
 
     return run
@@ -98,61 +94,14 @@ def test_flags_follow_those_of_the_variables_and_keep_their_spaces(train_sh):
     assert command == ["python", "train_countdown.py", "--model_name_or_path", "model", *flags], "the last one counts"
 
 
-def test_installs_once_and_vllm_only_beside_a_gpu(train_sh):
-    install = ["python", "-m", "pip", "install", "-q", "-e"]
-    assert train_sh()[1][0] == [*install, "."]
-    assert len(train_sh()[1]) == 1
-    assert train_sh(cards=1)[1][0] == [*install, ".[gpu]"]
-
-
-class TestOldGpu:
-    """What CUDA 13 does not run on is told before anything is installed."""
-
-    OLD = {"cards": 1, "DRIVER": "550.54.15", "RUNS": "12.4", "SEES": "0"}
-    V100 = {"cards": 1, "CAPABILITY": "7.0", "SEES": "0"}
-
-    def test_driver_that_is_too_old_installs_and_trains_nothing(self, train_sh):
-        assert train_sh(**self.OLD) == (1, [])
-        (line,) = train_sh.errors.splitlines()
-        assert "found driver 550.54.15, wanted 580 or newer: type apt-get install nvidia-driver-580" in line
-        assert "CUDA_VISIBLE_DEVICES= bash train.sh --config configs/tiny_cpu.yaml" in line
-
-    def test_card_that_is_too_old_installs_and_trains_nothing(self, train_sh):
-        assert train_sh(**self.V100) == (1, [])
-        (line,) = train_sh.errors.splitlines()
-        assert "found compute capability 7.0, wanted 7.5 or more: type" in line
-        torch = re.search(r"torch==[\d.]+", (ROOT / "pyproject.toml").read_text())[0]
-        assert f"-m pip install {torch} --index-url https://download.pytorch.org/whl/cu126;" in line
-
-    @pytest.mark.parametrize("old", [OLD, V100], ids=["driver", "card"])
-    def test_torch_that_sees_it_all_the_same_is_used_without_vllm(self, train_sh, old):
-        status, commands = train_sh(**old | {"SEES": "1"})
-        assert status == 0 and commands[0][-1] == "." and commands[-1][-1] == "train_countdown.py"
-
-    def test_old_driver_with_cuda_compat_is_none(self, train_sh):
-        assert train_sh(**self.OLD | {"RUNS": "13.0"})[1][0][-1] == ".[gpu]"
-
-    def test_gpu_that_is_hidden_on_purpose_is_left_alone(self, train_sh):
-        status, commands = train_sh("--config", "configs/tiny_cpu.yaml", **self.OLD, CUDA_VISIBLE_DEVICES="")
-        assert status == 0 and commands[0][-1] == "." and len(commands) == 2
-
-    def test_very_old_driver_without_a_compute_capability_is_told_too(self, train_sh):
-        """nvidia-smi has known that field since driver 510."""
-        old = {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'}
-        assert train_sh(**self.OLD | old)[0] == 1
-        assert "found driver 470.182.03, wanted 580" in train_sh.errors and len(train_sh.errors.splitlines()) == 1
-
-
 def test_status_of_a_failed_installation_or_training_is_passed_on(train_sh):
-    status, commands = train_sh(status=3)
-    assert status == 3 and len(commands) == 1, "nothing is trained"
-    train_sh()
+    assert train_sh(INSTALLS="3") == (1, []), "nothing is trained"
     assert train_sh(status=7)[0] == 7
 
 
 def test_n_gpus_that_is_no_number_trains_nothing(train_sh):
     status, commands = train_sh(N_GPUS="two")
-    assert status == 1 and [words[1] for words in commands] == ["-m"], "installed, and no more"
+    assert (status, commands) == (1, [])
 
 
 class TestSlurm:

@@ -4,6 +4,7 @@ import http.server
 import json
 import shlex
 import threading
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, parser
@@ -121,7 +122,7 @@ def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_
         with pytest.raises(SystemExit):
             checks.check(parser(), [*argv, *flags])
     assert asked == []
-    monkeypatch.setattr(checks, "parse", lambda *_: ())
+    monkeypatch.setattr(checks, "parse", lambda *_: (None, SimpleNamespace(), None))
     checks.check(parser(), [*argv, "--data_dir", str(tiny_data)])
     assert asked == ["server"]
 
