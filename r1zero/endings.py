@@ -130,7 +130,9 @@ def explain(error, output_dir, step):
         line = f"{error}, in step {step + 1}; what it came of is in {path}, for torch.load; {how_to_go_on(output_dir)}"
         return Ending(line, 1)
     if is_full(error):
-        line = f"{output_dir} cannot be written to in step {step + 1} ({one_line(error)}): free some, and then "
+        saved = checkpoints.by_step(output_dir)
+        needed = f" {checkpoints.size(saved[0]) / 1e6:,.0f} MB for a checkpoint" if saved else " some of that disk"
+        line = f"{output_dir} cannot be written to in step {step + 1} ({one_line(error)}): free{needed}, and then "
         leave(Ending(line + how_to_go_on(output_dir), 1))
     raise error
 

@@ -232,7 +232,7 @@ def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command,
     text = ended.stdout + ended.stderr
     assert ended.returncode == 1 and "Traceback" not in text, text[-4000:]
     (line,) = [line for line in text.splitlines() if line.startswith("train_countdown.py: ")]
-    assert "cannot be written to in step" in line and "MB are free" in line
+    assert "cannot be written to in step" in line and "free 6 MB for a checkpoint" in line
     name = re.search(r"goes on from (checkpoint-\d+)", line)[1]
     assert checkpoints.faults(kept / name) == []
 
