@@ -12,6 +12,7 @@ from the same prompt.
 Every number stands in the YAML, and a flag of the same name overrides it there: --learning_rate 2e-6.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,8 @@ def main(script_args, training_args, model_args, reward_funcs):
     ending = None  # why the run ends early
     try:
         with signals:
-            trainer.train(resume_from_checkpoint=resumed)
+            with contextlib.suppress(checkpoints.Complete):
+                trainer.train(resume_from_checkpoint=resumed)
             ending = signals.ending(output_dir)
             evaluated = run_folder.evaluations(trainer.state.log_history)
             if not ending and evaluated and evaluated[-1]["step"] < trainer.state.global_step:

@@ -23,10 +23,14 @@ SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all 
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 
 
+class Complete(Exception):
+    """A run that is resumed has done all of its steps. Trainer itself would do one more."""
+
+
 class Sealer(TrainerCallback):
     """Has no checkpoint begin for which the disk has no room, and seals each that all processes have saved.
 
-    To be added after what asks for checkpoints.
+    To be added after what asks for checkpoints. Raises Complete where a resumed run has no step left to do.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -36,6 +40,10 @@ class Sealer(TrainerCallback):
         is_due = args.eval_strategy == "steps" and state.global_step % state.eval_steps == 0
         is_done = any(entry["step"] == state.global_step and "eval_reward" in entry for entry in state.log_history)
         args.eval_on_start = is_due and not is_done
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise Complete
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_save and state.is_world_process_zero:

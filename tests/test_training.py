@@ -139,6 +139,19 @@ def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, tiny_model, tin
     assert 5000 < metrics["train_seconds"] < 6000, "one of the two steps was done, and paid, before"
 
 
+def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tiny_model, tiny_data):
+    """As where it was killed after its last checkpoint, and before its model was saved."""
+    killed = tmp_path / "killed"
+    shutil.copytree(run[0], killed)
+    (killed / "model.safetensors").unlink()
+    flags = {"lr_scheduler_type": "constant", "resume_from_checkpoint": "auto"}
+    train_tiny(killed, tiny_model, tiny_data, max_steps=2, save_steps=1, eval_steps=1, **flags)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run[0], killed))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run[0], killed)]
+    assert metrics[0]["after"] == metrics[1]["after"] and metrics[1]["steps"] == 2
+
+
 def test_second_run_moves_the_first_aside(run, tmp_path, tiny_model, tiny_data, capsys):
     folder = tmp_path / "again"
     shutil.copytree(run[0], folder)
