@@ -67,7 +67,8 @@ def main():
         of_torch = {name for name in with_torch if OF_TORCH.fullmatch(name)}
         write("torch.txt", with_torch, *of_torch)
         write("base.txt", with_base, *with_base.keys() - of_torch)
-        write("gpu.txt", everything, *everything.keys() - with_base.keys())
+        # Also what the others need on fewer systems than vLLM does
+        write("gpu.txt", everything, *(name for name in everything if everything[name] != with_base.get(name)))
         try:
             of_cpu = compile_lock([f"{torch}+cpu"], folder, "--no-deps", "--torch-backend=cpu")
         except subprocess.CalledProcessError:
