@@ -65,7 +65,7 @@ def read_model(path, trust_remote_code=False):
     model_checks.without_weights(config, trust_remote_code)
     has_tokenizer = Path(path, "tokenizer_config.json").is_file()
     tokenizer = model_checks.read_tokenizer(path if has_tokenizer else base, trust_remote_code)
-    errors += model_checks.weight_errors(base)
+    errors += model_checks.weight_errors(base, config, trust_remote_code=trust_remote_code)
     if errors:
         raise ValueError(errors[0])
     newest = max(newest_weights(path), newest_weights(base))

@@ -138,7 +138,7 @@ def read_model(values, missing, elsewhere=False):
         return None, [one_line(error)]
     errors = model_checks.tokenizer_errors(name, tokenizer)
     if not elsewhere:
-        errors += model_checks.weight_errors(name, values.model_revision)
+        errors += model_checks.weight_errors(name, config, values.model_revision, values.trust_remote_code)
     return model, errors
 
 

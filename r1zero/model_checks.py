@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from r1zero import machine
 from r1zero.data_checks import one_line
@@ -122,8 +122,11 @@ def adapter_line(name):
 # Weights
 
 
-def weight_errors(name, revision=None):
-    """Weights that are missing, pickled or cut short, as a list of lines. The config.json has been read before."""
+def weight_errors(name, config, revision=None, trust_remote_code=False):
+    """Weights that are missing, pickled, cut short or of another config, as a list of lines.
+
+    config: as read_config gives it. Of a model that only the hub has, no more is known than the names of its files.
+    """
     folder, there = model_files(name, revision)
     if SAFE_WEIGHTS_NAME in there:
         files = [SAFE_WEIGHTS_NAME]
@@ -139,7 +142,42 @@ def weight_errors(name, revision=None):
             return [f"{index} cannot be read ({one_line(error)}): copy or download it again, or name another model"]
     if folder is None:
         return []
-    return [line for line in (broken_line(folder / file) for file in files) if line]
+    broken = [line for line in (broken_line(folder / file) for file in files) if line]
+    return broken or misfit_errors(name, folder, config, trust_remote_code)
+
+
+def misfit_errors(name, folder, config, trust_remote_code):
+    """Weights that a model's config asks for and its files (in folder, a Path) do not have, as a list of lines.
+
+    transformers would draw them at random. Here it loads onto the meta device, which reads no weight.
+    """
+    if getattr(config, "quantization_config", None):  # its files hold more, and other shapes
+        return []
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        _, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
+    misfits = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    for key, stored, wanted in sorted(found["mismatched_keys"]):
+        misfits.append(f"{key} is {list(stored)}, wanted {list(wanted)}")
+    if not misfits:
+        return []
+    more = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+    return [
+        f"the weights of model {name} are not those that its config.json asks for ({misfits[0]}{more}): copy or "
+        "download the whole folder again, or name another model"
+    ]
 
 
 def model_files(name, revision):

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
 from r1zero import engines, inputs, machine, model_checks
 
@@ -174,7 +174,7 @@ class TestWeights:
         assert "has pickled weights (pytorch_model.bin)" in said
         program = said.split('python -c "')[1].split('"')[0]
         exec(program, {})
-        assert model_checks.weight_errors(str(folder)) == []
+        assert model_checks.weight_errors(str(folder), model_checks.read_config(str(folder))) == []
 
     @pytest.mark.parametrize("size", [0, 4, 100, 10_000, -1])
     def test_that_are_cut_short(self, line, folder, size):
@@ -184,7 +184,7 @@ class TestWeights:
 
     def test_in_parts_are_all_looked_at(self, line, folder):
         shard(folder)
-        assert model_checks.weight_errors(str(folder)) == []
+        assert model_checks.weight_errors(str(folder), model_checks.read_config(str(folder))) == []
         second = folder / "model-00002-of-00002.safetensors"
         whole = second.read_bytes()
         second.write_bytes(whole[:-1])
@@ -193,6 +193,20 @@ class TestWeights:
         assert f"{second} is no whole safetensors file (" in line(folder)
         (folder / "model.safetensors.index.json").write_text("{}")
         assert f"{folder}/model.safetensors.index.json cannot be read (" in line(folder)
+
+    def test_that_the_config_asks_for_and_the_files_lack(self, line, folder):
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.norm.weight"], weights["model.layers.0.mlp.down_proj.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        said = line(folder)
+        assert "asks for (model.layers.0.mlp.down_proj.weight is missing, and 1 more): copy" in said
+
+    def test_of_another_shape_than_the_config_says(self, line, folder, capfd):
+        config = AutoConfig.from_pretrained(folder)
+        hidden, width = config.hidden_size, config.intermediate_size
+        edit(folder / "config.json", intermediate_size=2 * width)
+        assert f"down_proj.weight is [{hidden}, {width}], wanted [{hidden}, {2 * width}], and 5 more" in line(folder)
+        assert "LOAD REPORT" not in "".join(capfd.readouterr())  # transformers' own, which has many lines
 
     def test_of_an_adapter_are_looked_at_too(self, folder, tiny_model):
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
@@ -211,10 +225,10 @@ class TestWeights:
         return folder.rename(cache / "snapshots" / COMMIT)
 
     def test_in_the_hubs_cache_are_looked_at_there(self, cached):
-        assert model_checks.read_config("somebody/something").vocab_size
-        assert model_checks.weight_errors("somebody/something") == []
+        config = model_checks.read_config("somebody/something")
+        assert model_checks.weight_errors("somebody/something", config) == []
         pickle_weights(cached)
-        (said,) = model_checks.weight_errors("somebody/something")
+        (said,) = model_checks.weight_errors("somebody/something", config)
         assert "type hf download somebody/something --local-dir models/something, then python -c" in said
 
     @pytest.mark.parametrize(
@@ -228,5 +242,5 @@ class TestWeights:
     )
     def test_on_the_hub_are_known_by_their_names(self, monkeypatch, names, said):
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: names)
-        errors = model_checks.weight_errors("somebody/something")
+        errors = model_checks.weight_errors("somebody/something", Qwen2Config())
         assert bool(errors) == bool(said) and said in "".join(errors)
