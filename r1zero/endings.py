@@ -36,10 +36,10 @@ HOW = "--resume_from_checkpoint auto goes on"
 class Ending:
     """Why a run ended early, as a line, and the status that it exits with.
 
-    together: whether all processes have come to the same end.
+    line: None where another process says it; together: whether all processes have come to the same end.
     """
 
-    line: str
+    line: str | None
     status: int
     together: bool = False
 
@@ -126,9 +126,11 @@ def explain(error, output_dir, step):
     if isinstance(error, KeyboardInterrupt):
         return Ending(f"stopped at once in step {step + 1}: {how_to_go_on(output_dir)}", AT_ONCE)
     if isinstance(error, BadNumber):
+        if error.batch is None:
+            return Ending(None, 1, together=True)
         path = save_batch(error.batch, output_dir, step)
         line = f"{error}, in step {step + 1}; what it came of is in {path}, for torch.load; {how_to_go_on(output_dir)}"
-        return Ending(line, 1)
+        return Ending(line if error.is_told else None, 1, together=True)
     if is_full(error):
         saved = checkpoints.by_step(output_dir)
         needed = f" {checkpoints.size(saved[0]) / 1e6:,.0f} MB for a checkpoint" if saved else " some of that disk"
@@ -138,8 +140,8 @@ def explain(error, output_dir, step):
 
 
 def leave(ending):
-    """Exits with an Ending's status and its line, which one process says where all have come to it."""
-    if PartialState().is_main_process or ending.status == 1:
+    """Exits with an Ending's status and its line, which the main process says where all have come to it."""
+    if ending.line and (PartialState().is_main_process or ending.status == 1):
         print(f"\ntrain_countdown.py: {ending.line}", file=sys.stderr, flush=True)  # below the progress bar
     sys.exit(ending.status)
 

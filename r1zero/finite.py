@@ -8,12 +8,35 @@ SHOWN = 200  # characters of a prompt or completion in a message
 class BadNumber(Exception):
     """A number that would spoil the weights, or a reward that could not be given.
 
-    batch: what it came of, anything that torch.save takes.
+    batch: what it came of, anything that torch.save takes; None on a process that has found nothing itself.
     """
 
     def __init__(self, message, batch):
         super().__init__(message)
         self.batch = batch
+        self.is_told = True  # by this process; one of those that have found a bad number tells it
+
+
+def raise_on_all(bad):
+    """Raises BadNumber on every process where one has found a bad number, so that none is left to wait for another.
+
+    bad: the BadNumber of this process, or None. All processes have to call this.
+    """
+    # Here, as the page needs no torch
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather
+
+    state = PartialState()
+    finders = [state.process_index] if bad else []
+    if state.num_processes > 1:
+        found = gather(torch.tensor([bad is not None], device=state.device))  # (processes,)
+        finders = found.nonzero().flatten().tolist()
+    if not finders:
+        return
+    bad = bad or BadNumber(f"process {finders[0]} has found a bad number", None)
+    bad.is_told = state.process_index == finders[0]
+    raise bad
 
 
 def check_rewards(name, scores, prompts, completions, columns):

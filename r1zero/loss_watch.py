@@ -8,7 +8,7 @@ import math
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
-from r1zero.finite import BadNumber
+from r1zero.finite import BadNumber, raise_on_all
 
 
 class LossWatch(TrainerCallback):
@@ -31,23 +31,22 @@ class LossWatch(TrainerCallback):
             return found
         self.micro_batches.append(inputs)
         loss = found[0] if isinstance(found, tuple) else found
-        if not loss.isfinite().all():
-            raise BadNumber(f"the loss is {loss.item()}", self.batch(loss.item()))
+        self.check("the loss", loss.item())
         return found
-
-    def batch(self, value):
-        return {"value": value, "micro_batches": self.micro_batches}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and self.trainer.accelerator.scaler is None:
-            self.check_norm(get_total_norm(gradients).item())
+            self.check("the norm of the gradient", get_total_norm(gradients).item())
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.is_deepspeed_enabled and self.trainer.accelerator.scaler is None:
-            self.check_norm(float(self.trainer.model_wrapped.get_global_grad_norm() or 0))
+            self.check("the norm of the gradient", float(self.trainer.model_wrapped.get_global_grad_norm() or 0))
         self.micro_batches = []
 
-    def check_norm(self, norm):
-        if not math.isfinite(norm):
-            raise BadNumber(f"the norm of the gradient is {norm}", self.batch(norm))
+    def check(self, what, value):
+        """Ends the run on all processes where a value (float) of one of them is not finite."""
+        bad = None
+        if not math.isfinite(value):
+            bad = BadNumber(f"{what} is {value}", {"value": value, "micro_batches": self.micro_batches})
+        raise_on_all(bad)

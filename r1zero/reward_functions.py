@@ -193,13 +193,18 @@ def watch(functions, stop_on_nan=True):
     def checked(function, is_first, is_last):
         @functools.wraps(function)
         def wrapped(prompts, completions, **columns):
-            scores = call_by_row_where_it_fails(function, prompts, completions, columns)
-            finite.check_rewards(function.__name__, scores, prompts, completions, columns)
-            if is_first:
-                scored[:] = [False] * len(scores)
-            scored[:] = [was or score is not None for was, score in zip(scored, scores, strict=True)]
-            if is_last:
-                finite.check_scored(scored, prompts, completions, columns)
+            scores, bad = None, None
+            try:
+                scores = call_by_row_where_it_fails(function, prompts, completions, columns)
+                finite.check_rewards(function.__name__, scores, prompts, completions, columns)
+                if is_first:
+                    scored[:] = [False] * len(scores)
+                scored[:] = [was or score is not None for was, score in zip(scored, scores, strict=True)]
+                if is_last:
+                    finite.check_scored(scored, prompts, completions, columns)
+            except BadNumber as error:
+                bad = error
+            finite.raise_on_all(bad)
             return scores
 
         return wrapped

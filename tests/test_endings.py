@@ -185,6 +185,52 @@ def test_second_ctrl_c_stops_at_once_and_an_echo_of_the_first_does_not(begin, co
     assert "Traceback" not in run.text()
 
 
+BAD_ON_ONE = """
+import os
+from trl import GRPOTrainer
+
+compute_loss = GRPOTrainer.compute_loss
+
+def spoilt_loss(trainer, model, inputs, **settings):
+    loss = compute_loss(trainer, model, inputs, **settings)
+    return loss * float("nan") if is_bad("loss") and trainer.state.global_step == 1 else loss
+
+def is_bad(where):
+    return where == os.environ["BAD"] and os.environ["RANK"] == "1"
+
+calls = 0
+GRPOTrainer.compute_loss = spoilt_loss
+
+def own_reward(completions, **columns):
+    global calls
+    calls += 1  # of the check, and of the first step
+    return [float("nan") if is_bad("reward") and calls > 3 else float(row) for row in range(len(completions))]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "bad", "said"),
+    [
+        ("ddp", "reward", "own_reward gave nan for row 0"),
+        ("ddp", "loss", "the loss is nan, in"),
+        ("zero2", "loss", "the loss is nan, in"),
+    ],
+)
+def test_bad_number_of_one_process_ends_all_in_order(begin, command, tmp_path, monkeypatch, launcher, bad, said):
+    (tmp_path / "mine.py").write_text(BAD_ON_ONE)
+    monkeypatch.setitem(ENVIRONMENT, "BAD", bad)
+    run = begin(command("run", launcher, max_steps=4, save_steps=1, reward_funcs=f"{tmp_path}/mine.py:own_reward"))
+    assert run.wait() == 1
+    text = run.text()
+    (line,) = re.findall(r"^train_countdown.py: (.*)$", text, flags=re.MULTILINE)
+    assert line.startswith(said) and "in step 2" in line and line.endswith("goes on from checkpoint-1"), text[-4000:]
+    (saved,) = (tmp_path / "run").glob("bad_number_step2_*")
+    assert str(saved) in line and saved.name.endswith("process1.pt")
+    assert (tmp_path / "run" / "report.html").is_file(), "the main process has ended in order too"
+    assert text.count("Traceback") == 1, "the launcher's own, of a process that failed"
+
+
 def kill(run, moment, folder):
     """Kills all processes of a run: at odd moments while it saves a checkpoint, as far as that can be hit."""
     before = len(list(folder.glob("checkpoint-*")))
