@@ -7,6 +7,7 @@ file is verified before anything is loaded.
 
 import errno
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -84,6 +85,30 @@ def files_of(checkpoint):
 def size(checkpoint):
     """Bytes that a checkpoint takes."""
     return sum(path.stat().st_size for path in files_of(checkpoint))
+
+
+def expected_size(parameters, strategy):
+    """Bytes that a checkpoint of a whole model takes, at most. strategy: a machine.Strategy."""
+    each = 4 + 8  # the weights and AdamW's two moments, in float32
+    if strategy.deepspeed:
+        each += 4  # its own copy of the weights beside the moments
+        if strategy.shards["weights"] == 1:
+            each += 4  # and what it computes with, in one piece
+    return each * parameters
+
+
+def most_at_once(values, steps):
+    """The most checkpoints that a run has on its disk at once. steps: of the whole run, None where not known.
+
+    Trainer deletes the oldest one after it has written the newest.
+    """
+    written = math.ceil(values.num_train_epochs)
+    if str(values.save_strategy) == "steps":
+        every = values.save_steps if values.save_steps >= 1 else values.save_steps * (steps or 1)
+        written = math.ceil((steps or 1) / every)
+    if values.save_total_limit:
+        written = min(written, values.save_total_limit + 1)
+    return written
 
 
 def seal(checkpoint):

@@ -63,7 +63,7 @@ def check(parser, argv):
     resumed = checkpoints.choose(values, strategy)
     errors += resumed.errors
     if machine.is_main_process():
-        output = checkpoints.Choice(errors=output_errors(values, model))
+        output = checkpoints.Choice(errors=output_errors(values, model, data.rows, strategy, resumed.checkpoint))
         if not values.dry_run and not output.errors:
             claim_output(values, output)
         errors += output.errors
@@ -291,8 +291,11 @@ def claim_output(values, found):
         found.notices.append(f"{error}: see to it yourself that no second run writes there")
 
 
-def output_errors(values, model):
-    """An output folder that cannot be written, or a disk that is too small. model: inputs.Model, or None."""
+def output_errors(values, model, rows, strategy, resumed):
+    """An output folder that cannot be written, or a disk that is too small, as a list of lines.
+
+    model: inputs.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
+    """
     output = Path(values.output_dir or "trainer_output")
     existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     try:
@@ -302,12 +305,17 @@ def output_errors(values, model):
     saves = model is not None and not values.use_peft and str(values.save_strategy) != "no"  # adapters are small
     if not saves:
         return []
-    copies = values.save_total_limit or 1
-    needed = model.parameters.num_parameters() * (12 * copies + 4)  # float32, with two moments; the final model
+    copies = checkpoints.most_at_once(values, memory.schedule(values, rows, strategy.processes)["steps"])
+    if resumed:
+        copies = max(1, copies - len(checkpoints.by_step(output)))  # those are there already
+    parameters = model.parameters.num_parameters()
+    needed = checkpoints.expected_size(parameters, strategy) * copies + 4 * parameters  # and the final model
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return []
+    plural = "s" if copies > 1 else ""
     return [
-        f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoints with the final model take "
-        f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or lower --save_total_limit"
+        f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoint{plural} with the final model take "
+        f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or set --save_total_limit 1 or a greater "
+        "--save_steps"
     ]

@@ -167,3 +167,22 @@ class TestSealer:
         state.log_history = entries
         checkpoints.Sealer().on_train_begin(arguments, state, control)
         assert arguments.eval_on_start == expected
+
+
+class TestRoom:
+    """What the checkpoints of a run take; tests/test_endings.py compares the size of one with a true one."""
+
+    @pytest.mark.parametrize(
+        ("expected", "steps", "settings"),
+        [
+            pytest.param(3, 1000, {}, id="one more than are kept, before the oldest is deleted"),
+            pytest.param(2, 150, {}, id="no more than are written"),
+            pytest.param(10, 1000, {"save_total_limit": None}, id="all are kept"),
+            pytest.param(4, 1000, {"save_total_limit": 0, "save_steps": 0.25}, id="a share of the steps"),
+            pytest.param(5, 1000, {"save_total_limit": None, "save_strategy": "epoch"}, id="after each epoch"),
+            pytest.param(1, None, {}, id="steps not known"),
+        ],
+    )
+    def test_most_checkpoints_at_once(self, expected, steps, settings):
+        recipe = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 2, "num_train_epochs": 5.0}
+        assert checkpoints.most_at_once(types.SimpleNamespace(**recipe | settings), steps) == expected

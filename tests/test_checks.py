@@ -397,7 +397,18 @@ class TestOutput:
 
     def test_full_disk_is_noticed_before_training(self, error, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**20))
-        assert "has 1 MB free and 2 checkpoints with the final model take 13 MB" in error()
+        assert "has 1 MB free and 3 checkpoints with the final model take 19 MB" in error()
+        assert "has 1 MB free and 96 checkpoints" in error(
+            "--save_total_limit", 0, "--save_steps", 4, "--max_steps", 384
+        )
+
+    def test_checkpoints_of_a_resumed_run_need_no_more_room(self, error, monkeypatch, tmp_path):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**20))
+        for step in (4, 8):
+            (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+        found = checkpoints.Choice(tmp_path / "out" / "checkpoint-8")
+        monkeypatch.setattr(checkpoints, "choose", lambda values, strategy: found)
+        assert "and 1 checkpoint with the final model take 8 MB" in error("--resume_from_checkpoint", "true")
 
 
 def test_resumed_run_is_given_the_checkpoint_or_none(check, monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ from transformers import TrainerControl, TrainerState
 
 import train_countdown
 from r1zero import checkpoints, checks, endings
+from r1zero.machine import Strategy
 
 MOMENTS = int(os.environ.get("MOMENTS", 5))  # at which each kind of run is killed
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "show_every": 0, "lr_scheduler_type": "constant"}
@@ -134,7 +135,7 @@ def to_workers(run):
     ],
 )
 def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(
-    begin, command, tmp_path, launcher, send, status
+    begin, command, tmp_path, tiny_model, launcher, send, status
 ):
     run = begin(command("run", launcher, max_steps=10**6, save_steps=10**6))
     run.await_step(2)
@@ -149,6 +150,9 @@ def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(
     if launcher == "python":
         assert "Traceback" not in text
     assert checkpoints.faults(checkpoint) == []
+    strategy = Strategy(launcher, 2, {"weights": 1}, deepspeed=launcher == "zero2")
+    parameters = sum(tensor.numel() for tensor in load_file(tiny_model / "model.safetensors").values())
+    assert checkpoints.size(checkpoint) == pytest.approx(checkpoints.expected_size(parameters, strategy), rel=0.04)
     flags = {"max_steps": step + 2, "save_strategy": "no", "resume_from_checkpoint": "auto"}
     for folder in ("run", "whole"):
         words = command(folder, launcher, **flags)
