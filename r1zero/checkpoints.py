@@ -88,12 +88,12 @@ def size(checkpoint):
 
 
 def expected_size(parameters, strategy):
-    """Bytes that a checkpoint of a whole model takes, at most. strategy: a machine.Strategy."""
+    """Bytes that a checkpoint of a whole model takes, but for a tied head that is written out. strategy: a machine.Strategy."""
     each = 4 + 8  # the weights and AdamW's two moments, in float32
-    if strategy.deepspeed:
-        each += 4  # its own copy of the weights beside the moments
-        if strategy.shards["weights"] == 1:
-            each += 4  # and what it computes with, in one piece
+    if strategy.shards.get("weights", 1) > 1:
+        each += 4  # ZeRO-3's copy of the weights beside the moments, or FSDP's in one file
+    elif strategy.deepspeed:
+        each += 4 + 4  # that copy, and what it computes with
     return each * parameters
 
 
