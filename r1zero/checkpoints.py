@@ -88,7 +88,10 @@ def size(checkpoint):
 
 
 def expected_size(parameters, strategy):
-    """Bytes that a checkpoint of a whole model takes, but for a tied head that is written out. strategy: a machine.Strategy."""
+    """Bytes that a checkpoint of a whole model takes; a tied head, which some strategies write out, is left out.
+
+    strategy: a machine.Strategy.
+    """
     each = 4 + 8  # the weights and AdamW's two moments, in float32
     if strategy.shards.get("weights", 1) > 1:
         each += 4  # ZeRO-3's copy of the weights beside the moments, or FSDP's in one file
