@@ -23,7 +23,6 @@ exceptions=(
     # Other packages
     PYSEC-2026-3447 CVE-2026-59890 # setuptools packs too many files on a Mac; vLLM wants less than 81
     GHSA-xmj3-9gf7-h52w            # setuptools with setup_requires, which no pinned package is built with
-    PYSEC-2025-183 CVE-2025-45768  # PyJWT takes short keys; vLLM brings it, and nothing here uses it
 )
 ignored=()
 for id in "${exceptions[@]}"; do ignored+=(--ignore-vuln "$id"); done
