@@ -35,6 +35,7 @@ def check(parser, argv):
     parser: a TrlParser; argv: list[str]. Without --config, the recipe for this machine is taken. Prints the plan.
     Exits with status 1 and every error found where something is wrong, and with 0 for --dry_run.
     """
+    parser.error = cannot_be_read
     other = other_machine.described(parser, argv)
     if other is not None:
         plan_for(other, parser, argv)
@@ -76,13 +77,18 @@ def check(parser, argv):
         print("\n".join(model_plan(values, model, data, longest, strategy, card)), flush=True)
     if errors:
         machine.stop(f"{recipe.path} cannot run as it is", errors)
+    script_args, training_args, model_args = parse(parser, recipe)
     if values.dry_run:
         sys.exit(0)
     if machine.is_main_process():  # which is the one that talks to a server
         vllm_server.await_server(values)
-    script_args, training_args, model_args = parse(parser, recipe)
     training_args.resume_from_checkpoint = resumed.checkpoint and str(resumed.checkpoint)
     return script_args, training_args, model_args, functions
+
+
+def cannot_be_read(message):
+    """Stands for the parser's own way to tell an error, which prints the names of all 250 flags before."""
+    machine.stop("a setting cannot be read", [message])
 
 
 def model_plan(values, model, data, longest, strategy, card):
@@ -207,10 +213,16 @@ def tracker_errors(values):
 
 
 def data_errors(values, data):
-    """A held-out set that is smaller than one evaluation batch. data: inputs.Data."""
+    """Data that is too small for one generation, or for one batch of an evaluation. data: inputs.Data."""
     processes, per_device = machine.processes(), values.per_device_eval_batch_size
+    prompts = memory.schedule(values, data.rows, processes)["prompts"]
     errors = []
     for file in data.files:
+        if file.path.stem == "train" and file.rows < prompts:
+            errors.append(
+                f"{file.path} has {file.rows} rows, less than the {prompts} prompts of one generation, so that no "
+                "step would be done: lower --gradient_accumulation_steps or --per_device_train_batch_size, or add rows"
+            )
         evaluated = file.path.stem == "test" and str(values.eval_strategy) != "no"
         if evaluated and file.rows < per_device * processes:
             errors.append(

@@ -51,9 +51,6 @@ class Model:
 def read_rewards(values):
     """The reward functions (list, None where one cannot be had) and the errors."""
     names, weights = values.reward_funcs, values.reward_weights
-    for setting, given in (("reward_funcs", names), ("reward_weights", weights)):
-        if given is not None and not isinstance(given, list):
-            return None, [f"{setting} is {given}, wanted a list: write {setting}: [{given}]"]
     functions, errors = None, []
     try:
         functions = reward_functions.resolve(names, values.data_dir, values.allow_unsandboxed_code)

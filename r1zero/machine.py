@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 import preprocess
-from r1zero import ROOT, batch, cards, tiny_model
+from r1zero import ROOT, batch, cards, setting_checks, tiny_model
 
 ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processes
     1: ("optimizer",),
@@ -66,7 +66,8 @@ def read_recipe(parser, argv, choose=None):
     """The Recipe that argv (list[str]) names with --config, or the one for this machine, with all other flags.
 
     parser: a TrlParser, whose defaults become the recipe's values; choose: what stands for choose_recipe. Exits where
-    the YAML cannot be read, or where it or a flag names a setting that does not exist, and for --help.
+    the YAML cannot be read, or where it or a flag names a setting that does not exist or has a value that cannot be
+    meant, and for --help.
     """
     config, flags = split_config(argv)
     if "-h" in flags or "--help" in flags:
@@ -74,15 +75,23 @@ def read_recipe(parser, argv, choose=None):
         sys.exit(0)
     path = config or (choose or choose_recipe)(use_cpu=parser.parse_known_args(flags)[0].use_cpu)
     try:
-        settings = yaml.safe_load(Path(path).read_text())
-        unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        settings = yaml.load(Path(path).read_text(), setting_checks.UniqueLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         stop(f"--config {path} is not a readable YAML mapping", [str(error)])
+    if not isinstance(settings, dict):
+        stop(f"--config {path} is not a readable YAML mapping", [f"found {settings!r}, wanted lines as max_steps: 96"])
+    errors = setting_checks.type_errors(settings, parser.dataclass_types)
+    if errors:
+        stop(f"{path} cannot run as it is", errors)
+    unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
     values, unknown_flags = parser.parse_known_args(flags)
     unknown += unknown_flags
     if unknown:
         errors = unknown_settings(unknown, values)
         stop(f"{path} and the flags given name settings that do not exist", errors)
+    errors = setting_checks.value_errors(values)
+    if errors:
+        stop(f"{path} cannot run as it is", errors)
     recipe = Recipe(path, flags, values, own=parser.parse_known_args([])[0])
     shared, line = batch.share(recipe, chosen=config is None, processes=processes())
     if line and is_main_process():

@@ -239,6 +239,10 @@ class TestData:
             "/test.parquet",
         ]
 
+    def test_too_small_for_one_generation_is_refused(self, error):
+        line = error("--per_device_train_batch_size", 8192)
+        assert "train.parquet has 913 rows, less than the 2048 prompts of one generation, so that no step" in line
+
     def test_nothing_is_made_where_a_flag_points_elsewhere(self, error):
         assert "missing data: mine/train.parquet" in error("--data_dir", "mine")
         assert not Path("data").exists() and not Path("models").exists()
@@ -357,6 +361,7 @@ class TestSandbox:
     @pytest.fixture
     def flags(self, data, long_model):
         own = {"data_dir": data / "eurus", "model_name_or_path": long_model, "per_device_eval_batch_size": 1}
+        own |= {"num_generations": 256}  # of the one prompt of a generation
         return [*words(own), "--reward_funcs", "boxed_math_reward", "code_reward"]
 
     def test_missing_is_one_line_that_says_what_to_type(self, error, without_bubblewrap, flags):
@@ -473,12 +478,14 @@ def test_recipes_of_qwen_have_their_plan(check, monkeypatch, capsys, long_model,
     """With the tests' model in its place, which the memory is then of."""
     pretend_card(monkeypatch, 80)
     pretend_vllm(monkeypatch)
+    monkeypatch.setattr(checks, "parse", lambda parser, recipe: (None, None, None))  # which takes the card
     flags = {"model_name_or_path": long_model, "data_dir": data / "countdown", "per_device_eval_batch_size": 4}
+    flags["num_generations"] = 16
     with pytest.raises(SystemExit) as ended:
         check(*words(flags), "--dry_run", config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; ")
+    assert lines[0].startswith("steps: 256 completions of 16 prompts a generation, 1 optimizer step on them; ")
     assert lines[2] == "machine: one process; vLLM in the same processes, tensor parallel 1"
     assert lines[3].startswith("memory a card, estimate in GiB: weights 0.0, gradients 0.0, optimizer 0.0, context")
     assert ", vLLM asleep 1.0, vLLM 52.0; at most " in lines[3] and lines[3].endswith(" in generation, of 80.0")
