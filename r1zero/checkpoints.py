@@ -54,6 +54,7 @@ class Sealer(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+        PartialState().wait_for_everyone()  # which --ddp_timeout bounds, and not NCCL's own 10 minutes
 
 
 def assert_room(output_dir):

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.integrations import integration_utils
 
 from r1zero import (
@@ -42,8 +44,8 @@ def check(parser, argv):
 
     # The recipe, and what it needs: a dry run works with what would be made
     recipe = machine.read_recipe(parser, argv)
-    values = recipe.values
-    if values.use_cpu:
+    values, strategy = recipe.values, launched_strategy()
+    if values.use_cpu or strategy.offload:  # DeepSpeed's AdamW is then computed on the CPU
         threads.take_share()
     if values.dry_run:
         missing = machine.what_will_be_there(recipe)
@@ -52,7 +54,6 @@ def check(parser, argv):
         machine.make_missing(recipe)
 
     # What the run is given, and what is wrong with it, with the settings and with the machine
-    strategy = launched_strategy()
     functions, reward_settings = inputs.read_rewards(values)
     data, unreadable = inputs.read_data(values, missing)
     model, unavailable = inputs.read_model(values, missing)
@@ -61,9 +62,10 @@ def check(parser, argv):
     errors += [*hardware_checks.strategy_errors(values, strategy), *lora.setting_errors(values)]
     errors += [*tracker_errors(values), *reward_settings, *unreadable, *data_errors(values, data)]
     errors += [*reward_errors(functions, data), *unavailable, *unmeasured, *model_errors(values, model, longest)]
-    resumed = checkpoints.choose(values, strategy)
-    errors += resumed.errors
+    resumed = checkpoints.Choice()
     if machine.is_main_process():
+        resumed = checkpoints.choose(values, strategy)
+        errors += resumed.errors
         output = checkpoints.Choice(errors=output_errors(values, model, data.rows, strategy, resumed.checkpoint))
         if not values.dry_run and not output.errors:
             claim_output(values, output)
@@ -82,7 +84,7 @@ def check(parser, argv):
         sys.exit(0)
     if machine.is_main_process():  # which is the one that talks to a server
         vllm_server.await_server(values)
-    training_args.resume_from_checkpoint = resumed.checkpoint and str(resumed.checkpoint)
+    training_args.resume_from_checkpoint = agreed(resumed.checkpoint)
     return script_args, training_args, model_args, functions
 
 
@@ -137,6 +139,20 @@ def parse(parser, recipe):
         return parser.parse_args_and_config(["--config", recipe.path, *recipe.flags])
     except ValueError as error:
         machine.stop(f"{recipe.path} cannot run as it is", [str(error)])
+
+
+def agreed(checkpoint):
+    """The path (str) of the checkpoint (Path or None) that the main process has chosen, on every process.
+
+    Exits on a machine that does not see it.
+    """
+    state, chosen = PartialState(), [checkpoint and str(checkpoint)]
+    if state.num_processes > 1:
+        broadcast_object_list(chosen)
+    if chosen[0] and not Path(chosen[0]).is_dir():
+        advice = "let all machines share the folder of --output_dir, or copy the checkpoint there"
+        machine.stop("the checkpoint to go on from is not here", [f"{chosen[0]} does not exist: {advice}"])
+    return chosen[0]
 
 
 def launched_strategy():

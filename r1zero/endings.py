@@ -70,6 +70,8 @@ class Signals(TrainerCallback):
 
     def note(self, number, _):
         """Notes the first signal. A Ctrl-C after it raises KeyboardInterrupt, where it is none that was handed on."""
+        if self.name == "SIGINT" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            number = signal.SIGINT  # the launcher of several processes makes a SIGTERM of a second Ctrl-C
         now = time.monotonic()
         if self.name is None:
             self.name, self.came = signal.Signals(number).name, now

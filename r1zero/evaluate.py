@@ -253,7 +253,7 @@ def main(argv=None):
             threads.take_share()
         exam, errors = evaluation_checks.check(args)
         if errors:
-            sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if is_main else 1)
+            sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if machine.is_first_here() else 1)
         # One process may wait long for another
         state = PartialState(cpu=cpu, timeout=timedelta(days=1))
         if is_main:

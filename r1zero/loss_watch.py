@@ -40,7 +40,7 @@ class LossWatch(TrainerCallback):
             self.check("the norm of the gradient", get_total_norm(gradients).item())
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.is_deepspeed_enabled and self.trainer.accelerator.scaler is None:
+        if self.trainer.is_deepspeed_enabled and not args.fp16:  # DeepSpeed scales the loss by itself
             self.check("the norm of the gradient", float(self.trainer.model_wrapped.get_global_grad_norm() or 0))
         self.micro_batches = []
 

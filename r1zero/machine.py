@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -33,11 +34,17 @@ def is_main_process():
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def is_first_here():
+    """Whether this is the process that tells what is wrong with its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def stop(what, errors):
-    """Exits with status 1; the first process says why, one line an error."""
-    if not is_main_process():
+    """Exits with status 1; the first process of each machine says why, one line an error."""
+    if not is_first_here():
         sys.exit(1)
-    sys.exit("\n  - ".join([f"train_countdown.py: {what}:", *errors]))
+    where = "" if is_main_process() else f" on {socket.gethostname()}"
+    sys.exit("\n  - ".join([f"train_countdown.py{where}: {what}:", *errors]))
 
 
 @dataclass
@@ -173,7 +180,7 @@ def make_missing(recipe):
         await_files(recipe)
         return
     prepare = recipe.values.prepare
-    lock = FileLock(".prepare.lock")
+    lock = FileLock(".prepare.lock", fallback_to_soft=False)
     try:
         lock.acquire()
     except OSError as error:  # a folder to read only, or on NFS without its lock service
@@ -207,12 +214,11 @@ def await_files(recipe):
 
     Over NFS a file is seen up to a minute later. A launcher ends this process where the first one fails.
     """
-    speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
     seconds = 0
     while missing := missing_files(recipe):
         time.sleep(1)
         seconds += 1
-        if speaks and seconds % 60 == 0:
+        if is_first_here() and seconds % 60 == 0:
             print(
                 f"waiting for {' and '.join(map(str, missing))}, which the first machine makes; on one that does not "
                 f"share its folder, type python {recipe.values.prepare}",

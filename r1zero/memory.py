@@ -267,6 +267,8 @@ def memory(values, model, strategy, tokens, card):
     gradients = parts["gradients"]
     parts["context"] = int(CONTEXT)
     always = sum(parts.values()) - gradients
+    if strategy.deepspeed and strategy.shards["weights"] > 1:  # which keeps their place for good
+        always, gradients = always + gradients, 0
     run = one_pass(values, model, strategy, values.per_device_train_batch_size, tokens)
     parts |= activations.update_parts(run)
     parts["buffers"] = buffers(values, model, strategy) + gathered(values, model, strategy)

@@ -76,15 +76,13 @@ def claim(output_dir):
     if path in CLAIMED:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a file alone would outlast a run that is killed
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"another run is writing to {output_dir}: name another --output_dir, or end that run"
         ) from error
-    except NotImplementedError as error:
-        raise OSError(f"{output_dir} cannot be locked ({error})") from error
     CLAIMED[path] = lock
 
 

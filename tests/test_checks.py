@@ -419,7 +419,10 @@ class TestOutput:
 def test_resumed_run_is_given_the_checkpoint_or_none(check, monkeypatch, tmp_path):
     found = checkpoints.Choice(tmp_path / "checkpoint-4")
     monkeypatch.setattr(checkpoints, "choose", lambda values, strategy: found)
-    assert check("--resume_from_checkpoint", "true")[1].resume_from_checkpoint == str(tmp_path / "checkpoint-4")
+    with pytest.raises(SystemExit, match="checkpoint-4 does not exist: let all machines share the folder"):
+        check("--resume_from_checkpoint", "true")
+    found.checkpoint.mkdir()
+    assert check("--resume_from_checkpoint", "true")[1].resume_from_checkpoint == str(found.checkpoint)
     found.checkpoint = None
     assert check("--resume_from_checkpoint", "auto")[1].resume_from_checkpoint is None
 

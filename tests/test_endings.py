@@ -324,6 +324,19 @@ def test_what_libraries_say_of_a_full_disk_is_recognised(tmp_path):
 class TestSignals:
     """When a signal that has come ends training, without any training."""
 
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_sigterm_after_ctrl_c_is_the_second_one_of_a_launcher_of_several(self, monkeypatch, processes):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        signals = endings.Signals()
+        signals.note(signal.SIGINT, None)
+        signals.note(signal.SIGTERM, None)
+        signals.came -= 2 * endings.ECHO
+        if processes == 1:  # its launcher's end, and not the user
+            signals.note(signal.SIGTERM, None)
+            return
+        with pytest.raises(KeyboardInterrupt):
+            signals.note(signal.SIGTERM, None)
+
     @pytest.fixture
     def ends(self):
         signals = endings.Signals()

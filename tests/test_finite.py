@@ -1,14 +1,16 @@
 """Numbers that are not finite end a run before they reach the weights.   bash tests/run.sh tests/test_finite.py"""
 
+import contextlib
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, SMALL, train_here
 from safetensors.torch import load_file
 
-from r1zero import reward_functions
+from r1zero import loss_watch, reward_functions
 from r1zero.finite import BadNumber
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
@@ -65,6 +67,16 @@ def test_step_that_would_spoil_the_weights_is_not_taken(train, monkeypatch, wher
     assert math.isnan(batch["value"]) and batch["micro_batches"][0]["completion_ids"].shape[0] == 8
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "checkpoint-1/model.safetensors").values())
     assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("fp16", [True, False])
+def test_infinite_gradient_that_deepspeed_leaves_out_in_float16_ends_nothing(fp16):
+    """Its scaler's, which accelerate does not know of. In bfloat16 such a gradient is a fault."""
+    trainer = SimpleNamespace(compute_loss=None, is_deepspeed_enabled=True, accelerator=SimpleNamespace(scaler=None))
+    trainer.model_wrapped = SimpleNamespace(get_global_grad_norm=lambda: math.inf)
+    watch = loss_watch.LossWatch(trainer)
+    with contextlib.nullcontext() if fp16 else pytest.raises(BadNumber, match="norm of the gradient is inf"):
+        watch.on_step_end(SimpleNamespace(fp16=fp16), None, None)
 
 
 @pytest.mark.parametrize(("bad", "said"), [("float('nan')", "gave nan"), ("float('inf')", "gave inf")])

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_processes_are_asked_for_when_they_are_wanted(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
     assert machine.processes() == 3 and not machine.is_main_process()
+
+
+def test_first_process_of_each_machine_says_what_stops_it(monkeypatch):
+    monkeypatch.setenv("RANK", "8")
+    for local_rank, said in (
+        ("0", f"train_countdown.py on {socket.gethostname()}: it cannot run:\n  - why"),
+        ("1", 1),
+    ):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit) as stopped:
+            machine.stop("it cannot run", ["why"])
+        assert stopped.value.code == said
 
 
 class TestRecipe:

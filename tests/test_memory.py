@@ -231,6 +231,13 @@ class TestMemory:
         assert memory.optimizer_step(values(), model, deepspeed(2, 8, OPTIMIZER=1)) == 0, "it is on the CPU"
         assert memory.optimizer_step(values(), model, ONE) == 0, "torch's AdamW is fused"
 
+    def test_gradients_stay_while_it_generates_with_zero_3_alone(self, model):
+        for stage, stays in ((2, False), (3, True)):
+            found = memory.memory(values(), model, deepspeed(stage, 8), 1280, None)
+            parts = found["parts"]
+            kept = sum(parts[name] for name in ("weights", "optimizer", "reference", "context"))
+            assert found["peaks"]["generation"] == kept + stays * parts["gradients"]
+
     def test_evaluation_holds_16_of_its_batch_at_a_time_or_all_where_padding_is_not_trimmed(self, model):
         def evaluation(**changed):
             found = memory.memory(values(**changed), model, ONE, 1280, None)

@@ -125,7 +125,7 @@ class TestPlan:
         lines = plan(
             *("--config", ROOT / "configs" / "qwen2.5-1.5b.yaml", "--gpus", 1, "--gpu_memory", 80),
             *("--data_dir", data / "countdown", "--model_name_or_path", long_model),
-            *("--per_device_eval_batch_size", 4),
+            *("--per_device_eval_batch_size", 4, "--num_generations", 16),
         )
         assert "steps an epoch of 16 problems" in line_of(lines, "steps: ")
         assert lines[-1].endswith("the compilers that it needs"), "data and prompts are checked"

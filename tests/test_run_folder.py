@@ -2,9 +2,12 @@
 
 import dataclasses
 import doctest
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,3 +168,14 @@ def test_results_are_kept_in_one_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "trainer_state.json"]
     assert json.loads((tmp_path / "metrics.json").read_text())["completion_tokens"] == 320
     assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] == state.log_history
+
+
+def test_folder_that_cannot_be_locked_is_told_and_no_file_stands_for_a_lock(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="not implemented"):
+        run_folder.claim(tmp_path / "run")
+    monkeypatch.undo()
+    run_folder.claim(tmp_path / "run")

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, parser, run_to_end
 
 from r1zero import checks, threads
+from r1zero.machine import Strategy
 
 OF_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}  # what one process is given
 OF_TORCHRUN = {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # what each of two processes is given
@@ -95,15 +96,24 @@ def test_cores_are_those_that_this_process_may_use():
     assert threads.cores() == len(psutil.Process().cpu_affinity())
 
 
-@pytest.mark.parametrize("use_cpu", [True, False], ids=["on the CPU", "on a GPU"])
-def test_run_takes_its_share_on_the_cpu_alone(use_cpu, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("use_cpu", "offload", "expected"),
+    [
+        pytest.param(True, (), True, id="on the CPU"),
+        pytest.param(False, (), False, id="on a GPU"),
+        pytest.param(False, ("optimizer",), True, id="on a GPU, with the optimizer on the CPU"),
+    ],
+)
+def test_run_takes_its_share_where_the_cpu_computes(use_cpu, offload, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = []
+    strategy = Strategy("a strategy", 1, {"weights": 1, "gradients": 1, "optimizer": 1}, offload=offload)
+    monkeypatch.setattr(checks, "launched_strategy", lambda: strategy)
     monkeypatch.setattr(threads, "take_share", lambda: taken.append(True))
     flags = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml"), "--dry_run", "--use_cpu", str(use_cpu)]
     with pytest.raises(SystemExit):
         checks.check(parser(), flags)
-    assert taken == [True] * use_cpu
+    assert taken == [True] * expected
 
 
 @pytest.mark.slow
