@@ -144,9 +144,7 @@ def mixture(args, tokenizer):
         for folder in args.folders:
             path = Path(folder) / f"{split}.parquet"
             if not path.is_file():
-                raise ValueError(
-                    f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {folder}"
-                )
+                raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
             tables.append(pq.read_table(path).drop_columns(["reward_model", "extra_info"]))
         part = min(table.num_rows for table in tables)
@@ -159,16 +157,24 @@ def mixture(args, tokenizer):
     print_example(args.local_dir, first)
 
 
-def planned(argv):
+def missing_part(path):
+    return f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {path.parent}"
+
+
+def planned(argv, elsewhere=False):
     """What `python preprocess.py <argv>` would write, without writing: (rows of train, its longest prompts).
 
     rows: int, None where only the source knows. prompts: one or two strs, [] where only the source knows. A chat is
-    rendered in Qwen's ChatML here, since a tokenizer may have to be downloaded.
+    rendered in Qwen's ChatML here, since a tokenizer may have to be downloaded. Raises ValueError where a part of a
+    mixture is missing, unless it is for another machine, elsewhere.
     """
     args = read_arguments(argv)
     if args.task == "mixture":
         paths = [Path(folder) / "train.parquet" for folder in args.folders]
-        if not all(path.is_file() for path in paths):
+        missing = [path for path in paths if not path.is_file()]
+        if missing and not elsewhere:
+            raise ValueError(missing_part(missing[0]))
+        if missing:
             return None, []
         return min(pq.read_metadata(path).num_rows for path in paths) * len(paths), []
     if args.task in TEXT_TASKS:

@@ -7,7 +7,8 @@
 
 A step is a generation of completions with all its updates: 256 completions, in most recipes. All numbers come from
 the recipe, and every flag of train_countdown.py goes through. Without --model the model has the recipe's shape and
-random weights, and its completions have geometric lengths (benchmarks/random_model.py).
+random weights, and its completions have geometric lengths (benchmarks/random_model.py). Its prompts have 9 to 12
+tokens, for whose text its tokenizer has words: hardly anything is computed for prompts.
 
 The same is measured with TRL's defaults, which compute padding and completions that have ended (--trim_padding false
 --drop_finished false), in runs that alternate. The first generation of each run is a warm-up. An evaluation is
@@ -51,7 +52,7 @@ def read_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", help="default: qwen2.5-1.5b.yaml on a GPU, tiny_cpu.yaml without one")
+    parser.add_argument("--config", help="default: the one that fits this machine")
     parser.add_argument(
         "--shapes", nargs="+", default=[None], help="as 0.5B 1.5B 3B 7B, or tiny; default: the recipe's"
     )
@@ -139,16 +140,21 @@ def summarise(results, machine, clock):
 
 
 def measure(folder, args, shape, method, own):
-    """A row of the report: both versions for a shape and a method, or what has failed."""
-    results = {version: [] for version in args.versions}
+    """A row of the report: the versions for a shape and a method, but for those of which a run has failed."""
+    results, failed = {version: [] for version in args.versions}, []
     for _ in range(args.rounds):
-        for version in args.versions:
+        for version in list(results):
             result = run(folder, args, shape, method, version, own)
             if result is None:
-                return {"shape": shape, "method": method, "failed": version}
-            results[version].append(result)
-    last = results[args.versions[-1]][-1]
-    row = {"shape": last["shape"], "method": method}
+                failed.append(version)
+                del results[version]
+            else:
+                results[version].append(result)
+    row = {"shape": shape, "method": method, "failed": failed}
+    if not results:
+        return row
+    last = list(results.values())[-1][-1]
+    row["shape"] = last["shape"]
     for key in ("device", "threads", "engine", "type", "parameters", "optimizer steps", "published_rate"):
         row[key] = last[key]
     row["machine"] = {}
@@ -240,12 +246,13 @@ def main():
             (folder / "step.json").write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     console = Console(width=119)
     for row in rows:
-        if "failed" in row:
-            print(f"{row['shape'] or 'the recipe'}, {row['method']}: the run with {row['failed']} failed")
+        for version in row["failed"]:
+            print(f"{row['shape'] or 'the recipe'}, {row['method']}: a run with {version} failed")
+        if "versions" not in row:
             continue
         console.print(part_table(row))
         print("\n".join(notes(row)))
-    if all("failed" in row for row in rows):
+    if all("versions" not in row for row in rows):
         sys.exit("no run came to its end; its own message is above")
 
 

@@ -77,8 +77,6 @@ class Clock(TrainerCallback):
         for module in (profiling, grpo_trainer):
             module.profiling_context = self.profiling_context
         trainer.DEFAULT_CALLBACKS.append(self)
-        if torch.cuda.is_available():
-            threading.Thread(target=self.watch_memory, daemon=True).start()
 
     def watch_memory(self):
         while True:
@@ -127,6 +125,8 @@ class Clock(TrainerCallback):
     def attach(self, trainer):
         """Wraps what TRL's profile leaves out, on this trainer alone, and sees the passes of its models."""
         self.trainer = trainer
+        if torch.cuda.is_available():  # and vLLM, which is built by now, has captured its graphs
+            threading.Thread(target=self.watch_memory, daemon=True).start()
         self.wrap(trainer.accelerator, "backward", "backward")
         self.wrap(trainer.accelerator, "clip_grad_norm_", "optimizer")
         self.wrap(trainer.optimizer, "step", "optimizer")

@@ -18,7 +18,7 @@ from trl.trainer.utils import get_peak_flops
 import train_countdown
 from benchmarks import random_model, step_floors
 from benchmarks.step_clock import Clock
-from r1zero import ROOT, checks, inputs, machine, memory, model_shapes
+from r1zero import checks, inputs, machine, memory, model_shapes
 
 MEAN_SHARE = 0.4  # of max_completion_length: the mean of completions by random weights
 LORA = {"use_peft": True, "lora_r": 32, "lora_target_modules": "all-linear", "lora_dropout": 0, "dtype": "bfloat16"}
@@ -131,8 +131,7 @@ def describe_window(window, work):
 
 def main():
     args, own = read_arguments()
-    cuda = torch.cuda.is_available()
-    config = args.config or ROOT / "configs" / ("qwen2.5-1.5b.yaml" if cuda else "tiny_cpu.yaml")
+    config = args.config or machine.choose_recipe()
     parser = TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
     recipe = ["--config", str(config)]
     recipe_words = [*recipe, *as_words(machine_flags(machine.read_recipe(parser, recipe).values))]

@@ -115,6 +115,17 @@ def most_at_once(values, steps):
     return written
 
 
+def room(values, parameters, steps, strategy, there=0):
+    """What the checkpoints and the final model of a run take on its disk: how many there are at once, and bytes.
+
+    parameters: of the model; there: checkpoints that are on the disk already. No bytes where adapters alone are saved.
+    """
+    copies = max(1, most_at_once(values, steps) - there)
+    if values.use_peft or str(values.save_strategy) == "no":
+        return copies, 0
+    return copies, expected_size(parameters, strategy) * copies + 4 * parameters
+
+
 def seal(checkpoint):
     """Writes the list of a checkpoint's files, in one go. Whatever is not in it when it is read has been changed."""
     paths = files_of(checkpoint)

@@ -114,7 +114,7 @@ def plan_for(other, parser, argv):
     with other_machine.launched(other_machine.launcher_variables(file, other.gpus)):
         recipe = machine.read_recipe(parser, argv, choose=lambda use_cpu: path)
         values, strategy = recipe.values, launched_strategy()
-        missing = machine.what_will_be_there(recipe)
+        missing = machine.what_will_be_there(recipe, elsewhere=True)
         missing.data = missing.data or not inputs.has_data(values)
         data, errors = inputs.read_data(values, missing)
         model, unavailable = inputs.read_model(values, missing, elsewhere=True)
@@ -330,14 +330,11 @@ def output_errors(values, model, rows, strategy, resumed):
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         return [f"output_dir {output} cannot be written to ({error}): name another with --output_dir"]
-    saves = model is not None and not values.use_peft and str(values.save_strategy) != "no"  # adapters are small
-    if not saves:
+    if model is None:
         return []
-    copies = checkpoints.most_at_once(values, memory.schedule(values, rows, strategy.processes)["steps"])
-    if resumed:
-        copies = max(1, copies - len(checkpoints.by_step(output)))  # those are there already
-    parameters = model.parameters.num_parameters()
-    needed = checkpoints.expected_size(parameters, strategy) * copies + 4 * parameters  # and the final model
+    steps = memory.schedule(values, rows, strategy.processes)["steps"]
+    there = len(checkpoints.by_step(output)) if resumed else 0
+    copies, needed = checkpoints.room(values, model.parameters.num_parameters(), steps, strategy, there)
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import reduce, send_to_device
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
@@ -165,5 +165,5 @@ def in_one_line():
 def save_batch(batch, output_dir, step):
     """Saves what a bad number came of. Returns its Path."""
     path = Path(output_dir, f"bad_number_step{step + 1}_process{PartialState().process_index}.pt")
-    torch.save(batch, path)
+    torch.save(send_to_device(batch, "cpu"), path)  # which a machine without a GPU can read too
     return path

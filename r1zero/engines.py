@@ -141,7 +141,10 @@ def transformers_engine(model, args, state):
             output = loaded.generate(input_ids=ids.to(state.device), attention_mask=mask.to(state.device))
         return output[:, width:].tolist()
 
-    yield generate
+    try:
+        yield generate
+    finally:
+        del loaded.generate  # drop_finished_rows' own refers to the model, which would stay on the card
 
 
 def why_no_vllm():
@@ -165,7 +168,9 @@ def engine_environment(**defaults):
     defaults: variables to set where the user has not.
     """
     before = dict(os.environ)
-    os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR"} | defaults | before)  # INFO is 60 lines an engine
+    # INFO is 60 lines an engine. FlashInfer's sampler, which no request here needs, would be compiled by CUDA's nvcc
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    os.environ.update(quiet | defaults | before)
     # A process of its own, which ends without this one, and no fork, which would inherit locks and signal handlers
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn")
     try:

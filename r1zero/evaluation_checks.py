@@ -12,7 +12,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
-from r1zero import cards, data_checks, engines, model_checks
+from r1zero import cards, data_checks, engines, hardware_checks, model_checks
 from r1zero.reward_functions import call_as_trl, resolve
 from rewards import TASKS
 
@@ -75,7 +75,9 @@ def device_errors(args):
     if cuda and args.use_cpu:
         return ["--backend vllm computes on the GPU: leave out --use_cpu, or pass --backend transformers"]
     reason = engines.why_no_vllm()
-    return [f"--backend vllm {reason}"] if reason else []
+    if reason:
+        return [f"--backend vllm {reason}"]
+    return hardware_checks.triton_errors() if cuda else []
 
 
 def examine_data(args):

@@ -59,6 +59,8 @@ def is_full(error):
     reasons = [os.strerror(number) for number in numbers]
     reasons += ["PytorchStreamWriter failed writing", "unexpected pos"]  # torch gives no reason
     while error is not None:
+        if "/dev/shm" in str(error):  # NCCL's memory, and no disk
+            return False
         if getattr(error, "errno", None) in numbers or any(reason in str(error) for reason in reasons):
             return True
         error = error.__cause__ or error.__context__

@@ -58,7 +58,7 @@ def gpu_errors(half):
             f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
             "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
         )
-    return errors
+    return errors + triton_errors()
 
 
 def vllm_errors(values, cuda):
@@ -78,8 +78,6 @@ def vllm_errors(values, cuda):
             f"use_vllm is on and vLLM has nothing for {torch.cuda.get_device_name(0)}, of compute capability "
             f"{'.'.join(map(str, torch.cuda.get_device_capability(0)))}: pass --use_vllm false"
         )
-    if values.vllm_mode == "colocate":
-        errors += compiler_errors("gcc", "Triton, with which vLLM computes,", ("CC", "gcc", "clang"))
     return errors
 
 
@@ -97,6 +95,11 @@ def vllm_errors_without_gpu(values):
             "vllm_enable_sleep_mode is on, which vLLM has on a GPU only: pass --vllm_enable_sleep_mode false"
         )
     return errors + compiler_errors("g++", "vLLM on a CPU", ("CXX", "g++"))
+
+
+def triton_errors():
+    """Whether there is what compiles for Triton, with which both TRL and vLLM compute on a GPU."""
+    return compiler_errors("gcc", "Triton, with which TRL and vLLM compute,", ("CC", "gcc", "clang"))
 
 
 def compiler_errors(package, who, names):

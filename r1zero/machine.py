@@ -241,8 +241,11 @@ class Missing:
     tokenizer: object = None
 
 
-def what_will_be_there(recipe):
-    """The Missing of a recipe, of which nothing is made; says what a run would make. Exits where making would fail."""
+def what_will_be_there(recipe, elsewhere=False):
+    """The Missing of a recipe, of which nothing is made; says what a run would make. Exits where making would fail.
+
+    elsewhere: whether that is for another machine.
+    """
     files = missing_files(recipe)
     missing = Missing()
     if not files:
@@ -257,7 +260,7 @@ def what_will_be_there(recipe):
     script, *arguments = shlex.split(prepare)
     try:
         if script == "preprocess.py":
-            missing.rows, missing.prompts = preprocess.planned(arguments)
+            missing.rows, missing.prompts = preprocess.planned(arguments, elsewhere)
         if [script, *arguments[:1]] == ["-m", "r1zero.tiny_model"]:
             found = tiny_model.planned(arguments[1:])
             missing.rows, missing.prompts, missing.config, missing.tokenizer = found

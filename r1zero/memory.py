@@ -320,7 +320,14 @@ def advice(values, strategy, phase):
     """The settings to change, cheapest first, where a card is too small for the update or for generation."""
     options = []
     if phase == "generation" and not values.use_vllm:
-        options.append("a smaller --steps_per_generation")
+        batch = values.per_device_train_batch_size * (
+            values.steps_per_generation or values.gradient_accumulation_steps
+        )
+        evaluated = values.per_device_eval_batch_size if evaluates(values) else 0
+        if evaluated > batch:  # the larger of the two has the larger cache
+            options.append(f"--per_device_eval_batch_size below {evaluated}")
+        else:
+            options.append("a smaller --steps_per_generation")
     if phase == "evaluation":
         at_a_time = values.per_device_eval_batch_size
         if values.trim_padding:

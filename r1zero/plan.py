@@ -1,6 +1,6 @@
 """The plan that every run begins with, and that `--dry_run` ends with: steps, model, machine and memory, in words."""
 
-from r1zero import memory
+from r1zero import checkpoints, memory
 from r1zero.memory import GIB
 
 
@@ -17,6 +17,11 @@ def plan_lines(values, model, rows, longest, strategy, card):
     ]
     if not values.use_cpu:
         lines += memory_lines(values, model, longest, strategy, card)
+    steps = memory.schedule(values, rows, strategy.processes)["steps"]
+    copies, needed = checkpoints.room(values, model.num_parameters(), steps, strategy)
+    if needed:
+        plural = "s" if copies > 1 else ""
+        lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} checkpoint{plural} at once and the final model")
     return lines
 
 

@@ -433,6 +433,7 @@ class TestDryRun:
         "problems, 96 steps and 6,144 completions in this run\n"
         "model: 473,216 parameters, all trained, weights float32, arithmetic float32, attention sdpa\n"
         "machine: one process; transformers' own generation\n"
+        "disk: 0.02 GB for 3 checkpoints at once and the final model\n"
     )
 
     @pytest.fixture

@@ -124,7 +124,7 @@ class TestRecipe:
 
     def test_what_prepare_would_make_is_planned(self, path, values, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        missing = machine.what_will_be_there(machine.read_recipe(parser(), ["--config", str(path)]))
+        missing = machine.what_will_be_there(machine.read_recipe(parser(), ["--config", str(path)]), elsewhere=True)
         assert missing.data and (missing.rows is None or missing.rows >= 913)
 
     def test_reward_functions_exist(self, values):

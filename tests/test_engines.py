@@ -3,12 +3,14 @@
 bash tests/run.sh tests/test_engines.py
 """
 
+import gc
 import multiprocessing
 import os
 import queue
 import shutil
 import sys
 import time
+import weakref
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -118,6 +120,23 @@ class TestTransformers:
             first, again, other = (generate(ids, [seed]) for seed in (3, 3, 4))
         assert first == again != other
 
+    def test_model_is_gone_once_its_engine_has_ended(self, tiny_model, prompts, monkeypatch):
+        """Several are evaluated one after the other, and a card has no room for all."""
+        load, loaded = engines.load, []
+
+        def seen(*arguments):
+            found = load(*arguments)
+            loaded.append(weakref.ref(found))
+            return found
+
+        monkeypatch.setattr(engines, "load", seen)
+        gc.disable()  # whose time is not known
+        try:
+            generated(tiny_model, prompts)
+            assert loaded[0]() is None
+        finally:
+            gc.enable()
+
 
 class StandIn:
     """vLLM's LLM in 0.30's names and signatures, as far as they are used, over a transformers model."""
@@ -214,6 +233,7 @@ class TestVLLM:
         with self.engine(engines.read_model(str(tiny_model))):
             assert dict(os.environ) == before
         own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        own |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
         assert StandIn.built[0].environment == before | own
 
     def test_engine_that_is_killed_ends_the_wait_for_it(self, tiny_model, prompts, monkeypatch, capsys):

@@ -130,3 +130,8 @@ def test_picture_and_page_of_a_report_are_whole_or_the_old_ones(tmp_path, full):
     plt.close(figure)
     assert sorted(os.listdir(tmp_path)) == ["report.html", "report.png"]
     assert (tmp_path / "report.html").read_text() == (tmp_path / "report.png").read_text() == "old"
+
+
+def test_full_shared_memory_of_nccl_is_no_full_disk():
+    said = "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888): No space left on device (28)"
+    assert not files.is_full(RuntimeError(said)) and files.is_full(RuntimeError("No space left on device"))

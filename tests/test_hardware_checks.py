@@ -191,7 +191,9 @@ class TestCompilers:
     @pytest.fixture
     def gpu_error(self, monkeypatch):
         """The line of a run with vLLM on a GPU; none where it is None."""
+        triton_errors = hardware_checks.triton_errors
         pretend_card(monkeypatch)
+        monkeypatch.setattr(hardware_checks, "triton_errors", triton_errors)
         monkeypatch.setattr(hardware_checks, "is_vllm_available", lambda: True)
 
         def run():
@@ -220,8 +222,8 @@ class TestCompilers:
         self.have(monkeypatch)
         self.headers(monkeypatch, tmp_path)
         assert gpu_error() == (
-            "Triton, with which vLLM computes, compiles with a C compiler and Python's headers: type apt-get install "
-            f"gcc python{self.VERSION}-dev"
+            "Triton, with which TRL and vLLM compute, compiles with a C compiler and Python's headers: type apt-get "
+            f"install gcc python{self.VERSION}-dev"
         )
 
     def test_headers_that_are_missing_are_named_alone(self, gpu_error, monkeypatch, tmp_path):
@@ -242,10 +244,14 @@ class TestCompilers:
         monkeypatch.setenv("CC", "/opt/cc")
         assert gpu_error() is None
 
-    def test_are_not_asked_for_without_vllm(self, gpu_error, monkeypatch):
-        monkeypatch.setattr(hardware_checks, "compiler_errors", lambda *arguments: pytest.fail("asked for"))
-        assert errors("--use_cpu", "false") == []
-        assert errors("--use_vllm", "true", "--vllm_mode", "server", "--use_cpu", "false") == []
+    def test_are_asked_for_whatever_generates(self, gpu_error, monkeypatch):
+        """TRL's own chunked head is Triton's on every GPU."""
+        self.have(monkeypatch)
+        server = ("--use_vllm", "true", "--vllm_mode", "server")
+        for flags in ((), server):
+            (line,) = errors("--use_cpu", "false", *flags)
+            assert line.startswith("Triton, with which TRL and vLLM compute,")
+        assert errors() == [], "on the CPU it is not used"
 
 
 class TestBitsandbytes:

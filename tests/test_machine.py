@@ -31,6 +31,7 @@ def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if bf16 else (7, 5))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
+    monkeypatch.setattr(hardware_checks, "triton_errors", lambda: [])  # as if it had all that compiles
     properties = type("Properties", (), {"total_memory": gib * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
@@ -242,6 +243,12 @@ class TestMissing:
         assert "data/countdown_tiny is not there yet: a run would make it with python pre" in capsys.readouterr().out
         assert missing.data and not missing.model and missing.rows == 640
         assert "[99, 99, 99, 99]" in missing.prompts[0]
+
+    def test_dry_run_of_a_mixture_without_its_parts_would_fail(self, recipe, tmp_path):
+        mixture = recipe(prepare=f"preprocess.py mixture {tmp_path}/one {tmp_path}/two --local_dir data/both")
+        with pytest.raises(SystemExit, match="one/train.parquet does not exist: write it first, with preprocess.py"):
+            machine.what_will_be_there(mixture)
+        assert machine.what_will_be_there(mixture, elsewhere=True).rows is None
 
     def test_dry_run_leaves_open_what_only_the_source_knows(self, recipe):
         missing = machine.what_will_be_there(recipe(prepare="preprocess.py gsm8k"))

@@ -47,6 +47,9 @@ VALUES = {  # of configs/qwen2.5-1.5b.yaml
     "eval_strategy": "steps",
     "per_device_eval_batch_size": 64,
     "trim_padding": True,
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "save_total_limit": 2,
 }
 ONE = read_strategy({})  # one process
 CARD = 80 * memory.GIB
@@ -301,6 +304,14 @@ class TestMemory:
         evaluated = memory.memory(values(use_vllm=False, per_device_eval_batch_size=512), model, ONE, 1280, None)
         assert evaluated["parts"]["cache"] == 2 * found["parts"]["cache"]
 
+    def test_the_larger_batch_is_the_one_to_make_smaller(self):
+        for evaluated, said in (
+            (64, "a smaller --steps_per_generation"),
+            (512, "--per_device_eval_batch_size below 512"),
+        ):
+            found = memory.advice(values(use_vllm=False, per_device_eval_batch_size=evaluated), ONE, "generation")
+            assert found.startswith(said)
+
     @pytest.mark.parametrize(
         ("settings", "dtype"),
         [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16"), ({"bf16": False}, "float32")],
@@ -325,6 +336,7 @@ class TestPlan:
             "memory a card, estimate in GiB: weights 5.8, gradients 5.8, optimizer 11.5, reference 5.8, context 1.0, "
             "activations 3.3, head 1.4, cast weights 2.4, evaluation 4.0, vLLM asleep 1.0, vLLM 24.0; at most 35.3 in "
             "update, 29.0 in evaluation, 48.0 in generation, of 80.0",
+            "disk: 61.75 GB for 3 checkpoints at once and the final model",
         ]
 
     def test_says_what_does_not_fit_and_what_to_change(self, model):
@@ -335,10 +347,11 @@ class TestPlan:
         assert not [line for line in fits if "will not fit" in line]
 
     def test_says_what_is_not_known_before_the_data_is_there(self, model):
-        steps, _, _, card = plan.plan_lines(values(), model, None, 0, ONE, CARD)
+        steps, _, _, card, disk = plan.plan_lines(values(), model, None, 0, ONE, CARD)
         assert steps.endswith(
             "; the number of problems is not known yet, 500 steps and 128,000 completions in this run"
         )
         assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
+        assert disk.startswith("disk: 61.75 GB for 3 checkpoints")
         steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, CARD)
         assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")

@@ -161,7 +161,9 @@ class TestPlanned:
             pq.read_metadata(data / "mixture/train.parquet").num_rows,
             [],
         )
-        assert preprocess.planned(["mixture", folders[0], "nowhere"]) == (None, [])
+        with pytest.raises(ValueError, match="nowhere/train.parquet does not exist: write it first, with"):
+            preprocess.planned(["mixture", folders[0], "nowhere"])
+        assert preprocess.planned(["mixture", folders[0], "nowhere"], elsewhere=True) == (None, [])
 
     def test_recipes_own_commands_are_read_with_the_same_checks(self, capsys):
         with pytest.raises(SystemExit):

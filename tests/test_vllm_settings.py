@@ -43,6 +43,15 @@ def test_what_trl_asks_for_is_passed_on(asked):
     assert asked()["model"] == "path" and asked().keys() == {"model", "seed", "dtype"}
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch, sleeps):
+    monkeypatch.setattr(vllm_settings, "PLENTY", 1 << 30)
+    before = sys.getrefcount(None)
+    asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
+    assert (sys.getrefcount(None) - before > 1 << 29) == sleeps
+
+
 def test_every_run_and_every_group_samples_with_a_seed_of_its_own(asked):
     seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 2, 42, 1000) for group in range(64)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
