@@ -325,6 +325,16 @@ def output_errors(values, model, rows, strategy, resumed):
     model: inputs.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
     output = Path(values.output_dir or "trainer_output")
+    for name in ("model_name_or_path", "data_dir"):  # of an earlier run, which is moved aside
+        given = getattr(values, name)
+        if given and Path(given).is_dir() and Path(given).resolve().is_relative_to(output.resolve()):
+            return [
+                f"{name} {given} lies in output_dir {output}, whose place this run takes: name another --output_dir"
+            ]
+    if Path.cwd().is_relative_to(output.resolve()):
+        return [f"output_dir {output} is the folder of this command, or around it: name another with --output_dir"]
+    if output.is_symlink() and not output.exists():
+        return [f"output_dir {output} is a link to {os.readlink(output)}, which does not exist: make that folder"]
     existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()

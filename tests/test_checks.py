@@ -400,6 +400,18 @@ class TestOutput:
         check()
         assert "cannot be locked (no flock): see to it yourself" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("inside", ["", "/checkpoint-4"])
+    def test_model_or_data_in_it_would_be_written_over_or_moved(self, error, tiny_model, tiny_data, tmp_path, inside):
+        for flag, folder in (("--model_name_or_path", tiny_model), ("--data_dir", tiny_data)):
+            own = shutil.copytree(folder, tmp_path / f"out{flag}{inside}")
+            line = error(flag, own, "--output_dir", tmp_path / f"out{flag}")
+            assert f"{flag[2:]} {own} lies in output_dir " in line and "name another --output_dir" in line
+
+    def test_folder_of_the_command_and_a_link_to_nothing_are_refused(self, error, tmp_path):
+        assert "output_dir . is the folder of this command" in error("--output_dir", ".")
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        assert "is a link to " in error("--output_dir", tmp_path / "link")
+
     def test_full_disk_is_noticed_before_training(self, error, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**20))
         assert "has 1 MB free and 3 checkpoints with the final model take 19 MB" in error()
