@@ -22,6 +22,8 @@ REWRITES = [  # what is written in two ways and means the same
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\{[^{}]*\})\s*(\w)"), r"\\frac\1{\2}"),
+    (re.compile(r"\\frac\s*(\d)\s*(\{[^{}]*\})"), r"\\frac{\1}\2"),
+    (re.compile(r"\\operatorname\s*\{(ln|log|exp|(?:arc)?(?:sin|cos|tan)|sec|csc|cot)\}"), r"\\\1 "),
     (re.compile(r"\\sqrt\s*(\w)"), r"\\sqrt{\1}"),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|\N{DEGREE SIGN}"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -40,7 +42,12 @@ DECIMAL = re.compile(
     re.VERBOSE,
 )
 
-UNIT = "\N{SECTION SIGN}"  # stands for a \text{...} where a number is looked for beside it
+UNIT = "\N{SECTION SIGN}"  # stands for words of a \text{...} where a number is looked for beside them
+WORDS = re.compile(r"[^\W\d_](?:\^-?\d|[^\d{}])*")  # m/s^2 too
+NO_UNITS = ("and", "or", "i", "e")  # what stands between two answers, and constants
+CONSTANT = re.compile(r"\\(?:mathrm|text)\s*\{([ie])\}")  # that math-verify would take for a unit
+LIST = re.compile(r"[0-9],\s+[0-9]")  # and no thousands apart
+SEVERAL_UNITS = re.compile(rf"[0-9] ?{UNIT} ?[0-9]")  # 7 hours 30 minutes
 NAME_IS = re.compile(r"[A-Za-z\\][\w\\{}()']*=")
 # In an answer to a question whose answer is a plain number: signs of arithmetic left undone
 UNDONE = re.compile(
@@ -164,13 +171,32 @@ def stated_number(latex):
     >>> stated_number(r"x = 5\text{ cm}"), stated_number(r"5\text{ or }6")
     (Fraction(5, 1), None)
     """
-    text = normalize(TEXT_GROUP.sub(UNIT, latex)).strip(UNIT + " ")
+    if LIST.search(latex):
+        return None
+    text = without_units(latex).strip(UNIT + " ")
     return number(NAME_IS.sub("", text, count=1))
+
+
+def without_units(latex):
+    r"""The text of an answer, normalised, with UNIT in the place of words that are no part of a formula.
+
+    >>> without_units(r"5\text{ cm}") == "5" + UNIT, without_units(r"5\text{7}"), without_units(r"\text{-}5")
+    (True, '57', '-5')
+    """
+    return normalize(TEXT_GROUP.sub(unit_or_content, latex))
+
+
+def unit_or_content(match):
+    """What stands for a \\text{...} in without_units. match: of TEXT_GROUP."""
+    content = match[1]
+    if content.strip() in NO_UNITS or match[0].startswith(r"\operatorname"):
+        return content
+    return WORDS.sub(UNIT, content)
 
 
 def leaves_arithmetic_undone(latex):
     """Whether an answer, after the name of a variable, has arithmetic in it that could still be carried out."""
-    text = normalize(TEXT_GROUP.sub(UNIT, latex))
+    text = without_units(latex)
     return UNDONE.search(text.rpartition("=")[2]) is not None
 
 
@@ -219,6 +245,8 @@ def equal_exactly(gold, answer):
             return False
     if in_other_bases(normal_gold, normal):
         return False
+    if SEVERAL_UNITS.search(without_units(gold)) or SEVERAL_UNITS.search(without_units(answer)):
+        return False  # math-verify would take the first number, and leave out the others
 
     words = TEXT_GROUP.fullmatch(gold.strip())
     if words and words[1].strip("() ").replace(" ", "").isalpha():
@@ -233,7 +261,9 @@ def equal(golds, answers):
     golds, answers: B strs each, without their boxes. Returns B bools, with None for a pair that computer algebra did
     not decide in its time. Raises RuntimeError where its helper process cannot work.
     """
-    pairs = list(zip(golds, answers, strict=True))
+    pairs = []
+    for gold, answer in zip(golds, answers, strict=True):
+        pairs.append((CONSTANT.sub(r"\1", gold), CONSTANT.sub(r"\1", answer)))
     verdicts = {}
     undecided = []
     for pair in pairs:
