@@ -14,13 +14,19 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from r1zero.data_checks import one_line
 from r1zero.files import checksums, replaced
 from r1zero.model_checks import broken_line
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
+# Settings that a checkpoint decides, in the states of the optimizer and of Trainer, and the one that turns each on
+DECIDED = dict.fromkeys(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim"))
+DECIDED |= dict.fromkeys(("use_peft", "lora_r", "lora_alpha", "lora_target_modules"))
+DECIDED |= {"logging_steps": "logging_strategy", "save_steps": "save_strategy", "eval_steps": "eval_strategy"}
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 
 
@@ -73,7 +79,7 @@ def by_step(output_dir):
     numbered = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
-        if number.isdigit() and folder.is_dir():
+        if number.isascii() and number.isdigit() and folder.is_dir():
             numbered[int(number)] = folder
     return [numbered[step] for step in sorted(numbered)]
 
@@ -168,9 +174,41 @@ def choose(values, strategy):
         if wrong:
             how = "name an earlier one, or pass --resume_from_checkpoint auto for the newest sound one"
             found.errors.append(f"checkpoint {given} would not go on as it was ({'; '.join(wrong)}): {how}")
+        if by_step(output_dir) and found.checkpoint.resolve().parent != output_dir.resolve():
+            found.errors.append(f"output_dir {output_dir} holds another run than {given} is of: name another")
     if found.checkpoint and not found.errors:
         check_processes(found, strategy)
+        found.errors += decided_errors(found.checkpoint, values)
     return found
+
+
+def decided_errors(checkpoint, values):
+    """Settings that differ from those of the run that a checkpoint is of, and that it decides, as a list of lines."""
+    path = checkpoint.parent / "config.yaml"
+    try:
+        before = dict(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:  # a checkpoint that was moved
+        return []
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        return [f"{path} cannot be read ({one_line(error)}): remove it, to go on without its settings"]
+    errors = []
+    for name, strategy in DECIDED.items():
+        old, new = before.get(name), getattr(values, name)
+        is_used = strategy is None or str(getattr(values, strategy)) == "steps" == before.get(strategy)
+        old, new = as_plain(old), as_plain(new)
+        if is_used and None not in (old, new) and old != new:
+            errors.append(
+                f"{name} was {old} and is {new}, which {checkpoint.name} decides: leave it out, or start a run "
+                f"from its weights, with --model_name_or_path {checkpoint} and another --output_dir"
+            )
+    return errors
+
+
+def as_plain(value):
+    """A setting without the forms that mean the same: an enum of its text, a list of one its element."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return getattr(value, "value", value)
 
 
 def newest_sound(output_dir, processes):

@@ -18,6 +18,7 @@ DRAWS = 1 << 16  # expressions drawn at a time
 DRAWS_A_ROUND = 8  # before duplicates are dropped
 BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
 # Values of expressions, worked out in a second, and so many at a time; four numbers have 3,240, and five 136,080
+MOST_NUMBERS = 10  # of a problem whose 2**k choices of signs are tried
 VALUES_SEARCHED, VALUES_AT_A_TIME = 200_000_000, 1_000_000
 
 # The two kinds of problems, and what they are called in names of metrics, which trackers restrict
@@ -107,12 +108,12 @@ def reachable(nums, target):
 def cells(nums, target):
     """The cell of each Countdown problem: ("3 numbers", "+ - alone"), ("4 numbers", "needs * or /") and so on.
 
-    nums: N lists of ints, target: N ints, None in rows of another task. Returns N pairs, None for those rows. A policy
-    that never multiplies or divides solves the first half at most.
+    nums: N lists of ints, target: N ints, None in rows of another task. Returns N pairs, None for those rows and for
+    those of more than MOST_NUMBERS. A policy that never multiplies or divides solves the first half at most.
     """
     places = {}  # the rows of each count of numbers
     for i, numbers in enumerate(nums):
-        if numbers is not None:
+        if numbers is not None and len(numbers) <= MOST_NUMBERS:
             places.setdefault(len(numbers), []).append(i)
     found = [None] * len(nums)
     for k, rows in places.items():

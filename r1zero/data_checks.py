@@ -58,6 +58,7 @@ class Wanted(NamedTuple):
     fits: Callable
 
 
+PICTURES = ("image", "images")
 COLUMNS = {
     "prompt": Wanted("text, or chat messages with role and content", lambda kind: is_text(kind) or is_chat(kind)),
     "nums": Wanted("a list of whole numbers", lambda kind: is_list(kind) and pa.types.is_integer(kind.value_type)),
@@ -98,6 +99,9 @@ def schema_errors(path, file, names, advice):
         return [f"{path} has the columns {schema.names} and lacks {' and '.join(lacking)}: {advice}"]
     if not rows:
         return [f"{path} has no rows: {advice}"]
+    pictures = [column for column in PICTURES if column in schema.names]
+    if pictures:
+        return [f"{path} has the column {pictures[0]}, which TRL takes for pictures: rename it"]
     errors = []
     for column in columns:
         kind, wanted = schema.field(column).type, COLUMNS[column]

@@ -1,6 +1,7 @@
 """Score models on held-out problems: accuracy with its interval, pass@k, and how the answers came about.
 
-    python -m r1zero.evaluate --model models/tiny outputs/tiny_cpu --data data/countdown_tiny/test.parquet
+    python -m r1zero.evaluate --model models/tiny outputs/tiny_cpu --data data/countdown_tiny/test.parquet \\
+        --max_completion_length 352
     python -m r1zero.evaluate --model outputs/qwen2.5-1.5b --data data/countdown/test.parquet --n 16 --temperature 0.6
     accelerate launch --config_file configs/accelerate/ddp.yaml -m r1zero.evaluate --model ...  # a share for each GPU
 

@@ -1,7 +1,6 @@
 """Rewards that cannot be trained with: NaN, infinite, or given by no function; and the error that ends a run then."""
 
-import math
-
+LARGEST = 3e38  # of float32, in which TRL adds rewards up
 SHOWN = 200  # characters of a prompt or completion in a message
 
 
@@ -42,7 +41,7 @@ def raise_on_all(bad):
 def check_rewards(name, scores, prompts, completions, columns):
     """Raises BadNumber where a reward (float or None) of B completions is NaN or infinite. name: the function's."""
     for row, score in enumerate(scores):
-        if score is not None and not math.isfinite(score):
+        if score is not None and not abs(score) <= LARGEST:  # nor NaN
             row_text = row_as_text(row, prompts, completions)
             raise BadNumber(f"{name} gave {score} for {row_text}", row_of(row, prompts, completions, columns))
 

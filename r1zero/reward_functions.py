@@ -157,7 +157,7 @@ def call_as_trl(function, prompts, completions, columns, completion_ids=None, lo
     """The rewards of B completions, asked for with everything that TRL's trainer gives to a reward function.
 
     columns: dict of the data's other columns to B values. Returns B floats or None. Raises ValueError where the
-    function returns another number of rewards, and what the function raises.
+    function returns another number of rewards or anything else, and what the function raises.
     """
     from transformers import TrainerState
 
@@ -170,9 +170,19 @@ def call_as_trl(function, prompts, completions, columns, completion_ids=None, lo
         log_metric=log_metric or ignore,
         **columns,
     )
+    return as_rewards(function.__name__, given, len(completions))
+
+
+def as_rewards(name, given, size):
+    """What a reward function has given, as a list of `size` numbers or None. Raises ValueError where it is none."""
+    if isinstance(given, (dict, str)) or not hasattr(given, "__iter__"):
+        raise ValueError(f"{name} returned {given!r}, wanted a list with a number or None for each completion")
     found = list(given)
-    if len(found) != len(completions):
-        raise ValueError(f"{function.__name__} returned {len(found)} rewards for {len(completions)} completions")
+    if len(found) != size:
+        raise ValueError(f"{name} returned {len(found)} rewards for {size} completions")
+    for reward in found:
+        if reward is not None and not hasattr(reward, "__float__"):
+            raise ValueError(f"{name} returned {reward!r} in its list, wanted numbers or None")
     return found
 
 
@@ -216,7 +226,8 @@ def watch(functions, stop_on_nan=True):
 def call_by_row_where_it_fails(function, prompts, completions, columns):
     """The rewards (list) of B completions. Where the function raises, BadNumber with the first row it fails on."""
     try:
-        return list(function(prompts=prompts, completions=completions, **columns))
+        given = function(prompts=prompts, completions=completions, **columns)
+        return as_rewards(function.__name__, given, len(completions))
     except Exception as error:  # a user's own function may raise anything
         failed = error
     silent = {"log_extra": ignore, "log_metric": ignore}

@@ -72,7 +72,8 @@ def claim(output_dir):
 
     Raises ValueError where another run is in it, and OSError where its file system has no locks.
     """
-    path = output_dir.resolve().with_name(f".{output_dir.name}.lock")
+    path = output_dir.resolve()  # whatever links lead there
+    path = path.with_name(f".{path.name}.lock")
     if path in CLAIMED:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,11 +249,15 @@ def count_completions(log_history, training_args):
 
 def seconds_before(output_dir, step):
     """Seconds that a run's earlier processes took up to the step where it goes on: their share of metrics.json's."""
+    path = output_dir / "metrics.json"
     try:
-        earlier = json.loads((output_dir / "metrics.json").read_text())
+        earlier = json.loads(path.read_text())
+        return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
     except OSError:  # a run from its beginning, or a checkpoint from elsewhere
         return 0.0
-    return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"{path} cannot be read ({error}): the time before is not counted", flush=True)
+        return 0.0
 
 
 def keep(output_dir, state, training_args, held_out, train_seconds):

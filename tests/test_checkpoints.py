@@ -10,8 +10,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
+from transformers.training_args import OptimizerNames
 
 from r1zero import checkpoints
 from r1zero.machine import Strategy
@@ -186,3 +188,53 @@ class TestRoom:
     def test_most_checkpoints_at_once(self, expected, steps, settings):
         recipe = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 2, "num_train_epochs": 5.0}
         assert checkpoints.most_at_once(types.SimpleNamespace(**recipe | settings), steps) == expected
+
+
+class TestChanged:
+    """Settings of a resumed run that its checkpoint decides, whatever is given."""
+
+    BEFORE = {"learning_rate": 2e-4, "optim": "adamw_torch_fused", "save_strategy": "steps", "save_steps": 32}
+    BEFORE |= {"lora_target_modules": "all-linear", "max_steps": 96}
+
+    @pytest.fixture
+    def errors(self, tmp_path):
+        """The lines for a run that goes on with other settings."""
+        checkpoint = make(tmp_path / "run" / "checkpoint-4")
+
+        def run(config=None, **changed):
+            text = yaml.safe_dump(self.BEFORE) if config is None else config
+            (tmp_path / "run" / "config.yaml").write_text(text)
+            now = dict.fromkeys([*checkpoints.DECIDED, "logging_strategy", "eval_strategy"]) | self.BEFORE | changed
+            values = Namespace(**now, resume_from_checkpoint="auto", output_dir=str(tmp_path / "run"))
+            found = checkpoints.choose(values, ONE)
+            assert found.checkpoint == checkpoint
+            return found.errors
+
+        return run
+
+    def test_are_refused_and_no_others(self, errors):
+        (line,) = errors(learning_rate=1e-5)
+        assert line.startswith("learning_rate was 0.0002 and is 1e-05, which checkpoint-4 decides: leave it out")
+        assert len(errors(optim="adafactor", save_steps=16)) == 2
+        assert errors(lora_target_modules=["all-linear"], optim=OptimizerNames.ADAMW_TORCH_FUSED, max_steps=200) == []
+        assert errors(save_steps=16, save_strategy="no") == [], "it is not used"
+
+    @pytest.mark.parametrize("text", ["[", "- 1", "words"])
+    def test_are_not_known_where_the_runs_settings_cannot_be_read(self, errors, text):
+        (line,) = errors(config=text)
+        assert "run/config.yaml cannot be read (" in line and line.endswith("remove it, to go on without its settings")
+
+
+def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(tmp_path):
+    checkpoint = make(tmp_path / "one" / "checkpoint-4")
+    values = Namespace(resume_from_checkpoint=str(checkpoint), output_dir=str(tmp_path / "other"))
+    values = Namespace(**dict.fromkeys(checkpoints.DECIDED), **vars(values))
+    assert checkpoints.choose(values, ONE).errors == []
+    make(tmp_path / "other" / "checkpoint-2")
+    (line,) = checkpoints.choose(values, ONE).errors
+    assert "other holds another run than " in line and line.endswith("name another")
+
+
+def test_folder_whose_number_is_none_is_no_checkpoint(tmp_path):
+    make(tmp_path / "checkpoint-\N{SUPERSCRIPT TWO}")
+    assert checkpoints.by_step(tmp_path) == []

@@ -317,7 +317,7 @@ class TestRewards:
         ("name", "reason"),
         [
             pytest.param("fussy_reward", "IndexError: string index out of range", id="raises whatever it likes"),
-            pytest.param("forgetful_reward", "TypeError: 'NoneType'", id="returns nothing"),
+            pytest.param("forgetful_reward", "returned None, wanted a list", id="returns nothing"),
             pytest.param("scarce_reward", "1 rewards for 64 completions", id="returns too few"),
             pytest.param("demanding_reward", "'solution'", id="wants a column that is not there"),
         ],

@@ -79,7 +79,9 @@ def test_infinite_gradient_that_deepspeed_leaves_out_in_float16_ends_nothing(fp1
         watch.on_step_end(SimpleNamespace(fp16=fp16), None, None)
 
 
-@pytest.mark.parametrize(("bad", "said"), [("float('nan')", "gave nan"), ("float('inf')", "gave inf")])
+@pytest.mark.parametrize(
+    ("bad", "said"), [("float('nan')", "gave nan"), ("float('inf')", "gave inf"), ("1e300", "gave 1e+300")]
+)
 def test_reward_that_is_not_finite_ends_the_run_with_its_row(train, tmp_path, bad, said):
     (tmp_path / "mine.py").write_text(OWN.format(bad=bad))
     line, folder = train(reward_funcs=f"{tmp_path}/mine.py:own_reward")

@@ -8,7 +8,9 @@ import os
 import shutil
 import textwrap
 
+import numpy as np
 import pytest
+import torch
 
 import rewards
 from r1zero import reward_functions, sandbox
@@ -244,3 +246,14 @@ def test_documented_signature_is_enough(tmp_path):
     )
     (function,) = resolve([f"{tmp_path}/plain.py:plain"], tmp_path)
     assert call_as_trl(watched(function), ["p"], ["c"], {"word": ["a"]}) == [1]
+
+
+@pytest.mark.parametrize("given", [None, 1.0, "11", {"a": 1.0}, [1.0], ["1", 1.0], [[1.0], 1.0]])
+def test_what_is_no_list_of_numbers_is_refused(given):
+    with pytest.raises(ValueError, match="own_reward returned "):
+        reward_functions.as_rewards("own_reward", given, 2)
+
+
+def test_numbers_of_every_kind_and_none_are_taken():
+    given = (1, True, None, np.float32(0.5), torch.tensor(2.0))
+    assert reward_functions.as_rewards("own_reward", (value for value in given), 5) == list(given)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from transformers import TrainerState, TrainingArguments
 
 from r1zero import run_folder
@@ -168,6 +169,19 @@ def test_results_are_kept_in_one_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "trainer_state.json"]
     assert json.loads((tmp_path / "metrics.json").read_text())["completion_tokens"] == 320
     assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] == state.log_history
+
+
+def test_link_to_a_folder_is_claimed_as_the_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    run_folder.claim(tmp_path / "link")
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / ".run.lock").acquire(timeout=0)
+
+
+def test_time_before_is_not_counted_where_it_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("{")
+    assert run_folder.seconds_before(tmp_path, 4) == 0
+    assert "metrics.json cannot be read (" in capsys.readouterr().out
 
 
 def test_folder_that_cannot_be_locked_is_told_and_no_file_stands_for_a_lock(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests with a real vLLM, which computes on the CPU, in an environment of their own, .venv-vllm: eight minutes on two
-# cores. Installing takes some more, once, and building vLLM from its source package five.
+# The tests with a real vLLM, which computes on the CPU, in an environment of their own, .venv-vllm: eight minutes on
+# two cores. Installing, and building vLLM from its source package, take some more, once: docs/recipes.md.
 #   bash tests/vllm.sh [pytest flags]
 #   VLLM_WHEEL=path bash tests/vllm.sh [pytest flags]     # takes a vLLM for the CPU that was built before
 set -euo pipefail
