@@ -139,14 +139,20 @@ def write_text_rows(args, split, keyed_rows, origin, columns, counts):
 def mixture(args, tokenizer):
     """Equal parts of several folders of this script, in random order, as many as the smallest of them has."""
     rng = np.random.default_rng(args.seed)
-    for split in ("train", "test"):
+    held_out = set()  # prompts of test, which another part may have in its train
+    for split in ("test", "train"):
         tables = []
         for folder in args.folders:
             path = Path(folder) / f"{split}.parquet"
             if not path.is_file():
                 raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
-            tables.append(pq.read_table(path).drop_columns(["reward_model", "extra_info"]))
+            table = pq.read_table(path).drop_columns(["reward_model", "extra_info"])
+            if split == "test":
+                held_out.update(map(str, table["prompt"].to_pylist()))
+            else:
+                table = table.filter([str(prompt) not in held_out for prompt in table["prompt"].to_pylist()])
+            tables.append(table)
         part = min(table.num_rows for table in tables)
         tables = [table.take(np.sort(rng.permutation(table.num_rows)[:part])) for table in tables]
         mixed = pa.concat_tables(tables, promote_options="default")
@@ -282,6 +288,8 @@ def read_arguments(argv=None):
     """The arguments, checked; one that cannot be meant ends the program with a line that says why."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"wanted --seed of at least 0, found {args.seed}")
     if args.task == "countdown":
         if args.source:
             for name, default in MADE_HERE.items():
@@ -302,6 +310,10 @@ def read_arguments(argv=None):
     return args
 
 
+# What the datasets library and Python raise of a file without rows, of rows unlike each other, and of other types
+SOURCE_ERRORS = (RuntimeError, TypeError, AttributeError, KeyError, pa.ArrowException)
+
+
 def main(argv=None):
     args = read_arguments(argv)
     train, test = Path(args.local_dir, "train.parquet"), Path(args.local_dir, "test.parquet")
@@ -312,6 +324,10 @@ def main(argv=None):
             args.run(args, load_tokenizer(args.tokenizer))
     except (OSError, ValueError) as error:
         sys.exit(f"preprocess.py: {error}")
+    except SOURCE_ERRORS as error:
+        if not getattr(args, "source", None):
+            raise
+        sys.exit(f"preprocess.py: --source {args.source} cannot be read as problems ({type(error).__name__}: {error})")
     except KeyboardInterrupt:
         sys.exit("preprocess.py: stopped; what was there before is whole, and the same command starts again")
 

@@ -244,9 +244,10 @@ def faults(checkpoint, processes=1):
         return ["there is no such folder"]
     try:
         sealed = json.loads((checkpoint / SEAL).read_text())["files"]
+        sealed = {name: (length, found) for name, (length, found) in sealed.items()}
     except FileNotFoundError:  # of an earlier version, or the process was killed just before
         return lacking(checkpoint, processes) or unreadable(checkpoint)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return [f"{SEAL} cannot be read ({error})"]
     return lacking(checkpoint, 1) or changed(checkpoint, sealed)
 

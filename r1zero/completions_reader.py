@@ -8,6 +8,7 @@ import math
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1zero import run_folder
@@ -79,10 +80,24 @@ def evaluation_tables(run):
     tables = []
     for evaluation in run_folder.evaluations(run.history):
         path = run.folder / "completions" / f"completions_{evaluation['step']:05d}.parquet"
-        if path.is_file():
+        if path.is_file() and is_whole(path):
             tables.append((evaluation["step"], path))
     spread_out = np.linspace(0, len(tables) - 1, min(len(tables), EVALUATIONS)).round().astype(int)
     return [tables[i] for i in spread_out]
+
+
+def is_whole(path):
+    """Whether a table of completions can be read; says so where it cannot."""
+    try:
+        names = pq.read_table(path).column_names
+        lacking = [name for name in ("prompt", "completion") if name not in names]
+        if not lacking:
+            return True
+        error = f"it lacks {' and '.join(lacking)}"
+    except (OSError, pa.ArrowException) as reason:
+        error = reason
+    print(f"{path} is left out of the page, as it cannot be read ({error})", flush=True)
+    return False
 
 
 def evaluation_rows(run, path):

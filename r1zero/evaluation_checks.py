@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,8 @@ class Exam:
 def check(args):
     """The Exam that the flags name, and the list of what is wrong with them. args: the flags, all settled."""
     exam, errors = Exam(), flag_errors(args)
+    if args.seed < 0:  # with which no problems can be chosen
+        return exam, errors
     names, unusable = examine_data(args)
     if unusable:
         return exam, [*errors, *unusable]
@@ -58,7 +62,9 @@ def flag_errors(args):
         numbers.append(args.limit)
     if min(numbers) < 1:
         errors.append("wanted --n, --max_completion_length, --batch_size and --limit of at least 1")
-    if args.temperature < 0 or (args.n > 1 and not args.temperature):
+    if args.seed < 0:
+        errors.append(f"--seed {args.seed}: wanted at least 0")
+    if not math.isfinite(args.temperature) or args.temperature < 0 or (args.n > 1 and not args.temperature):
         found = f"--temperature {args.temperature:g} with --n {args.n}"
         errors.append(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
     return errors + device_errors(args)
@@ -158,7 +164,12 @@ def changed_settings(path, settings):
     """How the settings of an earlier evaluation, in the file `path`, differ from these: a text, "" if not at all."""
     if not path.is_file():
         return ""
-    before = yaml.safe_load(path.read_text())
+    try:
+        before = dict(yaml.safe_load(path.read_text()))
+        if (path.parent / "metrics.json").is_file():
+            json.loads((path.parent / "metrics.json").read_text())
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        return f"a file that cannot be read ({data_checks.one_line(error)})"
     changed = []
     for key, value in settings.items():
         if before.get(key) != value:

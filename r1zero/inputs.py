@@ -127,7 +127,8 @@ def read_model(values, missing, elsewhere=False):
     try:
         config = model_checks.read_config(name, **source)
         tokenizer = model_checks.read_tokenizer(name, **source)
-        model = Model(config, without_weights(config, values.trust_remote_code), tokenizer)
+        attention = None if elsewhere else values.attn_implementation  # which needs a package of its own, or none
+        model = Model(config, without_weights(config, values.trust_remote_code, attention), tokenizer)
     except ValueError as error:
         config = model_shapes.config_of(name)
         if values.dry_run and config is not None and not Path(name).is_dir():

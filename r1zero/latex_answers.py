@@ -28,7 +28,7 @@ REWRITES = [  # what is written in two ways and means the same
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|\N{DEGREE SIGN}"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\%"), "%"),
-    (re.compile("\N{MINUS SIGN}"), "-"),
+    (re.compile("[\N{MINUS SIGN}\N{EN DASH}]"), "-"),
 ]
 
 WHOLE = re.compile(r"[0-9]+")
@@ -44,9 +44,11 @@ DECIMAL = re.compile(
 
 UNIT = "\N{SECTION SIGN}"  # stands for words of a \text{...} where a number is looked for beside them
 WORDS = re.compile(r"[^\W\d_](?:\^-?\d|[^\d{}])*")  # m/s^2 too
-NO_UNITS = ("and", "or", "i", "e")  # what stands between two answers, and constants
+# Constants, what stands between two answers, and what makes another number of the one beside it
+NO_UNITS = {"i", "e", "and", "or", "not", "dozen", "hundred", "thousand", "million", "billion", "trillion"}
 CONSTANT = re.compile(r"\\(?:mathrm|text)\s*\{([ie])\}")  # that math-verify would take for a unit
 LIST = re.compile(r"[0-9],\s+[0-9]")  # and no thousands apart
+FACTOR = re.compile(r"(?:not|dozen|hundred|[mb]illion|thousand|trillion)(?![a-z])")
 SEVERAL_UNITS = re.compile(rf"[0-9] ?{UNIT} ?[0-9]")  # 7 hours 30 minutes
 NAME_IS = re.compile(r"[A-Za-z\\][\w\\{}()']*=")
 # In an answer to a question whose answer is a plain number: signs of arithmetic left undone
@@ -189,7 +191,8 @@ def without_units(latex):
 def unit_or_content(match):
     """What stands for a \\text{...} in without_units. match: of TEXT_GROUP."""
     content = match[1]
-    if content.strip() in NO_UNITS or match[0].startswith(r"\operatorname"):
+    is_no_unit = not NO_UNITS.isdisjoint(content.split()) and not re.search("[0-9]", content)
+    if is_no_unit or match[0].startswith(r"\operatorname"):
         return content
     return WORDS.sub(UNIT, content)
 
@@ -245,8 +248,9 @@ def equal_exactly(gold, answer):
             return False
     if in_other_bases(normal_gold, normal):
         return False
-    if SEVERAL_UNITS.search(without_units(gold)) or SEVERAL_UNITS.search(without_units(answer)):
-        return False  # math-verify would take the first number, and leave out the others
+    units = [without_units(gold), without_units(answer)]
+    if any(SEVERAL_UNITS.search(text) for text in units) or FACTOR.findall(units[0]) != FACTOR.findall(units[1]):
+        return False  # math-verify would take the first number, and leave out what follows
 
     words = TEXT_GROUP.fullmatch(gold.strip())
     if words and words[1].strip("() ").replace(" ", "").isalpha():

@@ -59,15 +59,19 @@ def read_tokenizer(name, trust_remote_code=False, **source):
     return tokenizer
 
 
-def without_weights(config, trust_remote_code=False):
-    """The model of a configuration on the meta device, which takes no memory. ValueError where there is none of it."""
+def without_weights(config, trust_remote_code=False, attention=None):
+    """The model of a configuration on the meta device, which takes no memory. ValueError where there is none of it.
+
+    attention: transformers' attn_implementation, whose own is taken where that is None.
+    """
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            trust = {"trust_remote_code": trust_remote_code}
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **trust)
     except Exception as error:  # a configuration may hold anything
         raise ValueError(
             f"model {config.name_or_path} is no causal language model that transformers can build "
-            f"({one_line(error)[:300]}): name another model"
+            f"({one_line(error)[:300]}): name another model{', or leave out --attn_implementation' * bool(attention)}"
         ) from error
 
 

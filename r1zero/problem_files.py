@@ -29,7 +29,10 @@ def load_splits(source, configuration=None):
 
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
         builder.config.batch_size = 1024
-    return builder.as_streaming_dataset()
+    try:
+        return builder.as_streaming_dataset()
+    except StopIteration as error:  # what datasets says of a file without rows
+        raise ValueError(f"--source {source} has no rows") from error
 
 
 def find_dataset(source, configuration):

@@ -46,8 +46,10 @@ def read(folder):
         config = (folder / "config.yaml").read_text()
         metrics = json.loads((folder / "metrics.json").read_text())
         state = json.loads((folder / "trainer_state.json").read_text())
-        return Run(folder, config, yaml.safe_load(config), metrics, state["log_history"], state["max_steps"])
-    except (OSError, KeyError, ValueError, yaml.YAMLError) as error:
+        settings = dict(yaml.safe_load(config))
+        metrics["steps"], settings["reward_funcs"]
+        return Run(folder, config, settings, metrics, state["log_history"], state["max_steps"])
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{folder} is not the folder of a run that has logged a step ({error})") from None
 
 
@@ -302,10 +304,11 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     try:
-        if len(args.runs) == 1:
-            write(args.runs[0])
+        runs = list({folder.resolve(): folder for folder in args.runs}.values())  # each once
+        if len(runs) == 1:
+            write(runs[0])
         else:
-            compare(args.runs, args.output)
+            compare(runs, args.output)
     except (OSError, ValueError) as error:
         sys.exit(f"r1zero.report: {error}")
     except KeyboardInterrupt:

@@ -115,6 +115,8 @@ def value_errors(values):
             errors.append(f"{name} is {value}, wanted {', '.join(CHOICES[name][:-1])} or {CHOICES[name][-1]}")
         elif name in PATHS and str(value).startswith("~"):
             errors.append(f"{name} is {value}, where a shell alone knows ~: write the whole path")
+        elif name == "data_dir" and set(str(value)) & set("*?[]"):
+            errors.append(f"{name} is {value}, and datasets takes * ? [ ] for patterns: rename the folder")
         elif isinstance(value, int | float) and not in_range(name, value):
             errors.append(f"{name} is {value}, wanted {range_in_words(name)}")
     if values.max_completion_length is None:

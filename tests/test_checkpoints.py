@@ -238,3 +238,11 @@ def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(tmp_path):
 def test_folder_whose_number_is_none_is_no_checkpoint(tmp_path):
     make(tmp_path / "checkpoint-\N{SUPERSCRIPT TWO}")
     assert checkpoints.by_step(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ['{"files": null}', '{"files": {"a": 3}}', "[]", "3"])
+def test_seal_that_is_none_is_told(tmp_path, text):
+    checkpoint = make(tmp_path / "checkpoint-4")
+    (checkpoint / checkpoints.SEAL).write_text(text)
+    (fault,) = checkpoints.faults(checkpoint)
+    assert fault.startswith(f"{checkpoints.SEAL} cannot be read (")

@@ -247,10 +247,19 @@ class TestData:
         assert "missing data: mine/train.parquet" in error("--data_dir", "mine")
         assert not Path("data").exists() and not Path("models").exists()
 
+    def test_attention_that_is_not_there_is_told(self, error):
+        line = error("--attn_implementation", "flash_attention_9")
+        assert "attn_implementation" in line and line.endswith("or leave out --attn_implementation")
+
     def test_longest_prompt_may_be_a_chat(self, tiny_model):
         chat = [{"role": "user", "content": "Using the numbers " * 40}]
         data = inputs.Data(rows=2, prompts=["short", chat])
-        named = {"model_name_or_path": str(tiny_model), "model_revision": "main", "trust_remote_code": False}
+        named = {
+            "model_name_or_path": str(tiny_model),
+            "model_revision": "main",
+            "trust_remote_code": False,
+            "attn_implementation": None,
+        }
         model, errors = inputs.read_model(types.SimpleNamespace(**named), machine.Missing())
         assert errors == []
         assert "no chat template" in inputs.longest_prompt(data, model)[1][0]

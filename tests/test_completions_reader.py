@@ -132,3 +132,15 @@ def test_many_evaluations_and_problems_are_thinned_out_from_the_first_to_the_las
     assert len(found["steps"]) == EVALUATIONS and (found["steps"][0], found["steps"][-1]) == (0, 78)
     assert max(b - a for a, b in zip(found["steps"], found["steps"][1:], strict=False)) <= 8
     assert len(found["problems"]) == PROBLEMS and found["of"] == PROBLEMS + 50
+
+
+def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
+    run = make_tables(tmp_path, [0, 8, 16])
+    cut = tmp_path / "completions" / "completions_00008.parquet"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    other = tmp_path / "completions" / "completions_00016.parquet"
+    pq.write_table(pq.read_table(other).drop_columns("completion"), other)
+    assert read_completions(run)["steps"] == [0]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{cut} is left out of the page, as it cannot be read (")
+    assert second == f"{other} is left out of the page, as it cannot be read (it lacks completion)"

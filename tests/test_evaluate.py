@@ -553,6 +553,8 @@ class TestRefusals:
         assert "wanted --n, --max_completion_length" in refused(max_completion_length=0)
         assert "--temperature 0 with --n 4: wanted above 0" in refused(n=4)
         assert "--temperature -1 with --n 1: wanted above 0" in refused(temperature=-1)
+        assert "--temperature nan with --n 1: wanted above 0" in refused(temperature="nan")
+        assert "--seed -1: wanted at least 0" in refused(seed=-1)
 
     def test_wrong_data(self, refused, tmp_path):
         def having(**columns):

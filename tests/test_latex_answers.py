@@ -53,6 +53,7 @@ from r1zero.latex_answers import equal, equal_exactly
         pytest.param(r"\text{(A)}", "A", id="a letter of choice"),
         pytest.param(r"\left( 1, 2 \right)", "(1,2)", id="left and right"),
         pytest.param("-5", "\N{MINUS SIGN}5", id="a typographic minus"),
+        pytest.param("-5", "\N{EN DASH}5", id="a dash for a minus"),
         pytest.param("np.arcsin(10/13)", "np.arcsin(10/13)", id="a gold that no parser reads"),
     ],
 )
@@ -104,6 +105,9 @@ def test_text_or_numbers_find_equal(gold, answer):
         pytest.param("5", r"\text{6 or }5", id="the second of two numbers"),
         pytest.param("5", r"\text{-}5", id="a sign in text, of another number"),
         pytest.param("5", r"\mathbf{6}+5", id="a sum with a number in bold"),
+        pytest.param("5", r"5\text{ million}", id="a million times as much"),
+        pytest.param(r"5\text{ million}", "5", id="a millionth"),
+        pytest.param("5", r"\text{not }5", id="every other number"),
         pytest.param("7", r"7\text{ hours }30\text{ minutes}", id="a second number with a unit"),
         pytest.param(r"7\text{ hours }30\text{ minutes}", "7", id="the first of two numbers with units"),
     ],

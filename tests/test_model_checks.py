@@ -26,7 +26,12 @@ def line():
     """The one line that is said of a model before training, and before an evaluation too."""
 
     def run(path, trust_remote_code=False):
-        values = {"model_name_or_path": str(path), "model_revision": "main", "trust_remote_code": trust_remote_code}
+        values = {
+            "model_name_or_path": str(path),
+            "model_revision": "main",
+            "trust_remote_code": trust_remote_code,
+            "attn_implementation": None,
+        }
         _, errors = inputs.read_model(SimpleNamespace(**values, dry_run=True), machine.Missing())
         (error,) = errors
         assert "\n" not in error

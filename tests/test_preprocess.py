@@ -132,6 +132,27 @@ def test_mixture_has_equal_parts_and_none_in_the_columns_of_other_tasks(data):
     assert sources != sorted(sources), "shuffled"
 
 
+def test_problem_that_one_part_of_a_mixture_holds_out_is_in_no_train(tmp_path):
+    for seed in (0, 1):  # of few numbers, so that they share problems
+        words = f"countdown --train_size 400 --test_size 60 --max_number 9 --num_operands 3 --seed {seed}"
+        preprocess.main([*words.split(), "--local_dir", str(tmp_path / str(seed))])
+    preprocess.main(["mixture", *(str(tmp_path / name) for name in "01"), "--local_dir", str(tmp_path / "both")])
+    prompts = [pq.read_table(tmp_path / f"both/{split}.parquet")["prompt"].to_pylist() for split in ("train", "test")]
+    assert len(prompts[0]) > 200 and not set(prompts[0]) & set(prompts[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "has no rows"), ('{"problem": "x", "solution": 7}\n', "cannot be read as problems (TypeError: ")],
+)
+def test_source_that_holds_no_problems_is_told_in_one_line(tmp_path, text, said):
+    (tmp_path / "own.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        preprocess.main(["math", "--source", str(tmp_path / "own.jsonl"), "--local_dir", str(tmp_path / "out")])
+    line = str(stopped.value)
+    assert f"--source {tmp_path}/own.jsonl {said}" in line and "\n" not in line
+
+
 class TestPlanned:
     """What a run in a fresh clone is told of data that is not there yet."""
 
@@ -200,7 +221,7 @@ class TestPlanned:
         pytest.param(
             "multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792", id="products"
         ),
-        pytest.param("mixture none", "none/train.parquet does not exist: write it first", id="a folder missing"),
+        pytest.param("mixture none", "none/test.parquet does not exist: write it first", id="a folder missing"),
         pytest.param(
             f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
             "tokenizer ./none cannot be had",

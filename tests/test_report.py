@@ -161,6 +161,24 @@ def test_folder_that_is_no_run_is_named_in_one_line(tmp_path, run):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "trainer_state.json"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[1"])
+def test_file_of_a_run_that_cannot_be_read_is_told_in_one_line(tmp_path, run, name, text):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(SystemExit) as found:
+        report.main([str(tmp_path / "run")])
+    assert str(found.value).startswith(f"r1zero.report: {tmp_path}/run is not the folder of a run")
+
+
+def test_run_that_is_named_twice_is_one_run(run, monkeypatch):
+    monkeypatch.setattr(report, "compare", lambda *_: pytest.fail("compared with itself"))
+    written = []
+    monkeypatch.setattr(report, "write", written.append)
+    report.main([str(run), f"{run}/."])
+    assert len(written) == 1
+
+
 def test_help_says_what_to_type(capsys):
     with pytest.raises(SystemExit) as found:
         report.main(["--help"])

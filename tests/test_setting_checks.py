@@ -66,6 +66,7 @@ def test_value_of_another_type_in_the_yaml(errors, text, line):
         ("--max_steps 0", "max_steps is 0, wanted at least 1, or -1 for those of num_train_epochs"),
         ("--max_completion_length none", "max_completion_length is null, wanted a number of tokens"),
         ("--loss_type ppo", "loss_type is ppo, wanted grpo, bnpo, dr_grpo, dapo, cispo, luspo, sapo or vespo"),
+        ("--data_dir g[1]", "data_dir is g[1], and datasets takes * ? [ ] for patterns: rename the folder"),
         ("--output_dir ~/runs", "output_dir is ~/runs, where a shell alone knows ~: write the whole path"),
     ],
 )
