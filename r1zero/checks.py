@@ -297,7 +297,10 @@ def unscored_error(file, scored):
 
 
 def model_errors(values, model, longest):
-    """A context that is too short. model: inputs.Model or None; longest: tokens of the longest prompt."""
+    """A context that is too short, and layers that LoRA does not find.
+
+    model: inputs.Model or None; longest: tokens of the longest prompt.
+    """
     if model is None:
         return []
     context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
@@ -306,7 +309,8 @@ def model_errors(values, model, longest):
     if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
         context, where = values.vllm_max_model_length, "vllm_max_model_length"
         otherwise = ", or raise --vllm_max_model_length"
-    return model_checks.context_errors(longest, values.max_completion_length, context, where, otherwise)
+    errors = model_checks.context_errors(longest, values.max_completion_length, context, where, otherwise)
+    return errors + lora.target_errors(values, model.parameters)
 
 
 def claim_output(values, found):

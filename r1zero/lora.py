@@ -52,6 +52,20 @@ def adapted_weights(model):
     return list(weights.values())
 
 
+def target_errors(values, model):
+    """Layers of lora_target_modules that a model on the meta device lacks, as a list of lines. A text is a pattern."""
+    if not values.use_peft or not isinstance(values.lora_target_modules, list):
+        return []
+    names = [name for name, _ in model.named_modules()]
+    errors = []
+    for target in values.lora_target_modules:
+        if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in names):
+            errors.append(
+                f"lora_target_modules names {target}, which no layer of the model has: it has {names[-3:]} ..."
+            )
+    return errors
+
+
 def setting_errors(values):
     """What would keep generation and training from being the same model. values: every setting."""
     errors = []

@@ -247,6 +247,11 @@ class TestData:
         assert "missing data: mine/train.parquet" in error("--data_dir", "mine")
         assert not Path("data").exists() and not Path("models").exists()
 
+    def test_layers_that_lora_does_not_find_are_told(self, error, check):
+        flags = ("--use_peft", "true", "--lora_dropout", 0, "--lora_target_modules")
+        assert "lora_target_modules names nope, which no layer of the model has" in error(*flags, "q_proj", "nope")
+        check(*flags, "self_attn.q_proj", "v_proj")
+
     def test_attention_that_is_not_there_is_told(self, error):
         line = error("--attn_implementation", "flash_attention_9")
         assert "attn_implementation" in line and line.endswith("or leave out --attn_implementation")
