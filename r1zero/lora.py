@@ -57,12 +57,11 @@ def target_errors(values, model):
     if not values.use_peft or not isinstance(values.lora_target_modules, list):
         return []
     names = [name for name, _ in model.named_modules()]
+    known = sorted({name.rpartition(".")[2] for name in names if name.endswith("_proj")})
     errors = []
     for target in values.lora_target_modules:
         if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in names):
-            errors.append(
-                f"lora_target_modules names {target}, which no layer of the model has: it has {names[-3:]} ..."
-            )
+            errors.append(f"lora_target_modules names {target}, which no layer of the model is: it has {known}")
     return errors
 
 

@@ -249,7 +249,9 @@ class TestData:
 
     def test_layers_that_lora_does_not_find_are_told(self, error, check):
         flags = ("--use_peft", "true", "--lora_dropout", 0, "--lora_target_modules")
-        assert "lora_target_modules names nope, which no layer of the model has" in error(*flags, "q_proj", "nope")
+        assert "lora_target_modules names nope, which no layer of the model is: it has ['down_proj'" in error(
+            *flags, "q_proj", "nope"
+        )
         check(*flags, "self_attn.q_proj", "v_proj")
 
     def test_attention_that_is_not_there_is_told(self, error):
