@@ -126,4 +126,4 @@ def test_chosen_recipe_evaluates_on_eight_cards(monkeypatch):
     monkeypatch.setattr(machine, "processes", lambda: 8)
     recipe = machine.read_recipe(parser(), [], choose=lambda use_cpu: str(ROOT / "configs" / "qwen2.5-1.5b.yaml"))
     held_out = SimpleNamespace(path=Path("test.parquet"), rows=1024)
-    assert checks.data_errors(recipe.values, SimpleNamespace(files=[held_out])) == []
+    assert checks.data_errors(recipe.values, SimpleNamespace(files=[held_out], rows=327_680)) == []
