@@ -9,7 +9,7 @@ from the same prompt.
     accelerate launch train_countdown.py --config configs/qwen2.5-1.5b.yaml       # one GPU
     accelerate launch --config_file configs/accelerate/zero2.yaml train_countdown.py --config configs/qwen2.5-3b.yaml
 
-Every number stands in the YAML, and a flag of the same name overrides it there: --learning_rate 2e-6.
+Every number that is not TRL's own stands in the YAML, and a flag of the same name overrides it: --learning_rate 2e-6.
 """
 
 import contextlib
