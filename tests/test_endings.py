@@ -280,8 +280,9 @@ def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command,
     disk = tmp_path / "disk"
     disk.mkdir()
     kept = tmp_path / "kept"  # what is on the disk is gone with it
-    run = command("disk/run", max_steps=50, save_steps=1, save_total_limit=0)  # 0: all of them
-    inside = f"{' '.join(map(str, run))}; status=$?; cp -r {disk}/run {kept}; exit $status"
+    run = command("disk/run", max_steps=50, save_steps=1, save_total_limit=2)  # which has room until others take it
+    others = f"while [ ! -e {disk}/run/checkpoint-3 ]; do sleep 0.05; done; cat /dev/zero >{disk}/others"
+    inside = f"({others}) 2>/dev/null & {' '.join(map(str, run))}; status=$?; cp -r {disk}/run {kept}; exit $status"
     small = ["bwrap", "--dev-bind", "/", "/", "--size", str(30 << 20), "--tmpfs", str(disk), "bash", "-c", inside]
     ended = subprocess.run(small, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     text = ended.stdout + ended.stderr
