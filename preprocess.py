@@ -148,10 +148,11 @@ def mixture(args, tokenizer):
                 raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
             table = pq.read_table(path).drop_columns(["reward_model", "extra_info"])
+            prompts = [str(prompt) for prompt in table["prompt"].to_pylist()]
             if split == "test":
-                held_out.update(map(str, table["prompt"].to_pylist()))
+                held_out.update(prompts)
             else:
-                table = table.filter([str(prompt) not in held_out for prompt in table["prompt"].to_pylist()])
+                table = table.filter([prompt not in held_out for prompt in prompts])
             tables.append(table)
         part = min(table.num_rows for table in tables)
         tables = [table.take(np.sort(rng.permutation(table.num_rows)[:part])) for table in tables]

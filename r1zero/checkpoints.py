@@ -18,6 +18,7 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from r1zero import memory
 from r1zero.data_checks import one_line
 from r1zero.files import checksums, replaced
 from r1zero.model_checks import broken_line
@@ -121,15 +122,17 @@ def most_at_once(values, steps):
     return written
 
 
-def room(values, parameters, steps, strategy, there=0):
-    """What the checkpoints and the final model of a run take on its disk: how many there are at once, and bytes.
+def room(values, parameters, rows, strategy, there=0):
+    """What the checkpoints and the final model of a run take on its disk: in words, such as 3 checkpoints, and bytes.
 
-    parameters: of the model; there: checkpoints that are on the disk already. No bytes where adapters alone are saved.
+    parameters: of the model; rows: training problems, or None; there: checkpoints that are on the disk already. No
+    bytes where adapters alone are saved.
     """
-    copies = max(1, most_at_once(values, steps) - there)
+    copies = max(1, most_at_once(values, memory.schedule(values, rows, strategy.processes)["steps"]) - there)
+    words = f"{copies} checkpoint{'s' * (copies > 1)}"
     if values.use_peft or str(values.save_strategy) == "no":
-        return copies, 0
-    return copies, expected_size(parameters, strategy) * copies + 4 * parameters
+        return words, 0
+    return words, expected_size(parameters, strategy) * copies + 4 * parameters
 
 
 def seal(checkpoint):

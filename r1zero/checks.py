@@ -346,15 +346,13 @@ def output_errors(values, model, rows, strategy, resumed):
         return [f"output_dir {output} cannot be written to ({error}): name another with --output_dir"]
     if model is None:
         return []
-    steps = memory.schedule(values, rows, strategy.processes)["steps"]
     there = len(checkpoints.by_step(output)) if resumed else 0
-    copies, needed = checkpoints.room(values, model.parameters.num_parameters(), steps, strategy, there)
+    copies, needed = checkpoints.room(values, model.parameters.num_parameters(), rows, strategy, there)
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return []
-    plural = "s" if copies > 1 else ""
     return [
-        f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} checkpoint{plural} with the final model take "
+        f"output_dir {output} has {free / 1e6:,.0f} MB free and {copies} with the final model take "
         f"{needed / 1e6:,.0f} MB: free some, name another --output_dir, or set --save_total_limit 1 or a greater "
         "--save_steps"
     ]

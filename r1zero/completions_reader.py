@@ -80,42 +80,40 @@ def evaluation_tables(run):
     tables = []
     for evaluation in run_folder.evaluations(run.history):
         path = run.folder / "completions" / f"completions_{evaluation['step']:05d}.parquet"
-        if path.is_file() and is_whole(path):
+        if path.is_file():
             tables.append((evaluation["step"], path))
     spread_out = np.linspace(0, len(tables) - 1, min(len(tables), EVALUATIONS)).round().astype(int)
     return [tables[i] for i in spread_out]
 
 
-def is_whole(path):
-    """Whether a table of completions can be read; says so where it cannot."""
+def evaluation_rows(run, path):
+    """The rows (dicts) of an evaluation in a table of completions; None where it cannot be read, which is said."""
     try:
-        names = pq.read_table(path).column_names
-        lacking = [name for name in ("prompt", "completion") if name not in names]
-        if not lacking:
-            return True
-        error = f"it lacks {' and '.join(lacking)}"
+        table = pq.read_table(path)
+        lacking = [name for name in ("prompt", "completion") if name not in table.column_names]
+        error = f"it lacks {' and '.join(lacking)}" if lacking else None
     except (OSError, pa.ArrowException) as reason:
         error = reason
-    print(f"{path} is left out of the page, as it cannot be read ({error})", flush=True)
-    return False
-
-
-def evaluation_rows(run, path):
-    """The rows (dicts) of an evaluation in a table of completions. They come last, after rows of training."""
-    rows = pq.read_table(path).to_pylist()
+    if error:
+        print(f"{path} is left out of the page, as it cannot be read ({error})", flush=True)
+        return None
     # An evaluation has as many completions of a problem as training, unless it has a number of its own
     completions_each = run.settings.get("num_generations_eval") or run.settings.get("num_generations") or 1
-    return rows[-run.metrics["after"]["n"] * completions_each :]
+    return table.to_pylist()[-run.metrics["after"]["n"] * completions_each :]  # rows of training come first
 
 
 def read_completions(run):
     """The same held-out problems at every evaluation, as {"steps": [...], "problems": [...]} for the page's reader."""
     steps = []
     rows_of = {}  # of a problem, which is its prompt and which of its completions: a row for each of the steps
-    for place, (step, path) in enumerate(evaluation_tables(run)):
+    for step, path in evaluation_tables(run):
+        rows = evaluation_rows(run, path)
+        if rows is None:
+            continue
+        place = len(steps)
         steps.append(step)
         seen = Counter()
-        for row in evaluation_rows(run, path):
+        for row in rows:
             prompt = completion_text(row["prompt"])
             seen[prompt] += 1
             rows_of.setdefault((prompt, seen[prompt]), {})[place] = row

@@ -17,8 +17,8 @@ DIVISION = list(OPERATION_SHARES).index("/")
 DRAWS = 1 << 16  # expressions drawn at a time
 DRAWS_A_ROUND = 8  # before duplicates are dropped
 BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
-# Values of expressions, worked out in a second, and so many at a time; four numbers have 3,240, and five 136,080
 MOST_NUMBERS = 10  # of a problem whose 2**k choices of signs are tried
+# Values of expressions, worked out in a second, and so many at a time; four numbers have 3,240, and five 136,080
 VALUES_SEARCHED, VALUES_AT_A_TIME = 200_000_000, 1_000_000
 
 # The two kinds of problems, and what they are called in names of metrics, which trackers restrict

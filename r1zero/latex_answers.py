@@ -44,11 +44,11 @@ DECIMAL = re.compile(
 
 UNIT = "\N{SECTION SIGN}"  # stands for words of a \text{...} where a number is looked for beside them
 WORDS = re.compile(r"[^\W\d_](?:\^-?\d|[^\d{}])*")  # m/s^2 too
-# Constants, what stands between two answers, and what makes another number of the one beside it
-NO_UNITS = {"i", "e", "and", "or", "not", "dozen", "hundred", "thousand", "million", "billion", "trillion"}
+FACTORS = ("not", "dozen", "hundred", "thousand", "million", "billion", "trillion")  # make another number of a number
+NO_UNITS = {"i", "e", "and", "or", *FACTORS}  # with constants, and what stands between two answers
 CONSTANT = re.compile(r"\\(?:mathrm|text)\s*\{([ie])\}")  # that math-verify would take for a unit
 LIST = re.compile(r"[0-9],\s+[0-9]")  # and no thousands apart
-FACTOR = re.compile(r"(?:not|dozen|hundred|[mb]illion|thousand|trillion)(?![a-z])")
+FACTOR = re.compile(rf"(?:{'|'.join(FACTORS)})(?![a-z])")
 SEVERAL_UNITS = re.compile(rf"[0-9] ?{UNIT} ?[0-9]")  # 7 hours 30 minutes
 NAME_IS = re.compile(r"[A-Za-z\\][\w\\{}()']*=")
 # In an answer to a question whose answer is a plain number: signs of arithmetic left undone
@@ -179,6 +179,7 @@ def stated_number(latex):
     return number(NAME_IS.sub("", text, count=1))
 
 
+@functools.lru_cache(maxsize=4096)
 def without_units(latex):
     r"""The text of an answer, normalised, with UNIT in the place of words that are no part of a formula.
 

@@ -237,12 +237,20 @@ def cache(values, model, strategy, tokens):
     config = model.config.get_text_config()
     element = stream_bytes(values, strategy)
     width = config.num_key_value_heads * activations.head_size(config)
+    whole = model.num_parameters() * element if is_zero3(strategy) else 0
+    return max(sequences_generated(values)) * tokens * config.num_hidden_layers * 2 * width * element + whole
+
+
+def sequences_generated(values):
+    """How many sequences a process generates at a time: for training, and in an evaluation (ints, 0 without one)."""
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    sequences = values.per_device_train_batch_size * steps_per_generation
-    if evaluates(values):
-        sequences = max(sequences, values.per_device_eval_batch_size)
-    whole = model.num_parameters() * element if strategy.deepspeed and strategy.shards["weights"] > 1 else 0
-    return sequences * tokens * config.num_hidden_layers * 2 * width * element + whole
+    evaluated = values.per_device_eval_batch_size if evaluates(values) else 0
+    return values.per_device_train_batch_size * steps_per_generation, evaluated
+
+
+def is_zero3(strategy):
+    """Whether a machine.Strategy is DeepSpeed's ZeRO-3 over several processes."""
+    return strategy.deepspeed and strategy.shards["weights"] > 1
 
 
 def evaluates(values):
@@ -267,7 +275,7 @@ def memory(values, model, strategy, tokens, card):
     gradients = parts["gradients"]
     parts["context"] = int(CONTEXT)
     always = sum(parts.values()) - gradients
-    if strategy.deepspeed and strategy.shards["weights"] > 1:  # which keeps their place for good
+    if is_zero3(strategy):  # which keeps their place for good
         always, gradients = always + gradients, 0
     run = one_pass(values, model, strategy, values.per_device_train_batch_size, tokens)
     parts |= activations.update_parts(run)
@@ -306,8 +314,7 @@ def exact_copies(values, model, strategy):
     A base of 16 bits has them, of every matrix beside which there is an adapter.
     """
     pushed = values.use_peft and values.use_vllm
-    zero3 = strategy.deepspeed and strategy.shards["weights"] > 1
-    if not pushed or zero3 or stream_bytes(values, strategy) == 4:
+    if not pushed or is_zero3(strategy) or stream_bytes(values, strategy) == 4:
         return 0
     elements = 0
     for module in adapted_modules(model, values):
@@ -320,11 +327,8 @@ def advice(values, strategy, phase):
     """The settings to change, cheapest first, where a card is too small for the update or for generation."""
     options = []
     if phase == "generation" and not values.use_vllm:
-        batch = values.per_device_train_batch_size * (
-            values.steps_per_generation or values.gradient_accumulation_steps
-        )
-        evaluated = values.per_device_eval_batch_size if evaluates(values) else 0
-        if evaluated > batch:  # the larger of the two has the larger cache
+        trained, evaluated = sequences_generated(values)
+        if evaluated > trained:  # the larger of the two has the larger cache
             options.append(f"--per_device_eval_batch_size below {evaluated}")
         else:
             options.append("a smaller --steps_per_generation")

@@ -17,11 +17,9 @@ def plan_lines(values, model, rows, longest, strategy, card):
     ]
     if not values.use_cpu:
         lines += memory_lines(values, model, longest, strategy, card)
-    steps = memory.schedule(values, rows, strategy.processes)["steps"]
-    copies, needed = checkpoints.room(values, model.num_parameters(), steps, strategy)
+    copies, needed = checkpoints.room(values, model.num_parameters(), rows, strategy)
     if needed:
-        plural = "s" if copies > 1 else ""
-        lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} checkpoint{plural} at once and the final model")
+        lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} at once and the final model")
     return lines
 
 

@@ -47,7 +47,9 @@ def read(folder):
         metrics = json.loads((folder / "metrics.json").read_text())
         state = json.loads((folder / "trainer_state.json").read_text())
         settings = dict(yaml.safe_load(config))
-        metrics["steps"], settings["reward_funcs"]
+        for name, group in (("steps", metrics), ("reward_funcs", settings)):  # without which there is no page
+            if name not in group:
+                raise KeyError(name)
         return Run(folder, config, settings, metrics, state["log_history"], state["max_steps"])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{folder} is not the folder of a run that has logged a step ({error})") from None

@@ -1,5 +1,6 @@
 """Settings that cannot be meant are told in one line each.   bash tests/run.sh tests/test_setting_checks.py"""
 
+import doctest
 import inspect
 from argparse import Namespace
 
@@ -108,6 +109,10 @@ def test_what_transformers_takes_is_left_alone(text):
     assert setting_checks.type_errors(settings, parser().dataclass_types) == []
     values = {"max_steps": -1, "max_completion_length": 8} | settings
     assert setting_checks.value_errors(Namespace(**values | {"learning_rate": 1e-6})) == []
+
+
+def test_examples_of_the_module_are_right():
+    assert doctest.testmod(setting_checks) == (0, 1)
 
 
 def test_limits_and_choices_are_of_settings_and_texts_that_trl_knows():
