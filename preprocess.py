@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.countdown_problems import MIN_TARGET, make_splits, read_source, size_lines, split_source
 from r1zero.files import replaced
-from r1zero.multiplication_problems import draw_factors
-from r1zero.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
-from r1zero.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
-from r1zero.text_problems import TEXT_TASKS, examples
+from r1zero.tasks.countdown import MIN_TARGET, make_splits, read_source, size_lines, split_source
+from r1zero.tasks.multiplication import draw_factors
+from r1zero.tasks.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
+from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.tasks.word_problems import TEXT_TASKS, examples
 
 # What shapes the Countdown problems made here, with its defaults. None of it goes with --source.
 MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "max_target": 100}

@@ -3,8 +3,8 @@
 A task has a judge, which gives a verdict for each completion: the answer that it states, and whether that is right.
 Its reward function, which has TRL's signature, turns verdicts into numbers and logs them. `TASKS`, at the end, says
 all of this once for each task; training, evaluation and the page read it there. Nothing here runs what a model wrote:
-numbers are worked out in r1zero/arithmetic.py, LaTeX is compared in r1zero/latex_answers.py, and programs run in
-r1zero/sandbox.py, shut in. A reward function's name is its metric's name in every tracker (`rewards/<name>/mean`).
+r1zero/grading works out numbers, compares LaTeX, and runs programs shut in a sandbox. A reward function's name is its
+metric's name in every tracker (`rewards/<name>/mean`).
 """
 
 import functools
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r1zero import latex_answers
-from r1zero.answers import completion_text, extract_answer, last_box, python_block
-from r1zero.arithmetic import solves_countdown
-from r1zero.code_tests import parse_tests
-from r1zero.sandbox import Sandbox
+from r1zero.grading import latex as latex_answers
+from r1zero.grading.arithmetic import solves_countdown
+from r1zero.grading.extract import completion_text, extract_answer, last_box, python_block
+from r1zero.grading.program_tests import parse_tests
+from r1zero.grading.sandbox import Sandbox
 
 FORMAT_REWARD = 0.1  # for an answer that is wrong
 CORRECT_REWARD = 1.0
@@ -192,7 +192,7 @@ def boxed_math_reward(
 
     completions: B texts (or chat messages); solution, or ground_truth: B golds in LaTeX, as an answer alone or as a
     text that ends in its box, None in rows of another task. Returns B floats, None for those rows; ValueError without
-    either column. The last box counts. How answers are compared stands in r1zero/latex_answers.py. An unreduced answer
+    either column. The last box counts. How answers are compared stands in r1zero/grading/latex.py. An unreduced answer
     (`45/9` for 5, `7! \times 2!`) is wrong on purpose, as OpenAI's and PRIME's graders have it; what could not be
     decided in its time is wrong too, and `undecided` is its share.
 

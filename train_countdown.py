@@ -20,19 +20,13 @@ from pathlib import Path
 from transformers import ProgressCallback
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from r1zero import (
-    checkpoints,
-    checks,
-    console,
-    endings,
-    lora,
-    loss_watch,
-    report,
-    reward_functions,
-    run_folder,
-    sampler,
-    vllm_settings,
-)
+from r1zero.preflight import check as checks
+from r1zero.report import console, run_folder
+from r1zero.report import page as report
+from r1zero.training import checkpoints, lora, loss_watch, reward_functions
+from r1zero.training import generation as sampler
+from r1zero.training import stopping as endings
+from r1zero.training import vllm as vllm_settings
 
 
 @dataclass
@@ -98,7 +92,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
     from trl.generation import vllm_generation
 
-    from r1zero.trimmed_trainer import TrimmedGRPOTrainer
+    from r1zero.training.trainer import TrimmedGRPOTrainer
 
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)

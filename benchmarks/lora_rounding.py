@@ -3,9 +3,9 @@
     python benchmarks/lora_rounding.py
 
 A matrix of Qwen2.5-1.5B's hidden size with random weights, as a checkpoint in bfloat16 would hold them, and PEFT's own
-merging, with and without r1zero/lora.py. AdamW trains the adapter at the recipes' rank and learning rate: once on a
-gradient that is the same in every step, and once on one that is mostly noise. A run's lie somewhere between. It takes
-a minute.
+merging, with and without r1zero/training/lora.py. AdamW trains the adapter at the recipes' rank and learning rate:
+once on a gradient that is the same in every step, and once on one that is mostly noise. A run's lie somewhere between.
+It takes a minute.
 """
 
 import sys
@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from r1zero import lora  # noqa: E402
+from r1zero.training import lora  # noqa: E402
 
 SIZE, RANK, RATE, WEIGHT = 1536, 32, 1e-5, 0.02  # WEIGHT: standard deviation of the base's entries
 STEPS = (1, 10, 30, 50, 100, 200)

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import preprocess
-from r1zero import model_shapes, tiny_model
+from r1zero import tiny_model
+from r1zero.estimate import model_shapes
 
-TINY = "tiny"  # the shape of the embedded default; all others stand in r1zero/model_shapes.py
+TINY = "tiny"  # the shape of the embedded default; all others stand in r1zero/estimate/model_shapes.py
 CONSTANT = 1024.0  # of the hidden state's first number, beside which all others are small
 LOGIT = 10.0  # of a token of the tokenizer; every other id of the model's vocabulary has -LOGIT
 

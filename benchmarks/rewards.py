@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from r1zero.arithmetic import exact_value, tokenize  # noqa: E402
+from r1zero.grading.arithmetic import exact_value, tokenize  # noqa: E402
 from rewards import boxed_math_reward, countdown_reward, multiplication_reward  # noqa: E402
 
 LENGTH, ROWS, ROUNDS = 1400, 4096, 7  # characters of a completion, completions of a batch, batches of which one counts

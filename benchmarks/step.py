@@ -24,7 +24,7 @@ prompts and completions, attention included, over what its measured matrix rate 
 scoring and what is computed again take time, and do not count as operations.
 
 Writes everything to OUTPUT/step.json. The peak of memory is that of the card, whoever uses it, beside the estimate of
-r1zero/memory.py.
+r1zero/estimate/memory.py.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, trainer
 from trl.extras import profiling
 from trl.trainer import grpo_trainer
 
-from r1zero import memory
+from r1zero.estimate import memory
 
 SCORING = "scoring"  # the probabilities of finished completions: the old ones, and the reference model's
 ELSE = "everything else"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from r1zero import activations, memory
+from r1zero.estimate import activations, memory
 
 SECONDS = 0.5  # that each measurement goes on
 

@@ -18,7 +18,9 @@ from trl.trainer.utils import get_peak_flops
 import train_countdown
 from benchmarks import random_model, step_floors
 from benchmarks.step_clock import Clock
-from r1zero import checks, inputs, machine, memory, model_shapes
+from r1zero.estimate import memory, model_shapes
+from r1zero.preflight import check as checks
+from r1zero.preflight import inputs, machine
 
 MEAN_SHARE = 0.4  # of max_completion_length: the mean of completions by random weights
 LORA = {"use_peft": True, "lora_r": 32, "lora_target_modules": "all-linear", "lora_dropout": 0, "dtype": "bfloat16"}
@@ -89,7 +91,7 @@ def run_flags(args, values, model, data):
 
 
 def estimate(values):
-    """The bytes at the peak of a run that r1zero/memory.py expects."""
+    """The bytes at the peak of a run that r1zero/estimate/memory.py expects."""
     tokenizer = AutoTokenizer.from_pretrained(values.model_name_or_path)
     longest = 0
     for split in ("train", "test"):

@@ -39,9 +39,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from r1zero import ROOT, run_folder  # noqa: E402
+from r1zero import ROOT  # noqa: E402
 from r1zero.files import replaced  # noqa: E402
-from r1zero.statistics import deviation  # noqa: E402
+from r1zero.intervals import deviation  # noqa: E402
+from r1zero.report import run_folder  # noqa: E402
 
 MARKS = (0.30, 0.50, 0.70, 0.85)  # held-out accuracies
 

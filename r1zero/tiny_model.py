@@ -34,7 +34,7 @@ from trl import TrlParser
 
 import preprocess
 from r1zero import ROOT
-from r1zero.prompts import fill_template, render_template
+from r1zero.tasks.prompts import fill_template, render_template
 
 # torch and transformers are imported where they are used: --help and a misspelt setting are answered without them
 

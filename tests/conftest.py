@@ -122,7 +122,7 @@ def parser():
 def train_here(config, **flags):
     """A run of train_countdown.py in this process, which saves the ten seconds of starting one."""
     import train_countdown
-    from r1zero import checks
+    from r1zero.preflight import check as checks
 
     train_countdown.main(*checks.check(parser(), ["--config", str(config), *words(flags)]))
 

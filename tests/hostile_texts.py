@@ -7,10 +7,10 @@ import json
 import resource
 import sys
 
-from r1zero import symbolic_helper
-from r1zero.answers import extract_answer
-from r1zero.completions_reader import read_completion
-from r1zero.reasoning import count_behaviours, name_mistake
+from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading.behaviours import count_behaviours, name_mistake
+from r1zero.grading.extract import extract_answer
+from r1zero.report.completions import read_completion
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
 MANY_NAMES = "+".join(f"a_{{{i}}}" for i in range(120))

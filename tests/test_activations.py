@@ -16,8 +16,9 @@ from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from r1zero import activations, trimmed_trainer
-from r1zero.model_shapes import Shape
+from r1zero.estimate import activations
+from r1zero.estimate.model_shapes import Shape
+from r1zero.training import trainer as trimmed_trainer
 
 SMALL = Shape(128, 4, 4, 2, 512, 512, True, 512)
 CLOSE = 0.15

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from r1zero.answers import python_block
+from r1zero.grading.extract import python_block
 
 
 @pytest.mark.parametrize(

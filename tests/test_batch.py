@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import ROOT, parser
 
-from r1zero import batch, checks, machine
+from r1zero.preflight import batch, machine
+from r1zero.preflight import check as checks
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "tiny_model")
 CHOSEN = ("qwen2.5-1.5b", "qwen2.5-1.5b-lora-24gb", "qwen2.5-1.5b-lora-t4")  # by the machine

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from test_machine import pretend_card
 
-from r1zero import cards
+from r1zero.preflight import cards
 
 SMI = """#!/bin/sh
 [ "$*" = "--query-gpu=name,driver_version --format=csv,noheader" ] || exit 2

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
 from transformers.training_args import OptimizerNames
 
-from r1zero import checkpoints
-from r1zero.machine import Strategy
+from r1zero.preflight.machine import Strategy
+from r1zero.training import checkpoints
 
 ONE = Strategy("one process", 1, {})
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

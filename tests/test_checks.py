@@ -15,7 +15,13 @@ from filelock import FileLock
 from test_machine import TINY, pretend_card, pretend_vllm
 from transformers.integrations import integration_utils
 
-from r1zero import ROOT, checkpoints, checks, inputs, machine, model_checks, reward_functions, run_folder, sandbox
+from r1zero import ROOT
+from r1zero.grading import sandbox
+from r1zero.preflight import check as checks
+from r1zero.preflight import inputs, machine
+from r1zero.preflight import model as model_checks
+from r1zero.report import run_folder
+from r1zero.training import checkpoints, reward_functions
 
 PROGRAM = "```python\nprint(int(input()) * 2)\n```"
 OWN_REWARD = """

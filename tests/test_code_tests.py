@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from r1zero import code_tests
-from r1zero.code_tests import is_expected, parse_tests
+from r1zero.grading import program_tests as code_tests
+from r1zero.grading.program_tests import is_expected, parse_tests
 
 
 @pytest.mark.parametrize(

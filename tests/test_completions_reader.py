@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from r1zero.completions_reader import EVALUATIONS, PROBLEMS, read_completion, read_completions
+from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 
 OURS = ["countdown_reward", "multiplication_reward", "boxed_math_reward", "code_reward"]
 

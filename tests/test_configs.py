@@ -13,7 +13,10 @@ from trl import TrlParser
 
 import preprocess
 import rewards
-from r1zero import ROOT, activations, batch, checks, inputs, machine, memory, model_shapes, other_machine, tiny_model
+from r1zero import ROOT, tiny_model
+from r1zero.estimate import activations, memory, model_shapes
+from r1zero.preflight import batch, inputs, machine, other_machine
+from r1zero.preflight import check as checks
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "tiny_model.yaml")
@@ -70,7 +73,7 @@ def test_memory_of_a_t4_is_the_same_wherever_it_is_told():
     said = {
         "configs/qwen2.5-1.5b-lora-t4.yaml": r"one T4 of 16 GB \((\S+) GiB\)",
         "docs/recipes.md": r"T4's 15 GiB PyTorch and vLLM see ([\d.]+\d)",
-        "r1zero/engines.py": r"of a T4's ([\d.]+\d)",
+        "r1zero/evaluate/engines.py": r"of a T4's ([\d.]+\d)",
     }
     for name, pattern in said.items():
         assert re.search(pattern, (ROOT / name).read_text())[1] == "14.6", name

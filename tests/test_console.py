@@ -13,7 +13,7 @@ import pytest
 from transformers import TrainerState
 from trl.trainer import grpo_trainer
 
-from r1zero import console
+from r1zero.report import console
 from rewards import FORMAT_REWARD
 
 RATIO = "sampling/importance_sampling_ratio/mean"  # logged where vLLM generates

@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from r1zero import countdown_problems
-from r1zero.countdown_problems import (
+from r1zero.tasks import countdown as countdown_problems
+from r1zero.tasks.countdown import (
     CELL_METRICS,
     cells,
     draw_problems,

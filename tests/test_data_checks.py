@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from r1zero import data_checks
-from r1zero.countdown_problems import every_value, reachable
+from r1zero.preflight import data as data_checks
+from r1zero.tasks.countdown import every_value, reachable
 
 COUNTDOWN = {"prompt": ["a", "bb", "ccc"], "nums": [[1, 2], [3, 4, 5], [6, 7, 8, 9]], "target": [3, 12, 30]}
 CHAT = [{"role": "user", "content": "1 + 1?"}]

@@ -22,7 +22,12 @@ from trl.scripts.grpo import GRPOScriptArguments
 import preprocess
 import rewards
 from benchmarks import step, time_to_target
-from r1zero import checks, evaluate, machine, reasoning, report, tiny_model, vllm_server
+from r1zero import tiny_model
+from r1zero.evaluate import command as evaluate
+from r1zero.grading import behaviours as reasoning
+from r1zero.preflight import check as checks
+from r1zero.preflight import machine, vllm_server
+from r1zero.report import page as report
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 ELSEWHERE = ("outputs/", "data/", "models/", "verl/")  # what runs make, and another project's files

@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 import train_countdown
-from r1zero import checkpoints, checks, endings
-from r1zero.machine import Strategy
+from r1zero.preflight import check as checks
+from r1zero.preflight.machine import Strategy
+from r1zero.training import checkpoints
+from r1zero.training import stopping as endings
 
 MOMENTS = int(os.environ.get("MOMENTS", 5))  # at which each kind of run is killed
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "show_every": 0, "lr_scheduler_type": "constant"}

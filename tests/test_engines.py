@@ -23,8 +23,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from r1zero import engines
-from r1zero.evaluate import up_to_end
+from r1zero.evaluate import engines
+from r1zero.evaluate.command import up_to_end
 
 STATE = SimpleNamespace(process_index=0, local_process_index=0, num_processes=1, device=torch.device("cpu"))
 FLAGS = {"n": 1, "temperature": 0.0, "max_completion_length": 12, "seed": 0, "dtype": "float32"}

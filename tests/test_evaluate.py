@@ -28,9 +28,13 @@ import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT
 
 import rewards
-from r1zero import engines, evaluate, evaluation_checks, reasoning, sandbox
 from r1zero import tiny_model as tiny
-from r1zero.statistics import pass_at_k
+from r1zero.evaluate import checks as evaluation_checks
+from r1zero.evaluate import command as evaluate
+from r1zero.evaluate import engines
+from r1zero.grading import behaviours as reasoning
+from r1zero.grading import sandbox
+from r1zero.intervals import pass_at_k
 
 SMALL = {"limit": 24, "batch_size": 8, "max_completion_length": 12}
 

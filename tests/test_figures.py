@@ -4,7 +4,7 @@ from statistics import stdev
 
 import pytest
 
-from r1zero import figures
+from r1zero.report import charts as figures
 
 TRAINED = [{"step": step, "reward": 0.1 * step, "accuracy": 0.1, "frac_reward_zero_std": 0.5} for step in (1, 2, 3)]
 EVALUATED = [

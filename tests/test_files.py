@@ -13,7 +13,8 @@ import pytest
 from conftest import FIXTURES
 
 import preprocess
-from r1zero import files, report
+from r1zero import files
+from r1zero.report import page as report
 
 MEGABYTE = 2**20
 

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, SMALL, train_here
 from safetensors.torch import load_file
 
-from r1zero import loss_watch, reward_functions
-from r1zero.finite import BadNumber
+from r1zero.training import loss_watch, reward_functions
+from r1zero.training.nan_guard import BadNumber
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 OWN = """

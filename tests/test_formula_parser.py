@@ -7,8 +7,8 @@ import pytest
 import sympy
 from math_verify import LatexExtractionConfig, parse
 
-from r1zero.formula_parser import NotRead, Parser, elements_of, tokens_of
-from r1zero.numeric_answers import Point, normalization, value, variable_value
+from r1zero.grading.formula_parser import NotRead, Parser, elements_of, tokens_of
+from r1zero.grading.numeric_answers import Point, normalization, value, variable_value
 
 NAMES = {"x": "x", "y": "y", "t": "t", "omega_n": r"\omega_n", "theta": r"\theta", "c_1": "c_1", "dt": "dt"}
 POINT = Point(0, 0.25, 2**-13, {})

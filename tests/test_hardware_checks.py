@@ -14,7 +14,9 @@ from test_machine import TINY, pretend_card, pretend_vllm
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from r1zero import cards, checks, hardware_checks, machine
+from r1zero.preflight import cards, machine
+from r1zero.preflight import check as checks
+from r1zero.preflight import hardware as hardware_checks
 
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
 

@@ -19,10 +19,15 @@ from hostile_texts import EXPRESSIONS, PIECES, TESTS, WHOLE, attacks, in_every_t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero import ROOT, completions_reader, console, report, sandbox, symbolic_helper
-from r1zero.completions_reader import LONGEST, visible
-from r1zero.reasoning import BEHAVIOURS, MISTAKES
-from r1zero.sandbox import Sandbox, why_unavailable
+from r1zero import ROOT
+from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading import sandbox
+from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES
+from r1zero.grading.sandbox import Sandbox, why_unavailable
+from r1zero.report import completions as completions_reader
+from r1zero.report import console
+from r1zero.report import page as report
+from r1zero.report.completions import LONGEST, visible
 from rewards import code_reward
 
 VALUES = {  # of each reward, as they are documented

@@ -7,8 +7,9 @@ import doctest
 
 import pytest
 
-from r1zero import latex_answers, symbolic_helper
-from r1zero.latex_answers import equal, equal_exactly
+from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading import latex as latex_answers
+from r1zero.grading.latex import equal, equal_exactly
 
 
 @pytest.mark.parametrize(

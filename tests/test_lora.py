@@ -13,7 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks import lora_rounding
-from r1zero import ROOT, checks, lora, machine, memory
+from r1zero import ROOT
+from r1zero.estimate import memory
+from r1zero.preflight import check as checks
+from r1zero.preflight import machine
+from r1zero.training import lora
 
 
 def adapted(folder, dtype, **settings):

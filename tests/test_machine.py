@@ -18,7 +18,9 @@ import yaml
 from accelerate.utils import DeepSpeedPlugin
 from conftest import parser
 
-from r1zero import ROOT, cards, hardware_checks, machine
+from r1zero import ROOT
+from r1zero.preflight import cards, machine
+from r1zero.preflight import hardware as hardware_checks
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 

@@ -11,10 +11,10 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from r1zero import memory, plan
-from r1zero.inputs import without_weights
-from r1zero.machine import read_strategy
-from r1zero.model_shapes import SHAPES, Shape
+from r1zero.estimate import memory, plan
+from r1zero.estimate.model_shapes import SHAPES, Shape
+from r1zero.preflight.inputs import without_weights
+from r1zero.preflight.machine import read_strategy
 
 PARAMETERS = 1_543_714_304
 EMBEDDING = 151936 * 1536

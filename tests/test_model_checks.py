@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
-from r1zero import engines, inputs, machine, model_checks
+from r1zero.evaluate import engines
+from r1zero.preflight import inputs, machine
+from r1zero.preflight import model as model_checks
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from r1zero import ROOT, model_shapes
-from r1zero.inputs import without_weights
+from r1zero import ROOT
+from r1zero.estimate import model_shapes
+from r1zero.preflight.inputs import without_weights
 
 PUBLISHED = {  # parameters, as the hub tells them of each model's safetensors
     "Qwen2.5-0.5B": 494_032_768,

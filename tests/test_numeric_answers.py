@@ -10,9 +10,11 @@ import threading
 import pytest
 from test_symbolic_helper import BOMBS, GOOD
 
-from r1zero import latex_answers, numeric_answers, symbolic_helper
-from r1zero.numeric_answers import known_different
-from r1zero.symbolic_helper import compare_symbolically
+from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading import latex as latex_answers
+from r1zero.grading import numeric_answers
+from r1zero.grading.algebra import compare_symbolically
+from r1zero.grading.numeric_answers import known_different
 
 
 @pytest.mark.parametrize(

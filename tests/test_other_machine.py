@@ -6,7 +6,9 @@ import re
 import pytest
 from conftest import parser
 
-from r1zero import ROOT, checks, machine, other_machine
+from r1zero import ROOT
+from r1zero.preflight import check as checks
+from r1zero.preflight import machine, other_machine
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "tiny_model.yaml")
 NUMBERS = {"one": 1, "two": 2, "four": 4, "eight": 8}
@@ -77,7 +79,7 @@ def test_every_recipe_has_a_plan_for_the_machine_of_its_header(path, plan):
         assert peaks(header) == row == pytest.approx(peaks(estimate), abs=0.55), "header, table and estimate are one"
         assert cards == f"{header.split()[2]} of {gigabytes:g} GB" and f"accelerate/{file}.yaml" in lines[1]
         assert not [line for line in lines if "will not fit" in line]
-        assert "cannot be had here: its shape is that of r1zero/model_shapes.py" in lines[-2]
+        assert "cannot be had here: its shape is taken from r1zero/estimate" in lines[-2]
 
 
 class TestPlan:
@@ -150,7 +152,7 @@ class TestShapeAlone:
     def test_is_enough_for_a_dry_run(self, plan, tiny_data):
         lines = plan(*self.FLAGS, "--data_dir", tiny_data, "--save_strategy", "no")
         assert line_of(lines, "model: ").startswith("model: 494,032,768 parameters")
-        assert lines[-1] == "Qwen/Qwen2.5-0.5B cannot be had here: its shape is that of r1zero/model_shapes.py"
+        assert lines[-1] == "Qwen/Qwen2.5-0.5B cannot be had here: its shape is taken from r1zero/estimate"
 
     def test_is_not_enough_for_a_run(self, refused, tiny_data):
         said = refused(*self.FLAGS, "--data_dir", tiny_data, "--save_strategy", "no")

@@ -10,9 +10,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 import preprocess
-from r1zero import inputs
 from r1zero import tiny_model as tiny
-from r1zero.prompts import PROMPTS, drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.preflight import inputs
+from r1zero.tasks.prompts import PROMPTS, drop_long_prompts, fill_template, load_tokenizer, render_template
 
 
 @pytest.fixture(scope="module")

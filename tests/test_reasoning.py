@@ -14,8 +14,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from r1zero import reasoning
-from r1zero.reasoning import BEHAVIOURS, MISTAKES, PATTERNS, PHRASES, count_behaviours, equations, name_mistake
+from r1zero.grading import behaviours as reasoning
+from r1zero.grading.behaviours import (
+    BEHAVIOURS,
+    MISTAKES,
+    PATTERNS,
+    PHRASES,
+    count_behaviours,
+    equations,
+    name_mistake,
+)
 
 
 def test_examples_in_the_docstrings_hold():

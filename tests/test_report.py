@@ -18,8 +18,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from r1zero import figures, report, run_folder
-from r1zero.completions_reader import visible
+from r1zero.report import charts as figures
+from r1zero.report import page as report
+from r1zero.report import run_folder
+from r1zero.report.completions import visible
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
 STEPS = (0, 4, 8)

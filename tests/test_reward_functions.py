@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import rewards
-from r1zero import reward_functions, sandbox
-from r1zero.reasoning import BEHAVIOURS
-from r1zero.reward_functions import call_as_trl, resolve, table_columns, watched
+from r1zero.grading import sandbox
+from r1zero.grading.behaviours import BEHAVIOURS
+from r1zero.training import reward_functions
+from r1zero.training.reward_functions import call_as_trl, resolve, table_columns, watched
 
 OWN = '''
 def spelling(completions, word, log_extra=None, log_metric=None, **kwargs):

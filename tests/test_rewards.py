@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rewards
-from r1zero import answers, arithmetic
-from r1zero.answers import last_box
-from r1zero.arithmetic import exact_value, tokenize
+from r1zero.grading import arithmetic
+from r1zero.grading import extract as answers
+from r1zero.grading.arithmetic import exact_value, tokenize
+from r1zero.grading.extract import last_box
 from rewards import boxed_math_reward, countdown_reward, multiplication_reward
 
 

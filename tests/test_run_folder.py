@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 from transformers import TrainerState, TrainingArguments
 
-from r1zero import run_folder
+from r1zero.report import run_folder
 
 # 64 completions a generation, which serves two optimizer steps
 GENERATION = SimpleNamespace(

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from r1zero import sampler
-from r1zero.sampler import sample_unfinished
+from r1zero.training import generation as sampler
+from r1zero.training.generation import sample_unfinished
 
 VOCABULARY, PAD = 12, 0
 ENDS = [1, 2]

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from r1zero import ROOT, sandbox, seccomp_filter
-from r1zero.code_tests import parse_tests
-from r1zero.sandbox import Sandbox, family, run_test, why_unavailable
+from r1zero import ROOT
+from r1zero.grading import sandbox, seccomp_filter
+from r1zero.grading.program_tests import parse_tests
+from r1zero.grading.sandbox import Sandbox, family, run_test, why_unavailable
 
 IN_CI = os.environ.get("CI") == "true"
 PATIENCE = 120  # seconds
@@ -719,7 +720,7 @@ def test_expected_output_is_nowhere_in_the_sandbox(shut_in):
 
 ENDLESS_PARENT = """
 import os
-from r1zero import sandbox
+from r1zero.grading import sandbox
 sandbox.DRIVER = f"# {os.environ['MARKER']}\\n{sandbox.DRIVER}"
 program = "import threading, time; threading.Thread(target=time.sleep, args=[1000]).start(); time.sleep(1000)"
 sandbox.Sandbox(seconds=1000, batch_seconds=10**6).share_passed([program] * 3, [([("", "")] * 3, None)] * 3)

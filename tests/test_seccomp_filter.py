@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from r1zero import seccomp_filter
+from r1zero.grading import seccomp_filter
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 DOES_NOT_EXIST = 0x00050000 | errno.ENOSYS

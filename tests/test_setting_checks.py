@@ -9,7 +9,8 @@ import yaml
 from conftest import ROOT, parser
 from trl.trainer import grpo_trainer
 
-from r1zero import checks, setting_checks
+from r1zero.preflight import check as checks
+from r1zero.preflight import settings as setting_checks
 
 TINY = yaml.safe_load((ROOT / "configs" / "tiny_cpu.yaml").read_text())
 

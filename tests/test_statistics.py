@@ -7,8 +7,8 @@ from statistics import stdev
 import numpy as np
 import pytest
 
-from r1zero import statistics
-from r1zero.statistics import accuracy_interval, deviation, pass_at_k
+from r1zero import intervals as statistics
+from r1zero.intervals import accuracy_interval, deviation, pass_at_k
 
 
 def test_examples_in_the_docstrings_hold():

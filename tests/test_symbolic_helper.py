@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from r1zero import ROOT, symbolic_helper
-from r1zero.symbolic_helper import CLIENT, Pool, ask_helper, judge
+from r1zero import ROOT
+from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading.algebra import CLIENT, Pool, ask_helper, judge
 
 GOOD = [  # what only computer algebra finds equal
     ("x^2-1", "(x-1)(x+1)"),
@@ -170,7 +171,7 @@ def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
 def test_helper_that_cannot_start_is_an_error(monkeypatch):
     CLIENT.stop()
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="helper process r1zero/symbolic_helper.py does not work"):
+    with pytest.raises(RuntimeError, match="helper process r1zero/grading/algebra.py does not work"):
         ask_helper([("2x", "x+x")])
 
 
@@ -178,7 +179,7 @@ def test_helper_is_ours_in_a_folder_with_files_of_the_same_names(monkeypatch, tm
     """The current folder is a user's: neither its json.py nor its r1zero is taken for the real one."""
     CLIENT.stop()
     (tmp_path / "r1zero").mkdir()
-    for name in ("json.py", "r1zero/__init__.py", "r1zero/symbolic_helper.py"):
+    for name in ("json.py", "r1zero/__init__.py", "r1zero/grading/algebra.py"):
         (tmp_path / name).write_text("raise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)

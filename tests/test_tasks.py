@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ENVIRONMENT, ROOT, run_to_end, train_here, words
 
-from r1zero import sandbox
+from r1zero.grading import sandbox
 
 SMALL = {  # what a recipe's own values are overridden with: 4 completions of 2 prompts a step, on a CPU
     "use_cpu": True,

@@ -11,8 +11,8 @@ import pytest
 from conftest import FIXTURES
 
 import preprocess
-from r1zero import text_problems
-from r1zero.text_problems import TEXT_TASKS, TextProblem, Unusable, problem_key
+from r1zero.tasks import word_problems as text_problems
+from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable, problem_key
 
 
 def prepare(task, folder, *flags):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, parser, run_to_end
 
-from r1zero import checks, threads
-from r1zero.machine import Strategy
+from r1zero import threads
+from r1zero.preflight import check as checks
+from r1zero.preflight.machine import Strategy
 
 OF_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}  # what one process is given
 OF_TORCHRUN = {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # what each of two processes is given

@@ -14,8 +14,8 @@ from trl import GRPOConfig
 
 from benchmarks import time_to_target
 from benchmarks.time_to_target import COMMON, MARKS, SETTINGS, Stopwatch
-from r1zero import console
 from r1zero import tiny_model as tiny_model_module
+from r1zero.report import console
 
 FAST = [(0, 0, 0.2), (256, 10, 0.55), (512, 20, 0.45), (768, 30, 0.9)]
 SLOW = [(0, 0, 0.2), (256, 50, 0.55), (512, 100, 0.6)]

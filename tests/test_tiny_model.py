@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1zero import tiny_model as tiny
-from r1zero.arithmetic import solves_countdown
-from r1zero.countdown_problems import problem_id
+from r1zero.grading.arithmetic import solves_countdown
 from r1zero.muon import Muon
+from r1zero.tasks.countdown import problem_id
 
 
 @pytest.fixture(scope="module")

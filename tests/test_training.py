@@ -28,7 +28,10 @@ from conftest import (
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from r1zero import endings, lora, report, run_folder
+from r1zero.report import page as report
+from r1zero.report import run_folder
+from r1zero.training import lora
+from r1zero.training import stopping as endings
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/single.yaml"]
 TINY = ROOT / "configs" / "tiny_cpu.yaml"

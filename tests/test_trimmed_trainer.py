@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, SMALL, train_here
 from safetensors.torch import load_file
 
-from r1zero import trimmed_trainer
+from r1zero.training import trainer as trimmed_trainer
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 LONG = {  # completions of random text, of which some end early, as the reward below wants

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
-from r1zero import checks, machine, vllm_server
+from r1zero.preflight import check as checks
+from r1zero.preflight import machine, vllm_server
 
 pytestmark = pytest.mark.vllm
 RECIPES = ROOT / "configs"

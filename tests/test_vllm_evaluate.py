@@ -21,7 +21,8 @@ from peft import LoraConfig, get_peft_model
 from test_evaluate import HOLDING
 from transformers import AutoModelForCausalLM
 
-from r1zero import engines, evaluate
+from r1zero.evaluate import command as evaluate
+from r1zero.evaluate import engines
 
 pytestmark = pytest.mark.vllm
 STOPPED = "stopped; what is done stays: the same command goes on from there"

@@ -14,7 +14,7 @@ SAMPLE = """
 import json, sys
 from trl import GRPOConfig, ModelConfig
 from vllm import SamplingParams
-from r1zero import vllm_settings
+from r1zero.training import vllm as vllm_settings
 
 model, folder, *seeds = sys.argv[1:]
 for seed in seeds:

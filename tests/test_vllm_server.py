@@ -11,7 +11,9 @@ from conftest import ROOT, parser
 from test_machine import TINY
 from trl.scripts.vllm_serve import ScriptArguments, build_command
 
-from r1zero import checks, hardware_checks, machine, vllm_server
+from r1zero.preflight import check as checks
+from r1zero.preflight import hardware as hardware_checks
+from r1zero.preflight import machine, vllm_server
 
 
 def values(*flags, config=TINY):

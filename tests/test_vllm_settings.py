@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from trl import GRPOConfig, ModelConfig
 
-from r1zero import vllm_settings
+from r1zero.training import vllm as vllm_settings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ sys.path[0] = str(ROOT)  # as if the script itself had been started
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from r1zero import lora  # noqa: E402
+from r1zero.training import lora  # noqa: E402
 
 keep_base_exact, models = lora.keep_base_exact, []
 

@@ -1,0 +1,83 @@
+"""The plan that every run begins with, and that `--dry_run` ends with: steps, model, machine and memory, in words."""
+
+from r1zero.estimate import memory
+from r1zero.estimate.memory import GIB
+from r1zero.training import checkpoints
+
+
+def plan_lines(values, model, rows, longest, strategy, card):
+    """The plan as a list of lines.
+
+    values: every setting; model: on the meta device; rows: training problems, or None where their number is not known;
+    longest: tokens of the longest prompt, 0 where it is not known; card: bytes of a card, or None.
+    """
+    lines = [
+        steps_line(values, rows, strategy),
+        model_line(values, model),
+        machine_line(values, strategy),
+    ]
+    if not values.use_cpu:
+        lines += memory_lines(values, model, longest, strategy, card)
+    copies, needed = checkpoints.room(values, model.num_parameters(), rows, strategy)
+    if needed:
+        lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} at once and the final model")
+    return lines
+
+
+def steps_line(values, rows, strategy):
+    """What a generation makes, and how many steps an epoch and the run have."""
+    plan = memory.schedule(values, rows, strategy.processes)
+    plural = "s" if plan["span"] != 1 else ""
+    line = (
+        f"steps: {plan['completions']:,} completions of {plan['prompts']:,} prompts a generation, {plan['span']:g} "
+        f"optimizer step{plural} on them; "
+    )
+    if rows is None:
+        line += "the number of problems is not known yet, "
+    else:
+        line += f"{plan['steps_an_epoch']:,.0f} steps an epoch of {rows:,} problems, "
+    if plan["steps"] is None:
+        return f"{line}nor is that of the steps in {values.num_train_epochs:g} epochs"
+    return f"{line}{plan['steps']:,} steps and {plan['completions_in_all']:,} completions in this run"
+
+
+def model_line(values, model):
+    """The model's size, what of it is trained, and in which types."""
+    parameters, trained = model.num_parameters(), memory.trained_parameters(model, values)
+    share = "all trained"
+    if trained != parameters:
+        share = f"{trained:,} trained (LoRA of rank {values.lora_r})"
+    return (
+        f"model: {parameters:,} parameters, {share}, weights {values.dtype}, arithmetic "
+        f"{memory.mixed_precision(values) or 'float32'}, attention {values.attn_implementation or 'sdpa'}"
+    )
+
+
+def machine_line(values, strategy):
+    """How the model is spread over the processes, and what generates."""
+    over = f" over {strategy.processes} processes" if strategy.processes > 1 else ""
+    if not values.use_vllm:
+        generation = "transformers' own generation"
+    elif values.vllm_mode == "server":
+        url = values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}"
+        generation = f"a vLLM server at {url}, awaited for {values.vllm_server_timeout:g} s"
+    else:
+        generation = f"vLLM in the same processes, tensor parallel {values.vllm_tensor_parallel_size}"
+    return f"machine: {strategy.name}{over}; {generation}"
+
+
+def memory_lines(values, model, longest, strategy, card):
+    """The estimate of a card's memory, and what to change for each phase that the card is too small for."""
+    estimate = memory.memory(values, model, strategy, longest + values.max_completion_length, card)
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in estimate["parts"].items())
+    peaks = ", ".join(f"{size / GIB:.1f} in {phase}" for phase, size in estimate["peaks"].items())
+    has = f"of {card / GIB:.1f}" if card else "and no card here to compare with"
+    without = "" if longest else " without the prompts, whose length is not known yet"
+    lines = [f"memory a card, estimate in GiB{without}: {parts}; at most {peaks}, {has}"]
+    copies = memory.exact_copies(values, model, strategy)
+    if copies:
+        lines.append(f"memory of the machine: {copies / GIB:.1f} GiB a process for exact copies of the base weights")
+    for phase, size in estimate["peaks"].items():
+        if card and size > card:
+            lines.append(f"will not fit in {phase}: try {memory.advice(values, strategy, phase)}")
+    return lines

@@ -1,0 +1,1 @@
+"""How good is a model: its completions of held-out problems, scored."""

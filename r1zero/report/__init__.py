@@ -1,0 +1,1 @@
+"""What was learned: the console, a run's folder and its page."""

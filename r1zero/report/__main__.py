@@ -1,0 +1,4 @@
+from r1zero.report.page import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""What the console shows while a run goes on: a progress bar, one aligned line a logging step, now and then a whole
+completion, and, once each, warnings of what ruins runs.
+"""
+
+import math
+import time
+import warnings
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from transformers.trainer_callback import ProgressCallback
+
+from r1zero.estimate import memory
+from r1zero.grading.extract import completion_text
+from r1zero.report import run_folder
+from r1zero.report.completions import visible
+from rewards import FORMAT_REWARD
+
+WINDOW = 20  # optimizer steps that something must last before it is warned of
+COLUMNS = {  # metric: its name and form in the line
+    "reward": ("reward", "{:6.3f}"),
+    "accuracy": ("accuracy", "{:6.1%}"),
+    "completions/mean_length": ("length", "{:6.0f}"),
+    "entropy": ("entropy", "{:6.3f}"),
+    "frac_reward_zero_std": ("no signal", "{:4.0%}"),
+}
+LONGEST_SHOWN = 10_000  # characters of a completion, and of what is said of it
+NOT_SHOWN = ("step", "prompt", "completion", "advantage")  # columns of the table of completions
+
+
+class Console(ProgressCallback):
+    """Transformers' progress bar, with a line for people where it prints a dictionary.
+
+    held_out: problems in an evaluation; price_per_hour: of the whole machine, or None; show_every: optimizer steps
+    between two whole completions, 0 for none; format_reward: the reward that a right format alone gets.
+    """
+
+    def __init__(self, held_out, price_per_hour=None, show_every=0, format_reward=FORMAT_REWARD):
+        super().__init__()
+        self.held_out = held_out
+        self.price_per_hour = price_per_hour
+        self.show_every = show_every
+        self.warnings = Warnings(format_reward)
+        self.started = time.monotonic()  # seconds of the clock, less those that the run took before it was resumed
+        self.next_keep = 0.0  # when the results are saved again, in seconds of the clock
+        self.shown = 0  # the step whose completion was shown last
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        # TRL makes transformers say this at every step
+        warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.* is deprecated")
+        now = time.monotonic()
+        self.started = now - run_folder.seconds_before(Path(args.output_dir), state.global_step)
+        self.first = self.last = (now, state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Writes the line of an evaluation or of a step, warns of what goes wrong, and saves the results so far."""
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "eval_reward" in logs:
+            self.training_bar.write(evaluation_line(state, logs))
+        elif "reward" in logs:
+            self.training_bar.write(self.training_line(args, state, logs))
+            self.warn(state.global_step, logs)
+        self.keep_now_and_then(args, state)
+
+    def training_line(self, args, state, logs):
+        """The line of a logging step: its metrics, its speed, the time that is left, the cost."""
+        now, step = time.monotonic(), state.global_step
+        last_time, last_step = self.last
+        self.last = (now, step)
+        seconds_a_step = (now - last_time) / max(1, step - last_step)
+        completions_a_step = args.generation_batch_size / memory.span(args)
+        tokens_a_step = completions_a_step * (logs.get("completions/mean_length") or 0)
+        seconds_left = self.seconds_left(state, now)
+        parts = [
+            *line_start(state, logs),
+            f"{seconds_a_step:6.2f} s/step",
+            f"{tokens_a_step / seconds_a_step:7,.0f} tok/s",
+            f"left {clock(seconds_left)}",
+        ]
+        if self.price_per_hour:
+            parts.append(self.cost(seconds_left))
+        return "  ".join([*parts, *own_values(logs)])
+
+    def seconds_left(self, state, now):
+        """Seconds to the last step, at the mean speed of this process, evaluations included."""
+        first_time, first_step = self.first
+        seconds_a_step = (now - first_time) / max(1, state.global_step - first_step)
+        return (state.max_steps - state.global_step) * seconds_a_step
+
+    def cost(self, seconds_left):
+        """What the run has cost so far, and what it will have cost at its end."""
+        spent = self.seconds() / 3600 * self.price_per_hour
+        all_of_it = spent + seconds_left / 3600 * self.price_per_hour
+        return f"cost {spent:,.2f} of {all_of_it:,.2f}"
+
+    def warn(self, step, logs):
+        for warning in self.warnings.see(step, logs):
+            self.training_bar.write(f"WARNING at step {step}: {warning}")
+
+    def keep_now_and_then(self, args, state):
+        """Saves what the report reads while the run goes on.
+
+        The files hold all that was logged, so that they take ever longer to write. The next time comes after 100 times
+        what this time took: saving takes 1 % of a run at most, and is done at every logging step where it is quick.
+        """
+        began = time.monotonic()
+        if began >= self.next_keep:
+            self.keep(args, state)
+            took = time.monotonic() - began
+            self.next_keep = began + 100 * took
+
+    def keep(self, args, state):
+        run_folder.keep(Path(args.output_dir), state, args, self.held_out, self.seconds())
+
+    def seconds(self):
+        """Seconds since training began, in all processes that the run was resumed by."""
+        return time.monotonic() - self.started
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Shows the first completion of the newest table, which TRL writes after it has logged."""
+        if not self.show_every or state.global_step < self.shown + self.show_every:
+            return
+        table = Path(args.output_dir, "completions", f"completions_{state.global_step:05d}.parquet")
+        if state.is_world_process_zero and table.is_file():
+            self.shown = state.global_step
+            row = pq.read_table(table).slice(0, 1).to_pylist()[0]
+            self.training_bar.write(completion_lines(row))
+
+
+def evaluation_line(state, logs):
+    """The line of an evaluation. It has one completion a group, so that no group could give a signal."""
+    metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if "zero_std" not in name}
+    return "  ".join([*line_start(state, metrics), "held out", *own_values(metrics)])
+
+
+def line_start(state, metrics):
+    """How far the run is, and the metrics of COLUMNS that there are."""
+    parts = [f"step {state.global_step:>5}/{state.max_steps}"]
+    for metric, (name, form) in COLUMNS.items():
+        value = metrics.get(metric)
+        if value is not None:
+            parts.append(f"{name} {form.format(value)}")
+    return parts
+
+
+def own_values(metrics):
+    """What a user's rewards have logged, as strs of a name and its value."""
+    parts = []
+    for name in run_folder.own_metrics(metrics):
+        if isinstance(metrics[name], int | float):
+            parts.append(f"{name} {metrics[name]:.4g}")
+    return parts
+
+
+def clock(seconds):
+    """Hours, minutes and seconds: 5h37m, 4m05s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{seconds:02d}s"
+
+
+def completion_lines(row):
+    """A row of the table of completions as TinyZero prints one: the problem, the answer, the verdict, the text."""
+    lines = ["-" * 80]
+    for name, value in row.items():
+        if name not in NOT_SHOWN and value is not None:
+            lines.append(f"{name}: {visible(str(value), LONGEST_SHOWN)}")
+    text = visible(completion_text(row["completion"]), LONGEST_SHOWN)
+    return "\n".join([*lines, "completion:", text, "-" * 80])
+
+
+class Warnings:
+    """What is going wrong, said once each, with the reading and what to try."""
+
+    def __init__(self, format_reward=FORMAT_REWARD):
+        self.readings = Readings(format_reward)
+        self.said = set()
+
+    def see(self, step, logs):
+        """The warnings (list of str) that the metrics of this logging step bring. step: the one that they reach to."""
+        self.readings.add(step, logs)
+        if step < self.readings.first_step + WINDOW:
+            return []
+        new = []
+        for warning in WARNINGS:
+            text = warning(self.readings)
+            if text and warning not in self.said:
+                self.said.add(warning)
+                new.append(text)
+        return new
+
+
+class Readings:
+    """The metrics of the last steps, and of the first one. format_reward: what a right format alone gets.
+
+    A mean of nothing is nan, with which no comparison holds: a metric that is not logged is not warned of.
+    """
+
+    def __init__(self, format_reward):
+        self.format_reward = format_reward
+        self.first_step = None
+        self.first_logs = {}
+        self.history = []  # (step, its metrics)
+
+    def add(self, step, logs):
+        if self.first_step is None:
+            self.first_step, self.first_logs = step, logs
+        self.history.append((step, logs))
+        self.history = [(at, seen) for at, seen in self.history if at > step - 2 * WINDOW]
+
+    def at_first(self, metric):
+        """The metric at the first logging step, 0 where it has none."""
+        return self.first_logs.get(metric) or 0
+
+    def now(self, metric):
+        """The mean over the last WINDOW optimizer steps."""
+        step, _ = self.history[-1]
+        return self.mean(metric, step - WINDOW, step)
+
+    def before(self, metric):
+        """The mean over the WINDOW optimizer steps before those."""
+        step, _ = self.history[-1]
+        return self.mean(metric, step - 2 * WINDOW, step - WINDOW)
+
+    def mean(self, metric, begin, end):
+        found = [seen[metric] for at, seen in self.history if begin < at <= end and seen.get(metric) is not None]
+        return sum(found) / len(found) if found else math.nan
+
+
+def no_signal(readings):
+    if readings.now("frac_reward_zero_std") == 1:
+        return (
+            f"no group had two different rewards for {WINDOW} steps, so nothing is learned: try easier problems, more "
+            "num_generations or a higher temperature"
+        )
+
+
+def format_alone(readings):
+    reward = readings.now("reward")
+    if abs(reward - readings.format_reward) < 0.005 and readings.now("accuracy") < 0.005:
+        return (
+            f"the reward stands at {reward:.3f}, which the format alone gets: try a larger model, easier problems or "
+            "more num_generations"
+        )
+
+
+def entropy_gone(readings):
+    first, entropy = readings.at_first("entropy"), readings.now("entropy")
+    if entropy < 0.1 * first:
+        return (
+            f"entropy fell from {first:.2f} to {entropy:.3f} nats, so little is explored: try a smaller learning_rate "
+            "or a larger beta, from an earlier checkpoint"
+        )
+
+
+def cut_off(readings):
+    share = readings.now("completions/clipped_ratio")
+    if share > 0.5:
+        return (
+            f"{share:.0%} of the completions are cut off: raise max_completion_length, or look whether they repeat "
+            "themselves"
+        )
+
+
+def hacked(readings):
+    accuracy_before, accuracy = readings.before("accuracy"), readings.now("accuracy")
+    reward = readings.now("reward")
+    if accuracy < accuracy_before - 0.02 and reward > readings.before("reward") + 0.02:
+        return (
+            f"accuracy fell from {accuracy_before:.1%} to {accuracy:.1%} while the reward rose to {reward:.3f}: read "
+            "the completions, something else than right answers is rewarded"
+        )
+
+
+def operators_gone(readings):
+    first, share = readings.at_first("times_divide_rate"), readings.now("times_divide_rate")
+    if share < 0.25 * first:
+        return (
+            f"answers with * or / fell from {first:.0%} to {share:.0%}, and sums alone solve half of Countdown: try a "
+            "smaller learning_rate or a larger beta, from an earlier checkpoint"
+        )
+
+
+def sampled_by_another(readings):
+    ratio = readings.now("sampling/importance_sampling_ratio/mean")
+    if ratio < 0.9 or ratio > 1.1:
+        return (
+            f"the mean importance ratio is {ratio:.2f} and not about 1, so vLLM samples from another model than is "
+            "trained: try lora_dropout 0, dtype float32, or where completions are long vllm_importance_sampling_mode "
+            "token_truncate with vllm_importance_sampling_clip_max 2"
+        )
+
+
+# Each says what is wrong (str), or nothing (None)
+WARNINGS = (no_signal, format_alone, entropy_gone, cut_off, hacked, operators_gone, sampled_by_another)

@@ -1,0 +1,269 @@
+"""What a run writes down in its folder: config.yaml, trainer_state.json and metrics.json, which the report reads."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from huggingface_hub import snapshot_download
+
+import rewards
+from r1zero import ROOT
+from r1zero.estimate import memory
+from r1zero.files import checksums, replaced
+
+PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+
+CLAIMED = {}  # {path: FileLock} of the output folders that no other run may write to
+
+# Names that config.yaml leaves out. TRL derives the first from others and refuses to be given both; the next two are
+# old aliases; a run that starts from config.yaml is a new one.
+LEFT_OUT = (
+    "generation_batch_size",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "resume_from_checkpoint",
+)
+
+# What is logged without a user's doing, the names without eval_. A name that ends in a slash or an underscore stands
+# for all that begin with it.
+LOGGED_BY_TRANSFORMERS = (
+    *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_input_tokens_seen", "total_flos"),
+    # of the whole training, and of an evaluation
+    *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second"),
+    *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time"),
+    # with skip_memory_metrics false
+    *("before_init_mem_", "init_mem_", "train_mem_", "mem_"),
+)
+LOGGED_BY_TRL = (
+    *("reward", "reward_std", "frac_reward_zero_std", "rewards/", "num_tokens", "step_time", "completions/"),
+    *("entropy", "entropy_coef", "kl", "policy_loss", "aux_loss", "clip_ratio/", "cispo_clip_ratio", "vespo/"),
+    *("sampling/", "tools/"),
+)
+LOGGED_BY_THIS_PROJECT = (
+    *("accuracy", "format_rate", "times_divide_rate", "undecided"),
+    *(f"accuracy/{task.name}" for task in rewards.TASKS.values()),
+    *("behaviours/", "behaviours_correct/", "behaviours_incorrect/", "cells/", "mistakes/"),
+)
+KNOWN = (*LOGGED_BY_TRANSFORMERS, *LOGGED_BY_TRL, *LOGGED_BY_THIS_PROJECT)
+
+
+def move_aside(output_dir):
+    """Renames output_dir where an earlier run has left results in it, so that nothing is overwritten or mixed."""
+    left = [*output_dir.glob("checkpoint-*"), *output_dir.glob("trainer_state.json"), *output_dir.glob("metrics.json")]
+    if left:
+        newest = max(path.stat().st_mtime for path in left)
+        written = time.strftime("%Y%m%d-%H%M%S", time.localtime(newest))
+        aside = output_dir.with_name(f"{output_dir.name}-{written}")
+        output_dir.rename(aside)
+        print(f"{output_dir} held an earlier run: moved to {aside}", flush=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def claim(output_dir):
+    """Keeps every other run out of output_dir (Path) until this process ends.
+
+    Raises ValueError where another run is in it, and OSError where its file system has no locks.
+    """
+    path = output_dir.resolve()  # whatever links lead there
+    path = path.with_name(f".{path.name}.lock")
+    if path in CLAIMED:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, fallback_to_soft=False)  # a file alone would outlast a run that is killed
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another run is writing to {output_dir}: name another --output_dir, or end that run"
+        ) from error
+    CLAIMED[path] = lock
+
+
+def write_config(path, *arguments, resumed=False):
+    """Writes every setting of the run as YAML that --config takes again, under the versions and the commit.
+
+    The SHA-256 of the data's files and of the base model's weights stand there too, as comments.
+    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. resumed: whether to print
+    what has changed since the run began.
+    """
+    settings = {}
+    for group in arguments:
+        for name, value in as_dict(group).items():
+            if value is not None and name not in LEFT_OUT:
+                settings[name] = value
+    files = [*data_files(settings), *weight_files(settings)]
+    lines = [f"# commit {git_commit()}", f"# {', '.join(versions())}", f"# {' '.join(sys.argv)}"]
+    for file, found in zip(files, checksums(files), strict=True):
+        lines.append(f"# sha256 {found} {file}")
+    text = "\n".join(lines) + "\n" + yaml.safe_dump(settings, sort_keys=True)
+    if resumed and path.exists():
+        for change in changes(path.read_text(), text):
+            print(f"since the run began: {change}", flush=True)
+    with replaced(path) as part:
+        part.write_text(text)
+
+
+def data_files(settings):
+    """The files (list[Path]) of a run's data. settings: dict."""
+    files = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
+    return [file for file in files if file.is_file()]
+
+
+def weight_files(settings):
+    """The files (list[Path]) of the base model's weights, which the hub's cache may hold. settings: dict."""
+    folder = Path(settings.get("model_name_or_path", ""))
+    if not folder.is_dir():
+        try:
+            source = {"revision": settings.get("model_revision"), "local_files_only": True}
+            folder = Path(snapshot_download(str(folder), allow_patterns="*.safetensors", **source))
+        except (OSError, ValueError):  # the hub's own errors are of these two kinds
+            return []
+    return sorted(folder.glob("*.safetensors"))
+
+
+def changes(before, after):
+    """What differs between two texts of config.yaml, as a list[str] of lines for people."""
+    found = []
+    old, new = yaml.safe_load(before), yaml.safe_load(after)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            found.append(f"{name} was {old.get(name)} and is {new.get(name)}")
+    old, new = recorded_checksums(before), recorded_checksums(after)
+    for file in sorted(old.keys() | new.keys()):
+        if old.get(file) != new.get(file):
+            found.append(f"{file} has other contents, or is gone")
+    return found
+
+
+def recorded_checksums(text):
+    """{file: SHA-256} of a text of config.yaml."""
+    return {file: found for found, file in re.findall(r"^# sha256 (\w{64}) (.+)$", text, re.MULTILINE)}
+
+
+def as_dict(group):
+    """The settings of a dict, a dataclass or TrainingArguments, which know how to leave secrets out."""
+    if isinstance(group, dict):
+        return group
+    if hasattr(group, "to_dict"):
+        return group.to_dict()
+    return dataclasses.asdict(group)
+
+
+def versions():
+    """Python's version and those of the PACKAGES that are installed, as strs such as "trl 1.16.0"."""
+    found = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit():
+    """The project's commit, with "-dirty" where tracked files were changed, or "unknown" outside a git checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def evaluations(log_history):
+    """The evaluations of a run, in order: one dict a step, step 0 being the model before training.
+
+    accuracy and format_rate are None where the rewards say of no completion whether it is right.
+    """
+    found = []
+    for entry in log_history:
+        if "eval_reward" in entry:
+            found.append(
+                {
+                    "step": entry["step"],
+                    "reward": entry["eval_reward"],
+                    "accuracy": entry.get("eval_accuracy"),
+                    "format_rate": entry.get("eval_format_rate"),
+                    "mean_completion_tokens": entry["eval_completions/mean_length"],
+                }
+            )
+    return found
+
+
+def own_metrics(names):
+    """Those of some names of metrics that the rewards of a user log, sorted: nothing else logs them.
+
+    names: strs without eval_.
+
+    >>> own_metrics(["loss", "rewards/spelling/mean", "edit_distance", "accuracy/countdown", "accuracy/spelling"])
+    ['accuracy/spelling', 'edit_distance']
+    """
+    return sorted(name for name in set(names) if not is_known(name))
+
+
+def is_known(name):
+    """Whether transformers, TRL or this project logs a metric itself."""
+    return any(name == known or (known.endswith(("/", "_")) and name.startswith(known)) for known in KNOWN)
+
+
+def run_metrics(log_history, training_args, held_out, train_seconds):
+    """What metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
+
+    Completions and tokens are those of the logged steps: all of them where logging_steps divides the last step.
+    held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included.
+    """
+    evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
+    completions, tokens = count_completions(log_history, training_args)
+    return {
+        "before": evaluated[0] if evaluated else None,
+        "after": evaluated[-1] if evaluated else None,
+        "steps": log_history[-1]["step"] if log_history else 0,
+        "train_seconds": round(train_seconds, 1),
+        "completions": completions,
+        "completion_tokens": round(tokens),
+    }
+
+
+def count_completions(log_history, training_args):
+    """How many completions the logged steps of training have taken, and how many tokens these have."""
+    # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
+    span = memory.span(training_args)
+    completions, tokens = 0, 0.0
+    generations_before = 0
+    for entry in log_history:
+        if "completions/mean_length" in entry:
+            generations = math.ceil(entry["step"] / span)
+            new = (generations - generations_before) * training_args.generation_batch_size
+            completions += new
+            tokens += new * entry["completions/mean_length"]
+            generations_before = generations
+    return completions, tokens
+
+
+def seconds_before(output_dir, step):
+    """Seconds that a run's earlier processes took up to the step where it goes on: their share of metrics.json's."""
+    path = output_dir / "metrics.json"
+    try:
+        earlier = json.loads(path.read_text())
+        return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
+    except OSError:  # a run from its beginning, or a checkpoint from elsewhere
+        return 0.0
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"{path} cannot be read ({error}): the time before is not counted", flush=True)
+        return 0.0
+
+
+def keep(output_dir, state, training_args, held_out, train_seconds):
+    """Writes trainer_state.json and metrics.json into output_dir (Path), each in one go."""
+    metrics = run_metrics(state.log_history, training_args, held_out, train_seconds)
+    with replaced(output_dir / "trainer_state.json") as state_part, replaced(output_dir / "metrics.json") as part:
+        state.save_to_json(state_part)
+        part.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""What is asked: the prompts, the problems that are made here or read, and the rows that they are written as."""

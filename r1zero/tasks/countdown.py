@@ -1,0 +1,261 @@
+"""Countdown's problems: reach a target with some numbers, each used once, and + - * /.
+
+They are drawn here or read from an existing set, told apart, split without leakage, and sorted into cells: how many
+numbers a problem has, and whether + and - are enough for it.
+"""
+
+import itertools
+
+import numpy as np
+
+from r1zero.tasks.problem_files import check_columns, load_splits
+
+MIN_TARGET = 10
+# Products and quotients leave the range of targets more often than sums, so they are drawn more often
+OPERATION_SHARES = {"+": 0.1, "-": 0.1, "*": 0.4, "/": 0.4}
+DIVISION = list(OPERATION_SHARES).index("/")
+DRAWS = 1 << 16  # expressions drawn at a time
+DRAWS_A_ROUND = 8  # before duplicates are dropped
+BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
+MOST_NUMBERS = 10  # of a problem whose 2**k choices of signs are tried
+# Values of expressions, worked out in a second, and so many at a time; four numbers have 3,240, and five 136,080
+VALUES_SEARCHED, VALUES_AT_A_TIME = 200_000_000, 1_000_000
+
+# The two kinds of problems, and what they are called in names of metrics, which trackers restrict
+CELL_METRICS = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}
+
+
+def problem_id(nums, target):
+    """What makes two problems the same: the numbers in any order, and the target."""
+    return (*sorted(nums), target)
+
+
+def problem_keys(nums, target):
+    """One int64 per problem, equal for problems that differ only in the order of their numbers.
+
+    nums: (N, k) ints, target: (N,) ints. Raises ValueError where k + 1 of the largest do not fit in 63 bits.
+    """
+    radix = int(max(nums.max(), target.max())) + 1
+    if radix ** (nums.shape[1] + 1) >= 2**63:
+        raise ValueError(
+            f"{nums.shape[1]} numbers up to {radix - 1} are too large to compare; use fewer or smaller ones"
+        )
+    key = target.astype(np.int64)
+    for column in np.sort(nums, axis=1).T:
+        key = key * radix + column
+    return key
+
+
+def solvable_by_sums(nums, target):
+    """(N,) bool: which problems are solved with + and - alone, that is, by one of the 2**k choices of signs.
+
+    nums: (N, k) ints, target: (N,) ints.
+    """
+    solvable = np.zeros(len(nums), dtype=bool)
+    for signs in itertools.product((1, -1), repeat=nums.shape[1]):
+        solvable |= nums @ np.array(signs) == target
+    return solvable
+
+
+def every_value(nums):
+    """(N, V) floats: the value of every expression that uses each number once, NaN where it divides by zero.
+
+    nums: (N, k) ints. The numbers of a problem are split in two in every way, and the values of both sides joined.
+    """
+    values = {}  # of each subset of the numbers, a bit for each number
+    for subset in range(1, 2 ** nums.shape[1]):
+        if subset.bit_count() == 1:
+            place = subset.bit_length() - 1
+            values[subset] = nums[:, place : place + 1].astype(float)
+            continue
+        found = []
+        left = (subset - 1) & subset
+        while left > subset - left:  # every split once
+            a, b = values[left][:, :, None], values[subset - left][:, None, :]
+            quotients = [a / np.where(b == 0, np.nan, b), b / np.where(a == 0, np.nan, a)]
+            found += [some.reshape(len(nums), -1) for some in (a + b, a - b, b - a, a * b, *quotients)]
+            left = (left - 1) & subset
+        values[subset] = np.concatenate(found, axis=1)
+    return values[2 ** nums.shape[1] - 1]
+
+
+def reachable(nums, target):
+    """(N,) bool: which problems some expression solves, as far as VALUES_SEARCHED goes; True for those left out.
+
+    nums: N lists of ints, target: N ints. Left out are the last rows, and those of six numbers or more.
+
+    >>> reachable([[1, 1], [3, 8, 3, 8]], [4, 24]).tolist()
+    [False, True]
+    """
+    found = np.ones(len(nums), dtype=bool)
+    for k in sorted({len(numbers) for numbers in nums}):
+        values = 1
+        for joined in range(1, k):
+            values *= 6 * (2 * joined - 1)  # operations, and places in a tree of so many numbers
+        if values > VALUES_AT_A_TIME:
+            continue
+        rows = [row for row, numbers in enumerate(nums) if len(numbers) == k][: VALUES_SEARCHED // values]
+        at_a_time = VALUES_AT_A_TIME // values
+        for start in range(0, len(rows), at_a_time):
+            some = rows[start : start + at_a_time]
+            missed_by = every_value(np.array([nums[row] for row in some]))
+            missed_by -= np.array([[target[row]] for row in some])
+            # An error of rounding is smaller, and a target that is missed by less is let pass
+            found[some] = (np.abs(missed_by) < 1e-6).any(axis=1)
+    return found
+
+
+def cells(nums, target):
+    """The cell of each Countdown problem: ("3 numbers", "+ - alone"), ("4 numbers", "needs * or /") and so on.
+
+    nums: N lists of ints, target: N ints, None in rows of another task. Returns N pairs, None for those rows and for
+    those of more than MOST_NUMBERS. A policy that never multiplies or divides solves the first half at most.
+    """
+    places = {}  # the rows of each count of numbers
+    for i, numbers in enumerate(nums):
+        if numbers is not None and len(numbers) <= MOST_NUMBERS:
+            places.setdefault(len(numbers), []).append(i)
+    found = [None] * len(nums)
+    for k, rows in places.items():
+        sums_suffice = solvable_by_sums(np.array([nums[i] for i in rows]), np.array([target[i] for i in rows]))
+        for i, suffice in zip(rows, sums_suffice, strict=True):
+            found[i] = (f"{k} numbers", "+ - alone" if suffice else "needs * or /")
+    return found
+
+
+def size_lines(nums, target):
+    """For each count of numbers, how many problems have it, and what share of them + and - are not enough for.
+
+    nums: N lists of ints, target: N ints. Returns list[str].
+
+    >>> size_lines([[1, 2, 3], [2, 5, 9], [5, 7]], [6, 45, 35])
+    ['1 of 2 numbers (100.0% need * or /)', '2 of 3 numbers (50.0% need * or /)']
+    """
+    lines = []
+    for k in sorted({len(numbers) for numbers in nums}):
+        rows = [i for i, numbers in enumerate(nums) if len(numbers) == k]
+        suffice = solvable_by_sums(np.array([nums[i] for i in rows]), np.array([target[i] for i in rows]))
+        lines.append(f"{len(rows):,} of {k} numbers ({1 - suffice.mean():.1%} need * or /)")
+    return lines
+
+
+def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
+    """Random expressions evaluated exactly; those whose value is a whole number in range become problems.
+
+    Two random values are joined by a random operation until one is left, so every shape of expression comes up.
+    Returns nums (N, num_operands) and target (N,), N <= draws.
+    """
+    nums = rng.integers(min_number, max_number + 1, (draws, num_operands))
+    top, bottom = nums.copy(), np.ones_like(nums)  # every value is the fraction top / bottom
+    rows = np.arange(draws)
+    alive = np.ones(draws, dtype=bool)
+    for left in range(num_operands, 1, -1):
+        i = rng.integers(0, left, draws)
+        j = (i + rng.integers(1, left, draws)) % left
+        operation = rng.choice(4, draws, p=list(OPERATION_SHARES.values()))
+        a, b = top[rows, i], bottom[rows, i]  # a / b is joined with c / d
+        c, d = top[rows, j], bottom[rows, j]
+        ad, bc, bd = a * d, b * c, b * d
+        by_zero = (operation == DIVISION) & (c == 0)
+        alive &= ~by_zero
+        top[rows, i] = np.choose(operation, [ad + bc, ad - bc, a * c, ad])
+        bottom[rows, i] = np.choose(operation, [bd, bd, bd, np.where(by_zero, 1, bc)])
+        top[rows, j], bottom[rows, j] = top[:, left - 1], bottom[:, left - 1]  # close the gap
+    top, bottom = top[:, 0], bottom[:, 0]
+    target = top // bottom
+    alive &= (target * bottom == top) & (target >= MIN_TARGET) & (target <= max_target)
+    return nums[alive], target[alive]
+
+
+def make_problems(rng, size, num_operands, min_number, max_number, max_target):
+    """`size` different problems (nums (size, num_operands), target (size,)) in random order.
+
+    Raises ValueError where so many different problems do not exist, or are too rare to find.
+    """
+    nums = np.empty((0, num_operands), dtype=np.int64)
+    target = np.empty(0, dtype=np.int64)
+    barren_rounds = 0
+    while len(nums) < size:
+        known = len(nums)
+        every_nums, every_target = [nums], [target]
+        for _ in range(DRAWS_A_ROUND):
+            drawn_nums, drawn_target = draw_problems(rng, DRAWS, num_operands, min_number, max_number, max_target)
+            every_nums.append(drawn_nums)
+            every_target.append(drawn_target)
+        nums, target = np.concatenate(every_nums), np.concatenate(every_target)
+        if len(nums):
+            first = np.unique(problem_keys(nums, target), return_index=True)[1]
+            nums, target = nums[first], target[first]
+        barren_rounds = 0 if len(nums) > known else barren_rounds + 1
+        if barren_rounds == BARREN_ROUNDS:
+            raise ValueError(
+                f"found {len(nums):,} different problems of {num_operands} numbers {min_number}..{max_number} with "
+                f"targets {MIN_TARGET}..{max_target}, wanted {size:,}: lower --train_size and --test_size, or widen "
+                "--max_number or --max_target"
+            )
+    keep = rng.permutation(len(nums))[:size]
+    return nums[keep], target[keep]
+
+
+def make_splits(args):
+    """Train and test problems of args.num_operands numbers in equal parts, as two lists of (nums, target)."""
+    rng = np.random.default_rng(args.seed)
+    train, test = [], []
+    for part, k in enumerate(args.num_operands):
+        n_train = part_size(args.train_size, part, len(args.num_operands))
+        n_test = part_size(args.test_size, part, len(args.num_operands))
+        nums, target = make_problems(rng, n_train + n_test, k, args.min_number, args.max_number, args.max_target)
+        problems = list(zip(nums.tolist(), target.tolist(), strict=True))
+        train += problems[:n_train]
+        test += problems[n_train:]
+    return shuffled(train, rng), shuffled(test, rng)
+
+
+def part_size(total, part, parts):
+    """The size of one of so many parts of `total`, equal but for a remainder, which goes to the first ones."""
+    return total // parts + int(part < total % parts)
+
+
+def shuffled(problems, rng):
+    """The problems as a list in random order."""
+    return [problems[i] for i in rng.permutation(len(problems))]
+
+
+def read_source(source):
+    """All problems of an existing set (a file, a folder, a hub id), as a list of (nums, target).
+
+    Raises ValueError where one of them lacks its numbers or its target.
+    """
+    rows = load_splits(source)["train"]
+    check_columns(source, next(iter(rows), {}), ("nums", "target"))
+    problems = []
+    for some in rows.iter(4096):
+        problems += zip(some["nums"], some["target"], strict=True)
+    for row, (nums, target) in enumerate(problems):
+        if not nums or not all(isinstance(number, int) for number in (*nums, target)):
+            raise ValueError(
+                f"--source {source} has nums {nums} and target {target} in row {row}, wanted whole numbers: mend or "
+                "remove such rows"
+            )
+    return problems
+
+
+def split_source(problems, args):
+    """Train and test of an existing set, without leakage (shuffled, duplicates dropped) or by TinyZero's own rows."""
+    wanted = args.train_size + args.test_size
+    if args.split == "unique":
+        rows = len(problems)
+        problems = list({problem_id(*problem): problem for problem in problems}.values())
+        print(f"{rows:,} rows, {rows - len(problems):,} of them duplicates, {len(problems):,} different problems")
+        problems = shuffled(problems, np.random.default_rng(args.seed))
+    if len(problems) < wanted:
+        raise ValueError(
+            f"--source has {len(problems):,} problems, --train_size {args.train_size:,} and --test_size "
+            f"{args.test_size:,} want {wanted:,}: lower one of them"
+        )
+    train, test = problems[: args.train_size], problems[args.train_size : wanted]
+    if args.split == "tinyzero":
+        known = {problem_id(*problem) for problem in train}
+        leaks = sum(problem_id(*problem) in known for problem in test)
+        print(f"TinyZero's split leaks: {leaks:,} of {len(test):,} test rows ({leaks / len(test):.1%}) stand in train")
+    return train, test

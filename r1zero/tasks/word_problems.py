@@ -1,0 +1,150 @@
+"""Readers of problems in words: MATH, GSM8K, X-R1-750 and Eurus-2-RL-Data, each in its own columns."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from r1zero.grading import latex as latex_answers
+from r1zero.grading.extract import last_box
+from r1zero.grading.program_tests import parse_tests
+from r1zero.tasks.problem_files import ROWS_READ, check_columns, make_example
+from r1zero.tasks.prompts import fill_template
+
+UNIT_GOLD = re.compile(
+    r"[-+]?[0-9][0-9.,]* ?(?:[ckm]m|[km]g|ml|km/h|m/s|hours?|minutes?|seconds?|days?|weeks?|months?|years?|people"
+    r"|met(?:er|re)s?|degrees?|dollars?|cents?|yuan|rubles?|units?)(?:\^\{?-?[0-9]\}?)?"
+)
+
+
+class Unusable(ValueError):
+    """A row that cannot be trained on; the message is what such rows are counted as."""
+
+
+@dataclass
+class TextProblem:
+    """A problem, and what its reward compares with: a maths answer in LaTeX, or for code its tests, a JSON str."""
+
+    problem: str
+    gold: str
+    ability: str = "math"  # or "code"
+    data_source: str | None = None  # where the set mixes several; otherwise it is the task's name
+
+
+def read_math(row):
+    """A row with MATH's columns: problem, and solution, which ends in a box."""
+    gold = last_box(row["solution"] or "")
+    if gold is None or not latex_answers.normalize(gold):
+        raise Unusable("without a box that has content")
+    return TextProblem(row["problem"], gold)
+
+
+def read_gsm8k(row):
+    """A row of GSM8K: question, and answer, which ends in #### and a number."""
+    _, hashes, gold = (row["answer"] or "").rpartition("####")
+    gold = gold.strip().replace(",", "")
+    if not hashes or not gold:
+        raise Unusable("without an answer after ####")
+    return TextProblem(row["question"], gold)
+
+
+def read_eurus(row):
+    """A row of Eurus-2-RL-Data: prompt as text or chat, reward_model with the gold, ability and data_source."""
+    gold = (row["reward_model"] or {}).get("ground_truth") or ""
+    problem = row["prompt"] or ""
+    if not isinstance(problem, str):
+        problem = problem[-1]["content"]
+    if row["ability"] == "code":
+        try:
+            parse_tests(gold)
+        except ValueError as error:
+            raise Unusable("code rows with empty or unreadable tests") from error
+    elif row["ability"] != "math":
+        raise Unusable("rows that are neither math nor code")
+    elif not latex_answers.normalize(gold):
+        raise Unusable("math rows with an empty gold")
+    elif r"\boxed" in gold or r"\fbox" in gold:
+        raise Unusable("math rows with a box in the gold")
+    elif has_unit(gold):
+        raise Unusable("math rows with a unit in the gold")
+    return TextProblem(problem, gold, row["ability"], row["data_source"])
+
+
+def has_unit(gold):
+    r"""Whether a gold is a number with a unit, which a right answer may well leave out.
+
+    >>> has_unit(r"5 \mathrm{~cm}"), has_unit("60 km/h"), has_unit(r"\text{east}"), has_unit("3x")
+    (True, True, False, False)
+    """
+    without_words = latex_answers.TEXT_GROUP.sub("", gold)
+    if without_words != gold and latex_answers.number(latex_answers.normalize(without_words)) is not None:
+        return True
+    return UNIT_GOLD.fullmatch(latex_answers.normalize(gold)) is not None
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Where a set of problems comes from, and how a row of it is read."""
+
+    hub_id: str
+    columns: tuple[str, ...]  # that the reader needs
+    read: Callable  # dict of a row -> TextProblem, or raises Unusable
+    configuration: str | None = None  # of the set on the hub
+    tokenizer: str | None = None  # the defaults of --tokenizer and --max_prompt_length
+    max_prompt_length: int | None = None
+
+
+TEXT_TASKS = {
+    "x_r1_750": TextTask("xiaodongguaAIGC/X-R1-750", ("problem", "solution"), read_math),
+    "math": TextTask("DigitalLearningGmbH/MATH-lighteval", ("problem", "solution"), read_math),
+    "gsm8k": TextTask("openai/gsm8k", ("question", "answer"), read_gsm8k, configuration="main"),
+    "eurus": TextTask(
+        "PRIME-RL/Eurus-2-RL-Data",
+        ("prompt", "ability", "reward_model", "data_source"),
+        read_eurus,
+        # The model of configs/eurus_r1_distill_1.5b.yaml counts the tokens
+        tokenizer="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        max_prompt_length=1000,
+    ),
+}
+
+
+def usable_problems(task, rows, source, counts):
+    """Yields the TextProblems of a stream of rows; counts the rows, and by their reasons those that are unusable.
+
+    task: a TextTask. Raises ValueError where the first row lacks a column, naming the source.
+    """
+    for place, row in enumerate(rows):
+        if place == 0:
+            check_columns(source, row, task.columns)
+        counts[ROWS_READ] += 1
+        try:
+            problem = task.read(row)
+        except Unusable as reason:
+            counts[str(reason)] += 1
+            continue
+        if (problem.problem or "").strip():
+            yield problem
+        else:
+            counts["without a problem"] += 1
+
+
+def problem_key(problem, seed=0):
+    """63 bits that tell problems (str) apart, in an order that the seed shuffles."""
+    text = f"{seed}\n{' '.join(problem.split())}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def examples(name, rows, source, templates, seed, counts):
+    """Yields rows in TinyZero's schema, each with the `key` of its problem beside, of what is usable in a stream.
+
+    name: a key of TEXT_TASKS. templates: the prompts' by "maths" and "code". counts: as in usable_problems.
+    """
+    for found in usable_problems(TEXT_TASKS[name], rows, source, counts):
+        is_code = found.ability == "code"
+        columns = {"solution": None if is_code else found.gold}
+        if name == "eurus":  # the one set with code; the others need no column of tests
+            columns["tests"] = found.gold if is_code else None
+        prompt = fill_template(templates["code" if is_code else "maths"], problem=found.problem)
+        row = make_example(columns, found.data_source or name, prompt, found.gold, found.ability)
+        yield {"key": problem_key(found.problem, seed), **row}
