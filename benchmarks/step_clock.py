@@ -16,7 +16,7 @@ from transformers import TrainerCallback, trainer
 from trl.extras import profiling
 from trl.trainer import grpo_trainer
 
-from r1zero.estimate import memory
+from r1zero import schedule
 
 SCORING = "scoring"  # the probabilities of finished completions: the old ones, and the reference model's
 ELSE = "everything else"
@@ -162,7 +162,7 @@ class Clock(TrainerCallback):
         window.computed += inputs["attention_mask"].numel()
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step % max(1, int(memory.span(args))) == 0:
+        if state.global_step % max(1, int(schedule.span(args))) == 0:
             self.take_time()
             self.windows.append(Window())
             self.running = True

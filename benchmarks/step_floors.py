@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from r1zero import schedule
 from r1zero.estimate import activations, memory
 
 SECONDS = 0.5  # that each measurement goes on
@@ -94,7 +95,7 @@ def describe(model, values):
         # Two products, q x k and weights x v, of two operations a number
         attention=4 * config.num_hidden_layers * config.num_attention_heads * head_width,
         cached=2 * config.num_hidden_layers * config.num_key_value_heads * head_width,
-        element=2 if memory.mixed_precision(values) else memory.loaded_bytes(values),
+        element=2 if schedule.mixed_precision(values) else memory.loaded_bytes(values),
         trained_element=4 if values.use_peft else memory.loaded_bytes(values),
         loaded_element=memory.loaded_bytes(values),
     )

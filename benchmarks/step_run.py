@@ -18,6 +18,7 @@ from trl.trainer.utils import get_peak_flops
 import train_countdown
 from benchmarks import random_model, step_floors
 from benchmarks.step_clock import Clock
+from r1zero import schedule
 from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import check as checks
 from r1zero.preflight import inputs, machine
@@ -77,7 +78,7 @@ def prepare(args, values):
 
 def run_flags(args, values, model, data):
     """What the benchmark sets beside the recipe, as a dict of flags."""
-    steps = (args.generations + 1) * max(1, int(memory.span(values)))  # the first generation warms up
+    steps = (args.generations + 1) * max(1, int(schedule.span(values)))  # the first generation warms up
     flags = {
         "model_name_or_path": model,
         "data_dir": data,
@@ -85,7 +86,7 @@ def run_flags(args, values, model, data):
         "save_strategy": "no",
         "eval_on_start": False,
     }
-    if memory.evaluates(values):
+    if schedule.evaluates(values):
         flags |= {"eval_strategy": "steps", "eval_steps": steps}
     return flags
 
@@ -106,7 +107,7 @@ def estimate(values):
 def arithmetic_type(values):
     """The torch.dtype that the run's matrices are multiplied in."""
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}
-    return types[memory.mixed_precision(values)]
+    return types[schedule.mixed_precision(values)]
 
 
 def published_rate(values):
@@ -160,7 +161,7 @@ def write_result(args, shape, values, whole, able, clock, eval_every):
     windows = []
     for window in clock.windows[1:]:
         windows.append(describe_window(window, step_floors.work(described, values, window)))
-    span = max(1, int(memory.span(values)))
+    span = max(1, int(schedule.span(values)))
     result = {
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU",
         "threads": torch.get_num_threads(),
@@ -169,7 +170,7 @@ def write_result(args, shape, values, whole, able, clock, eval_every):
         "engine": "vLLM" if values.use_vllm else "transformers",
         "type": str(arithmetic_type(values)).removeprefix("torch."),
         "optimizer steps": span,
-        "evaluations": span / eval_every if memory.evaluates(values) else 0,  # a generation
+        "evaluations": span / eval_every if schedule.evaluates(values) else 0,  # a generation
         "machine": able,
         "published_rate": published_rate(values),
         "windows": windows,

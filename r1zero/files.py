@@ -7,6 +7,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,3 +79,23 @@ def checksums(paths):
     """Those of several files (list[str]), read side by side."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(checksum, paths))
+
+
+def broken_line(path):
+    """The line of a safetensors file that is missing or cut short, None where it is whole: by its header and size."""
+    try:
+        with safe_open(path, framework="np"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return f"{path} is no whole safetensors file ({one_line(error)}): copy or download it again"
+
+
+def one_line(error):
+    """The text of an exception on one line."""
+    return " ".join(str(error).split())
+
+
+def shown(value):
+    """A value as it is written in Python, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from r1zero import schedule
 from r1zero.estimate import activations
 from r1zero.estimate.model_shapes import Shape
 from r1zero.training import trainer as trimmed_trainer
@@ -239,7 +240,7 @@ class TestTurns:
         stream = 4 if dtype == "float32" else 2
         compute = 2 if autocast else stream
         return activations.Pass(
-            shape.config(), layer, rows, activations.ROWS, width, compute, stream, autocast, lora, True
+            shape.config(), layer, rows, schedule.ROWS, width, compute, stream, autocast, lora, True
         )
 
     @pytest.mark.parametrize(("dtype", "autocast", "lora"), [TYPES[0], *TYPES[2:]])

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, parser
 
+from r1zero import processes
 from r1zero.preflight import batch, machine
 from r1zero.preflight import check as checks
 
@@ -37,7 +38,7 @@ def test_recipe_that_is_chosen_passes_the_checks_on_any_number_of_cards(monkeypa
     recipe, flags, _ = share(name, processes)
     values = with_flags(recipe.values, flags)
     meant = batch.completions(recipe.values, 1)
-    monkeypatch.setattr(machine, "processes", lambda: processes)
+    monkeypatch.setattr(processes, "count", lambda: processes)
     assert checks.batch_errors(values) == []
     whole = math.lcm(processes, values.num_generations)  # at least so many make whole groups
     assert abs(batch.completions(values, processes) - meant) <= max(meant / 8, whole / 2)
@@ -124,7 +125,7 @@ def test_evaluation_batch_that_is_given_or_of_a_users_own_file_stays(tmp_path):
 
 def test_chosen_recipe_evaluates_on_eight_cards(monkeypatch):
     """With 256 on each of them it was refused: 2,048 are more than the 1,024 held-out problems."""
-    monkeypatch.setattr(machine, "processes", lambda: 8)
+    monkeypatch.setattr(processes, "count", lambda: 8)
     recipe = machine.read_recipe(parser(), [], choose=lambda use_cpu: str(ROOT / "configs" / "qwen2.5-1.5b.yaml"))
     held_out = SimpleNamespace(path=Path("test.parquet"), rows=1024)
     assert checks.data_errors(recipe.values, SimpleNamespace(files=[held_out], rows=327_680)) == []

@@ -13,8 +13,8 @@ from trl import TrlParser
 
 import preprocess
 import rewards
-from r1zero import ROOT, tiny_model
-from r1zero.estimate import activations, memory, model_shapes
+from r1zero import ROOT, schedule, tiny_model
+from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import batch, inputs, machine, other_machine
 from r1zero.preflight import check as checks
 
@@ -100,7 +100,7 @@ class TestRecipe:
 
     def test_batch_arithmetic_holds(self, path, values, monkeypatch):
         processes = batch.header_processes(path)
-        monkeypatch.setattr(machine, "processes", lambda: processes)
+        monkeypatch.setattr(processes, "count", lambda: processes)
         assert checks.batch_errors(values) == []
         steps = values.steps_per_generation or values.gradient_accumulation_steps
         per_generation = values.per_device_train_batch_size * processes * steps
@@ -166,7 +166,7 @@ class TestRecipe:
         assert numbers(header) == gib(peaks["update"], peaks["evaluation"], peaks["generation"])
         share = re.search(r"vllm_gpu_memory_utilization: \S+ # (\S+) of (\S+) GiB: .* and (\S+) stay free", text)
         assert numbers(share) == gib(parts["vLLM"], card, card - peaks["generation"])
-        scoring = re.search(rf"scored {activations.ROWS} at a time in (\S+) GiB", text)
+        scoring = re.search(rf"scored {schedule.ROWS} at a time in (\S+) GiB", text)
         assert numbers(scoring) == gib(parts["evaluation"]) or path.stem == "x_r1_750"
         assert max(peaks.values()) <= 0.9 * card
 

@@ -14,6 +14,7 @@ from test_machine import TINY, pretend_card, pretend_vllm
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from r1zero import processes
 from r1zero.preflight import cards, machine
 from r1zero.preflight import check as checks
 from r1zero.preflight import hardware as hardware_checks
@@ -289,7 +290,7 @@ class TestStrategy:
         return hardware_checks.strategy_errors(values(*flags), machine.read_strategy(variables))
 
     def test_tensor_parallel_that_does_not_divide_the_processes_is_refused(self, monkeypatch):
-        monkeypatch.setattr(machine, "processes", lambda: 2)
+        monkeypatch.setattr(processes, "count", lambda: 2)
         (line,) = self.errors("--use_vllm", "true", "--vllm_tensor_parallel_size", 3)
         assert "vllm_tensor_parallel_size 3 does not divide the 2 processes" in line and "to 1 or 2" in line
 

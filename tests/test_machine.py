@@ -18,7 +18,7 @@ import yaml
 from accelerate.utils import DeepSpeedPlugin
 from conftest import parser
 
-from r1zero import ROOT
+from r1zero import ROOT, processes
 from r1zero.preflight import cards, machine
 from r1zero.preflight import hardware as hardware_checks
 
@@ -59,10 +59,10 @@ def recipe(tmp_path, monkeypatch):
 def test_processes_are_asked_for_when_they_are_wanted(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
-    assert machine.processes() == 1 and machine.is_main_process()
+    assert processes.count() == 1 and processes.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    assert machine.processes() == 3 and not machine.is_main_process()
+    assert processes.count() == 3 and not processes.is_main_process()
 
 
 def test_first_process_of_each_machine_says_what_stops_it(monkeypatch):
@@ -73,7 +73,7 @@ def test_first_process_of_each_machine_says_what_stops_it(monkeypatch):
     ):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         with pytest.raises(SystemExit) as stopped:
-            machine.stop("it cannot run", ["why"])
+            processes.stop("it cannot run", ["why"])
         assert stopped.value.code == said
 
 
@@ -119,7 +119,7 @@ class TestRecipe:
     def test_more_processes_share_the_accumulation_of_the_chosen_recipe(self, recipe, monkeypatch, capsys):
         recipe(per_device_train_batch_size=8, gradient_accumulation_steps=32, steps_per_generation=None)
         monkeypatch.setattr(machine, "choose_recipe", lambda use_cpu: "x.yaml")
-        monkeypatch.setattr(machine, "processes", lambda: 4)
+        monkeypatch.setattr(processes, "count", lambda: 4)
 
         def accumulation(*argv):
             return machine.read_recipe(parser(), list(argv)).values.gradient_accumulation_steps

@@ -11,6 +11,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from r1zero import schedule
 from r1zero.estimate import memory, plan
 from r1zero.estimate.model_shapes import SHAPES, Shape
 from r1zero.preflight.inputs import without_weights
@@ -72,7 +73,7 @@ def deepspeed(stage, processes, **offloaded):
 
 class TestSchedule:
     def test_countdown_recipe_has_256_completions_and_10240_steps_an_epoch(self):
-        assert memory.schedule(values(), 327_680, 1) == {
+        assert schedule.schedule(values(), 327_680, 1) == {
             "prompts": 32,
             "completions": 256,
             "span": 1.0,
@@ -83,14 +84,14 @@ class TestSchedule:
 
     def test_several_steps_on_one_generation_are_counted(self):
         changed = values(steps_per_generation=64, num_iterations=2, max_steps=-1, num_train_epochs=0.5)
-        found = memory.schedule(changed, 1000, 2)
+        found = schedule.schedule(changed, 1000, 2)
         assert (found["completions"], found["prompts"], found["span"]) == (1024, 128, 4)
         assert found["steps_an_epoch"] == 28 and found["steps"] == 14 and found["completions_in_all"] == 4 * 1024
 
     def test_without_the_number_of_problems_max_steps_alone_says_how_long_a_run_is(self):
-        known = memory.schedule(values(), None, 1)
+        known = schedule.schedule(values(), None, 1)
         assert (known["steps_an_epoch"], known["steps"], known["completions_in_all"]) == (None, 500, 128_000)
-        unknown = memory.schedule(values(max_steps=-1), None, 1)
+        unknown = schedule.schedule(values(max_steps=-1), None, 1)
         assert (unknown["steps"], unknown["completions_in_all"]) == (None, None)
 
     def test_steps_of_an_epoch_are_those_that_trl_runs(self, tmp_path, tiny_model, tiny_data):
@@ -114,7 +115,7 @@ class TestSchedule:
 
         trainer = GRPOTrainer(model=str(tiny_model), reward_funcs=same_reward, args=args, train_dataset=problems)
         trainer.train()
-        plan = memory.schedule(args, 40, processes=1)
+        plan = schedule.schedule(args, 40, processes=1)
         assert plan["steps_an_epoch"] == plan["steps"] == trainer.state.global_step == 20
         assert plan["completions_in_all"] == 160
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 # has its whole width where the vocabulary is smaller, too.
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768
 
-ROWS = 16  # of one pass, at most, where no padding is computed (trimmed_trainer.py)
-
 
 @dataclass
 class Pass:

@@ -5,11 +5,11 @@ and backward pass from what torch allocates in it (activations.py). No formula g
 vLLM take: these two numbers are assumed.
 """
 
-import math
 from typing import NamedTuple
 
+from r1zero import schedule
 from r1zero.estimate import activations
-from r1zero.estimate.activations import ROWS
+from r1zero.schedule import ROWS
 
 GIB, GB = 2**30, 10**9  # what memory is told in here, and what makers of cards tell it in
 CONTEXT = 1.0 * GIB  # assumed: of CUDA, cuBLAS, NCCL and fragmentation
@@ -43,39 +43,6 @@ COSTS = {
 EIGHT_BIT_MOMENTS, EMBEDDING_MOMENTS = 2, 8  # bytes a parameter; transformers leaves the embedding's in float32
 
 
-def span(values):
-    """Optimizer steps that one generation serves. values: every setting, or TRL's GRPOConfig."""
-    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    return steps_per_generation * values.num_iterations / values.gradient_accumulation_steps
-
-
-def schedule(values, rows, processes):
-    """Prompts, completions and steps of a run, as a dict.
-
-    values: every setting; rows: training problems, or None where their number is not known, which leaves the steps
-    of an epoch None, and those of the run too where `max_steps` does not say them.
-    """
-    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    completions = values.generation_batch_size or values.per_device_train_batch_size * processes * steps_per_generation
-    prompts = max(1, completions // values.num_generations)
-    steps_an_epoch, steps, completions_in_all = None, None, None
-    if rows is not None:
-        steps_an_epoch = rows // prompts * span(values)
-        steps = math.ceil(values.num_train_epochs * steps_an_epoch)
-    if values.max_steps > 0:
-        steps = values.max_steps
-    if steps is not None:
-        completions_in_all = math.ceil(steps / span(values)) * completions
-    return {
-        "prompts": prompts,
-        "completions": completions,
-        "span": span(values),
-        "steps_an_epoch": steps_an_epoch,
-        "steps": steps,
-        "completions_in_all": completions_in_all,
-    }
-
-
 def adapted_modules(model, values):
     """The linear layers of a model beside which LoRA has an adapter, as a list."""
     import torch  # here, as it takes a second
@@ -101,13 +68,6 @@ def trained_parameters(model, values):
     return trained
 
 
-def mixed_precision(values):
-    """bf16, fp16 or None: the type that a run's arithmetic is done in, as TRL decides it."""
-    if values.bf16 or (values.bf16 is None and not values.fp16):
-        return "bf16"
-    return "fp16" if values.fp16 else None
-
-
 def eight_bit(values):
     """Whether the optimizer keeps its moments in 8 bits."""
     return "8bit" in str(values.optim)
@@ -125,7 +85,7 @@ def loaded_bytes(values):
 
 def trained_by_deepspeed(values, strategy):
     """Whether DeepSpeed keeps the weights in the type of the arithmetic, which it does not in float32."""
-    return bool(strategy.deepspeed and mixed_precision(values))
+    return bool(strategy.deepspeed and schedule.mixed_precision(values))
 
 
 def cost_of(values, strategy):
@@ -221,9 +181,11 @@ def one_pass(values, model, strategy, sequences, tokens):
         sequences=sequences,
         rows=ROWS if values.trim_padding else sequences,
         width=tokens,
-        compute=2 if mixed_precision(values) else stream,
+        compute=2 if schedule.mixed_precision(values) else stream,
         stream=stream,
-        autocast=bool(mixed_precision(values) and not strategy.deepspeed),  # accelerate leaves DeepSpeed without it
+        autocast=bool(
+            schedule.mixed_precision(values) and not strategy.deepspeed
+        ),  # accelerate leaves DeepSpeed without it
         adapters=values.use_peft,
         checkpointing=checkpointing(values),
     )
@@ -244,18 +206,13 @@ def cache(values, model, strategy, tokens):
 def sequences_generated(values):
     """How many sequences a process generates at a time: for training, and in an evaluation (ints, 0 without one)."""
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    evaluated = values.per_device_eval_batch_size if evaluates(values) else 0
+    evaluated = values.per_device_eval_batch_size if schedule.evaluates(values) else 0
     return values.per_device_train_batch_size * steps_per_generation, evaluated
 
 
 def is_zero3(strategy):
     """Whether a machine.Strategy is DeepSpeed's ZeRO-3 over several processes."""
     return strategy.deepspeed and strategy.shards["weights"] > 1
-
-
-def evaluates(values):
-    """Whether a run evaluates on its held-out problems."""
-    return str(values.eval_strategy) != "no"
 
 
 def optimizer_step(values, model, strategy):
@@ -284,7 +241,7 @@ def memory(values, model, strategy, tokens, card):
     peaks = {"update": always + gradients + max(update, optimizer_step(values, model, strategy))}
     if strategy.name == "DDP":  # DeepSpeed's buffers come and go
         always += parts["buffers"]
-    if evaluates(values):
+    if schedule.evaluates(values):
         run = one_pass(values, model, strategy, values.per_device_eval_batch_size, tokens)
         parts["evaluation"] = activations.evaluation(run) + gathered(values, model, strategy)
         peaks["evaluation"] = always + parts["evaluation"]

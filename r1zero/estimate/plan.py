@@ -1,5 +1,6 @@
 """The plan that every run begins with, and that `--dry_run` ends with: steps, model, machine and memory, in words."""
 
+from r1zero import schedule
 from r1zero.estimate import memory
 from r1zero.estimate.memory import GIB
 from r1zero.training import checkpoints
@@ -26,7 +27,7 @@ def plan_lines(values, model, rows, longest, strategy, card):
 
 def steps_line(values, rows, strategy):
     """What a generation makes, and how many steps an epoch and the run have."""
-    plan = memory.schedule(values, rows, strategy.processes)
+    plan = schedule.schedule(values, rows, strategy.processes)
     plural = "s" if plan["span"] != 1 else ""
     line = (
         f"steps: {plan['completions']:,} completions of {plan['prompts']:,} prompts a generation, {plan['span']:g} "
@@ -49,7 +50,7 @@ def model_line(values, model):
         share = f"{trained:,} trained (LoRA of rank {values.lora_r})"
     return (
         f"model: {parameters:,} parameters, {share}, weights {values.dtype}, arithmetic "
-        f"{memory.mixed_precision(values) or 'float32'}, attention {values.attn_implementation or 'sdpa'}"
+        f"{schedule.mixed_precision(values) or 'float32'}, attention {values.attn_implementation or 'sdpa'}"
     )
 
 

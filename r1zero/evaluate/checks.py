@@ -14,6 +14,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
+from r1zero import files
 from r1zero.evaluate import engines
 from r1zero.preflight import cards
 from r1zero.preflight import data as data_checks
@@ -47,12 +48,12 @@ def check(args):
         exam.functions = dict(zip(names, functions, strict=True))
         exam.problems = read_problems(args, exam.functions)
     except (ValueError, RuntimeError) as error:
-        return exam, [*errors, data_checks.one_line(error)]
+        return exam, [*errors, files.one_line(error)]
     for path in args.model:
         try:
             model = engines.read_model(path, args.trust_remote_code)
         except ValueError as error:
-            errors.append(data_checks.one_line(error))
+            errors.append(files.one_line(error))
             continue
         errors += model_errors(model, args, exam)
         exam.models[model.name] = model
@@ -141,7 +142,7 @@ def rewards_of_nothing(name, function, prompts, columns, path):
         return call_as_trl(function, prompts, [""] * len(prompts), columns)
     except Exception as error:  # a user's function may raise anything
         found = f"{path} has the columns {['prompt', *columns]}"
-        reason = f"{type(error).__name__}: {data_checks.one_line(error)}"
+        reason = f"{type(error).__name__}: {files.one_line(error)}"
         raise ValueError(f"{found}, with which {name} cannot work ({reason})") from error
 
 
@@ -173,7 +174,7 @@ def changed_settings(path, settings):
         if (path.parent / "metrics.json").is_file():
             json.loads((path.parent / "metrics.json").read_text())
     except (TypeError, ValueError, yaml.YAMLError) as error:
-        return f"a file that cannot be read ({data_checks.one_line(error)})"
+        return f"a file that cannot be read ({files.one_line(error)})"
     changed = []
     for key, value in settings.items():
         if before.get(key) != value:

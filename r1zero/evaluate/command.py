@@ -38,11 +38,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from r1zero import threads
+from r1zero import processes
 from r1zero.evaluate import metrics as evaluation_metrics
 from r1zero.files import NotWritten, replaced
 from r1zero.grading.behaviours import BEHAVIOURS, count_behaviours
-from r1zero.preflight import machine
 from r1zero.report import run_folder
 from r1zero.tasks.countdown import cells
 from r1zero.tasks.problem_files import chunked
@@ -245,7 +244,7 @@ def print_engine(args, problems, state):
 
 def main(argv=None):
     args = parse(argv)
-    is_main = machine.is_main_process()
+    is_main = processes.is_main_process()
     try:
         import torch
         from accelerate import PartialState
@@ -254,10 +253,10 @@ def main(argv=None):
 
         cpu = args.use_cpu or not torch.cuda.is_available()
         if cpu:
-            threads.take_share()
+            processes.take_threads()
         exam, errors = evaluation_checks.check(args)
         if errors:
-            sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if machine.is_first_here() else 1)
+            sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if processes.is_first_here() else 1)
         # One process may wait long for another
         state = PartialState(cpu=cpu, timeout=timedelta(days=1))
         if is_main:

@@ -23,6 +23,7 @@ import time
 from multiprocessing import connection
 
 from r1zero import ROOT
+from r1zero.processes import end_with_parent, share_of_cores
 
 BATCH_SECONDS = 6.0  # bound on the computer algebra of a batch, for every 64 pairs begun
 FIRST_SECONDS = 0.2  # a pair's first try; then those that overran share what is left of the batch's time
@@ -252,18 +253,9 @@ def judge(pairs, seconds, pool, listening):
     return [verdicts.get(position) for position in range(len(pairs))]
 
 
-def end_with_parent(number):
-    """Has Linux send this process a signal (int) when the one that started it has ended."""
-    import ctypes
-
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-
-
 def worker_count():
     """This process's share of the machine's cores, where several processes train on it, between 1 and MOST_WORKERS."""
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(max(share, 1), MOST_WORKERS)
+    return min(share_of_cores(), MOST_WORKERS)
 
 
 def serve():

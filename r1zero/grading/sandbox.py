@@ -27,6 +27,7 @@ from pathlib import Path
 
 from r1zero.grading.program_tests import is_expected
 from r1zero.grading.seccomp_filter import MACHINES, filter_program
+from r1zero.processes import share_of_cores
 
 SECONDS = 10  # that a program has for all of its tests together
 BATCH = 64  # programs
@@ -161,7 +162,7 @@ class Sandbox:
 
 def workers():
     """How many tests run at a time: one a core, shared among the processes of a distributed training."""
-    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return share_of_cores()
 
 
 @functools.cache

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.integrations import integration_utils
 
-from r1zero import threads
-from r1zero.estimate import memory, plan
+from r1zero import files, processes, schedule
+from r1zero.estimate import plan
 from r1zero.preflight import hardware as hardware_checks
 from r1zero.preflight import inputs, machine, other_machine, vllm_server
 from r1zero.preflight import model as model_checks
@@ -38,7 +38,7 @@ def check(parser, argv):
     recipe = machine.read_recipe(parser, argv)
     values, strategy = recipe.values, launched_strategy()
     if values.use_cpu or strategy.offload:  # DeepSpeed's AdamW is then computed on the CPU
-        threads.take_share()
+        processes.take_threads()
     if values.dry_run:
         missing = machine.what_will_be_there(recipe)
     else:
@@ -55,7 +55,7 @@ def check(parser, argv):
     errors += [*tracker_errors(values), *reward_settings, *unreadable, *data_errors(values, data)]
     errors += [*reward_errors(functions, data), *unavailable, *unmeasured, *model_errors(values, model, longest)]
     resumed = checkpoints.Choice()
-    if machine.is_main_process():
+    if processes.is_main_process():
         resumed = checkpoints.choose(values, strategy)
         errors += resumed.errors
         output = checkpoints.Choice(errors=output_errors(values, model, data.rows, strategy, resumed.checkpoint))
@@ -66,15 +66,15 @@ def check(parser, argv):
             print(line, flush=True)
 
     # The plan, then what is wrong
-    if model is not None and machine.is_main_process():
+    if model is not None and processes.is_main_process():
         card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
         print("\n".join(model_plan(values, model, data, longest, strategy, card)), flush=True)
     if errors:
-        machine.stop(f"{recipe.path} cannot run as it is", errors)
+        processes.stop(f"{recipe.path} cannot run as it is", errors)
     script_args, training_args, model_args = parse(parser, recipe)
     if values.dry_run:
         sys.exit(0)
-    if machine.is_main_process():  # which is the one that talks to a server
+    if processes.is_main_process():  # which is the one that talks to a server
         vllm_server.await_server(values)
     training_args.resume_from_checkpoint = agreed(resumed.checkpoint)
     return script_args, training_args, model_args, functions
@@ -82,7 +82,7 @@ def check(parser, argv):
 
 def cannot_be_read(message):
     """Stands for the parser's own way to tell an error, which prints the names of all 250 flags before."""
-    machine.stop("a setting cannot be read", [message])
+    processes.stop("a setting cannot be read", [message])
 
 
 def model_plan(values, model, data, longest, strategy, card):
@@ -121,7 +121,7 @@ def plan_for(other, parser, argv):
         print("\n".join(model_plan(values, model, data, longest, strategy, other.card)))
     print(other_machine.unchecked_line(values, bool(data.files), measured, longest), flush=True)
     if errors:
-        machine.stop(f"{recipe.path} cannot run there as it is", errors)
+        processes.stop(f"{recipe.path} cannot run there as it is", errors)
     sys.exit(0)
 
 
@@ -130,7 +130,7 @@ def parse(parser, recipe):
     try:
         return parser.parse_args_and_config(["--config", recipe.path, *recipe.flags])
     except ValueError as error:
-        machine.stop(f"{recipe.path} cannot run as it is", [str(error)])
+        processes.stop(f"{recipe.path} cannot run as it is", [str(error)])
 
 
 def agreed(checkpoint):
@@ -143,7 +143,7 @@ def agreed(checkpoint):
         broadcast_object_list(chosen)
     if chosen[0] and not Path(chosen[0]).is_dir():
         advice = "let all machines share the folder of --output_dir, or copy the checkpoint there"
-        machine.stop("the checkpoint to go on from is not here", [f"{chosen[0]} does not exist: {advice}"])
+        processes.stop("the checkpoint to go on from is not here", [f"{chosen[0]} does not exist: {advice}"])
     return chosen[0]
 
 
@@ -152,27 +152,27 @@ def launched_strategy():
     try:
         return machine.read_strategy(os.environ)
     except ValueError as error:
-        machine.stop("the launcher's DeepSpeed settings cannot be used", [inputs.one_line(error)])
+        processes.stop("the launcher's DeepSpeed settings cannot be used", [files.one_line(error)])
 
 
 def batch_errors(values):
     """Completions that do not divide into groups, and checkpoints that would stand inside a generation."""
-    processes = machine.processes()
+    ranks = processes.count()
     steps = values.steps_per_generation or values.gradient_accumulation_steps
     per_device, group = values.per_device_train_batch_size, values.num_generations
-    batch = values.generation_batch_size or per_device * processes * steps
+    batch = values.generation_batch_size or per_device * ranks * steps
     errors = []
     if batch % group:
-        unit = group // math.gcd(group, processes * steps)
+        unit = group // math.gcd(group, ranks * steps)
         groups = [size for size in range(2, batch + 1) if batch % size == 0]
         groups.sort(key=lambda size: abs(size - group))
         errors.append(
-            f"{batch} completions a generation (per_device_train_batch_size {per_device} x {processes} processes x "
+            f"{batch} completions a generation (per_device_train_batch_size {per_device} x {ranks} processes x "
             f"{steps} steps) do not divide into groups of num_generations {group}: set --per_device_train_batch_size "
             f"to {multiples_around(per_device, unit)}, or --num_generations to "
             f"{' or '.join(map(str, sorted(groups[:2])))}"
         )
-    span = int(memory.span(values))
+    span = int(schedule.span(values))
     by_steps = str(values.save_strategy) == "steps" and values.save_steps >= 1
     if by_steps and span > 1 and values.save_steps % span:
         errors.append(
@@ -222,8 +222,8 @@ def tracker_errors(values):
 
 def data_errors(values, data):
     """Data that is too small for one generation, or for one batch of an evaluation. data: inputs.Data."""
-    processes, per_device = machine.processes(), values.per_device_eval_batch_size
-    prompts = memory.schedule(values, data.rows, processes)["prompts"]
+    ranks, per_device = processes.count(), values.per_device_eval_batch_size
+    prompts = schedule.schedule(values, data.rows, ranks)["prompts"]
     errors = []
     for file in data.files:
         if file.path.stem == "train" and file.rows < prompts:
@@ -232,10 +232,10 @@ def data_errors(values, data):
                 "step would be done: lower --gradient_accumulation_steps or --per_device_train_batch_size, or add rows"
             )
         evaluated = file.path.stem == "test" and str(values.eval_strategy) != "no"
-        if evaluated and file.rows < per_device * processes:
+        if evaluated and file.rows < per_device * ranks:
             errors.append(
-                f"{file.path} has {file.rows} rows, less than one evaluation batch ({per_device} x {processes} "
-                f"processes): set --per_device_eval_batch_size to {max(1, file.rows // processes)}"
+                f"{file.path} has {file.rows} rows, less than one evaluation batch ({per_device} x {ranks} "
+                f"processes): set --per_device_eval_batch_size to {max(1, file.rows // ranks)}"
             )
     return errors
 
@@ -261,7 +261,7 @@ def errors_on_file(functions, file):
         except Exception as error:  # a user's own function may raise anything
             errors.append(
                 f"{file.path} has the columns {list(file.first)}, with which {function.__name__} cannot work "
-                f"({type(error).__name__}: {inputs.one_line(error)})"
+                f"({type(error).__name__}: {files.one_line(error)})"
             )
             continue
         for row, score in enumerate(scores):

@@ -13,23 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from r1zero.files import one_line, shown
 from r1zero.tasks.countdown import reachable
 from rewards import TASKS
 
 ROWS_AT_A_TIME = 1 << 16  # and so many of the first are searched for Countdown's targets, in half a second
 LONGEST = 16  # prompts of each file, the longest in characters, whose tokens are counted
 OTHER_NAMES = {"solution": "ground_truth"}  # of columns that a reward function reads under another name too
-
-
-def one_line(error):
-    """The text of an exception on one line."""
-    return " ".join(str(error).split())
-
-
-def shown(value):
-    """A value as it is written in Python, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 # The types of the columns

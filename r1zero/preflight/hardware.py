@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from trl.import_utils import is_vllm_available
 
-from r1zero.estimate import memory
-from r1zero.preflight import cards, machine
+from r1zero import processes, schedule
+from r1zero.preflight import cards
 
 BITSANDBYTES_OPTIMIZERS = (  # of transformers' OptimizerNames, those that bitsandbytes has; a test compares the two
     *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
@@ -26,7 +26,7 @@ VLLM_CAPABILITY = (7, 5)  # the oldest that vLLM 0.30's wheel of the package ind
 def hardware_errors(values):
     """What the machine cannot do: a type of arithmetic, vLLM, several GPUs in one process, optimizers in 8 bits."""
     cuda = torch.cuda.is_available()
-    half = memory.mixed_precision(values)
+    half = schedule.mixed_precision(values)
     unseen = None if cuda or values.use_cpu else cards.why_unseen()
     errors = []
     if unseen:
@@ -125,12 +125,12 @@ def compiler_errors(package, who, names):
 
 def strategy_errors(values, strategy):
     """What does not go with how the processes share the model. strategy: machine.Strategy."""
-    processes, parallel = machine.processes(), values.vllm_tensor_parallel_size
+    ranks, parallel = processes.count(), values.vllm_tensor_parallel_size
     errors = []
-    if values.use_vllm and values.vllm_mode == "colocate" and processes % parallel:
-        sizes = [str(size) for size in range(1, processes + 1) if processes % size == 0]
+    if values.use_vllm and values.vllm_mode == "colocate" and ranks % parallel:
+        sizes = [str(size) for size in range(1, ranks + 1) if ranks % size == 0]
         errors.append(
-            f"vllm_tensor_parallel_size {parallel} does not divide the {processes} process{'es' * (processes > 1)}: "
+            f"vllm_tensor_parallel_size {parallel} does not divide the {ranks} process{'es' * (ranks > 1)}: "
             f"set --vllm_tensor_parallel_size to {' or '.join(sizes)}"
         )
     if "FSDP" in strategy.name and values.optim in BITSANDBYTES_OPTIMIZERS:

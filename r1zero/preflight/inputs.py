@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from r1zero import files
 from r1zero.estimate import model_shapes
+from r1zero.files import one_line
 from r1zero.preflight import data as data_checks
 from r1zero.preflight import model as model_checks
-from r1zero.preflight.data import one_line
 from r1zero.preflight.model import without_weights
 from r1zero.tasks.prompts import begins_with_two_bos
 from r1zero.training import reward_functions
@@ -158,7 +159,7 @@ def longest_prompt(data, model):
             except Exception as error:  # a template may raise anything
                 return 0, [
                     f"the chat template of the model fails ({type(error).__name__}: {one_line(error)}) on a prompt "
-                    f"with {data_checks.shown(prompt)}: write the prompts as text, or mend chat_template.jinja"
+                    f"with {files.shown(prompt)}: write the prompts as text, or mend chat_template.jinja"
                 ]
         token_ids = model.tokenizer(prompt, add_special_tokens=not is_chat)["input_ids"]  # as TRL does
         if begins_with_two_bos(token_ids, model.tokenizer):

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 import preprocess
-from r1zero import ROOT, tiny_model
+from r1zero import ROOT, processes, tiny_model
 from r1zero.preflight import batch, cards
 from r1zero.preflight import settings as setting_checks
 
@@ -24,29 +23,6 @@ ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processe
     2: ("optimizer", "gradients"),
     3: ("optimizer", "gradients", "weights"),
 }
-
-
-def processes():
-    """How many processes train together, as the launcher says it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def is_main_process():
-    """Whether this is the process that prints and writes."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def is_first_here():
-    """Whether this is the process that tells what is wrong with its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def stop(what, errors):
-    """Exits with status 1; the first process of each machine says why, one line an error."""
-    if not is_first_here():
-        sys.exit(1)
-    where = "" if is_main_process() else f" on {socket.gethostname()}"
-    sys.exit("\n  - ".join([f"train_countdown.py{where}: {what}:", *errors]))
 
 
 @dataclass
@@ -86,26 +62,28 @@ def read_recipe(parser, argv, choose=None):
     try:
         settings = yaml.load(Path(path).read_text(), setting_checks.UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        stop(f"--config {path} is not a readable YAML mapping", [str(error)])
+        processes.stop(f"--config {path} is not a readable YAML mapping", [str(error)])
     if not isinstance(settings, dict):
-        stop(f"--config {path} is not a readable YAML mapping", [f"found {settings!r}, wanted lines as max_steps: 96"])
+        processes.stop(
+            f"--config {path} is not a readable YAML mapping", [f"found {settings!r}, wanted lines as max_steps: 96"]
+        )
     errors = setting_checks.type_errors(settings, parser.dataclass_types)
     if errors:
-        stop(f"{path} cannot run as it is", errors)
+        processes.stop(f"{path} cannot run as it is", errors)
     unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
     values, unknown_flags = parser.parse_known_args(flags)
     unknown += unknown_flags
     if unknown:
         errors = unknown_settings(unknown, values)
-        stop(f"{path} and the flags given name settings that do not exist", errors)
+        processes.stop(f"{path} and the flags given name settings that do not exist", errors)
     errors = setting_checks.value_errors(values)
     if errors:
-        stop(f"{path} cannot run as it is", errors)
+        processes.stop(f"{path} cannot run as it is", errors)
     recipe = Recipe(path, flags, values, own=parser.parse_known_args([])[0])
-    shared, line = batch.share(recipe, chosen=config is None, processes=processes())
-    if line and is_main_process():
+    shared, line = batch.share(recipe, chosen=config is None, processes=processes.count())
+    if line and processes.is_main_process():
         print(line, flush=True)
-    recipe.flags = [*flags, *shared, *batch.share_evaluation(recipe, processes())]
+    recipe.flags = [*flags, *shared, *batch.share_evaluation(recipe, processes.count())]
     recipe.values = parser.parse_known_args(recipe.flags)[0]
     return recipe
 
@@ -133,7 +111,7 @@ def choose_recipe(use_cpu=False):
     elif not torch.cuda.is_available():
         unseen = cards.why_unseen()
         if unseen:
-            stop("this machine has a GPU that cannot be used as it is", [unseen])
+            processes.stop("this machine has a GPU that cannot be used as it is", [unseen])
         name, why = "tiny_cpu", "no GPU found"
     else:
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -141,7 +119,7 @@ def choose_recipe(use_cpu=False):
         name, why = recipe_for(gib, bfloat16), f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
         if not bfloat16:
             why = f"{why}, no bfloat16"
-    if is_main_process():
+    if processes.is_main_process():
         print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
     return str(ROOT / "configs" / f"{name}.yaml")
 
@@ -178,7 +156,7 @@ def make_missing(recipe):
     """
     if not missing_files(recipe):
         return
-    if not is_main_process():
+    if not processes.is_main_process():
         await_files(recipe)
         return
     prepare = recipe.values.prepare
@@ -186,7 +164,9 @@ def make_missing(recipe):
     try:
         lock.acquire()
     except OSError as error:  # a folder to read only, or on NFS without its lock service
-        stop(f"{Path.cwd()} cannot be locked ({error})", [f"type python {prepare}, and then start the run again"])
+        processes.stop(
+            f"{Path.cwd()} cannot be locked ({error})", [f"type python {prepare}, and then start the run again"]
+        )
     try:
         missing = missing_files(recipe)
         if missing:  # another run may have made them
@@ -208,7 +188,7 @@ def run_prepare(prepare):
     except KeyboardInterrupt:
         status = "interrupted"
     if status:
-        stop(f"python {prepare} failed ({status})", ["its own message is above"])
+        processes.stop(f"python {prepare} failed ({status})", ["its own message is above"])
 
 
 def await_files(recipe):
@@ -220,7 +200,7 @@ def await_files(recipe):
     while missing := missing_files(recipe):
         time.sleep(1)
         seconds += 1
-        if is_first_here() and seconds % 60 == 0:
+        if processes.is_first_here() and seconds % 60 == 0:
             print(
                 f"waiting for {' and '.join(map(str, missing))}, which the first machine makes; on one that does not "
                 f"share its folder, type python {recipe.values.prepare}",
@@ -253,7 +233,7 @@ def what_will_be_there(recipe, elsewhere=False):
     if not files:
         return missing
     prepare = recipe.values.prepare
-    if is_main_process():
+    if processes.is_main_process():
         folders = [str(file.parent) for file in files]
         be, them = ("is", "it") if len(folders) == 1 else ("are", "them")
         print(f"{' and '.join(folders)} {be} not there yet: a run would make {them} with python {prepare}", flush=True)
@@ -267,7 +247,7 @@ def what_will_be_there(recipe, elsewhere=False):
             found = tiny_model.planned(arguments[1:])
             missing.rows, missing.prompts, missing.config, missing.tokenizer = found
     except (OSError, ValueError) as error:
-        stop(f"python {prepare} would fail", [str(error)])
+        processes.stop(f"python {prepare} would fail", [str(error)])
     return missing
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from r1zero.files import broken_line, one_line
 from r1zero.preflight import machine
-from r1zero.preflight.data import one_line
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -219,15 +218,6 @@ def adapter_errors(name):
         return [f"the LoRA adapter {name} has no {ADAPTER_WEIGHTS}: name the folder of a whole checkpoint"]
     line = broken_line(path)
     return [line] if line else []
-
-
-def broken_line(path):
-    """The line of a safetensors file that is missing or cut short, None where it is whole: by its header and size."""
-    try:
-        with safe_open(path, framework="np"):
-            return None
-    except (OSError, SafetensorError) as error:
-        return f"{path} is no whole safetensors file ({one_line(error)}): copy or download it again"
 
 
 # Tokens

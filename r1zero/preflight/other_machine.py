@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from r1zero import ROOT
+from r1zero import ROOT, files, processes
 from r1zero.estimate.memory import GB, GIB
 from r1zero.preflight import hardware as hardware_checks
-from r1zero.preflight import inputs, machine
+from r1zero.preflight import machine
 from r1zero.training import reward_functions
 
 STRATEGIES = ROOT / "configs" / "accelerate"
@@ -50,7 +50,9 @@ class OtherMachine:
             file = STRATEGIES / f"{self.strategy}.yaml"
             if not file.is_file():
                 known = ", ".join(sorted(path.stem for path in STRATEGIES.glob("*.yaml")))
-                machine.stop(f"--strategy {self.strategy} is no file of configs/accelerate", [f"pass one of {known}"])
+                processes.stop(
+                    f"--strategy {self.strategy} is no file of configs/accelerate", [f"pass one of {known}"]
+                )
             return file
         text = Path(recipe).read_text() if Path(recipe).is_file() else ""  # read_recipe says what is wrong with it
         header = re.search(r"^#.*configs/accelerate/(\w+)\.yaml", text, flags=re.MULTILINE)
@@ -76,9 +78,11 @@ def described(parser, argv):
         return None
     found = " and ".join(given)
     if not values.dry_run:
-        machine.stop(f"{found} without --dry_run", ["a run takes the machine that it finds: leave them out, or plan"])
+        processes.stop(
+            f"{found} without --dry_run", ["a run takes the machine that it finds: leave them out, or plan"]
+        )
     if values.gpus is None or values.gpus < 0 or (values.gpus and not (values.gpu_memory or 0) > 0):
-        machine.stop(f"{found} do not describe a machine", ["pass --gpus 8 --gpu_memory 80, or --gpus 0 for no GPU"])
+        processes.stop(f"{found} do not describe a machine", ["pass --gpus 8 --gpu_memory 80, or --gpus 0 for no GPU"])
     return OtherMachine(values.gpus, values.gpu_memory, values.strategy)
 
 
@@ -120,7 +124,7 @@ def errors(other, values):
     try:
         reward_functions.resolve(ours, values.data_dir, allow_unsandboxed_code=True)
     except ValueError as error:
-        found.append(inputs.one_line(error))
+        found.append(files.one_line(error))
     return found
 
 

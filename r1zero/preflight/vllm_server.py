@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 
-from r1zero.preflight import machine
+from r1zero import processes
 from r1zero.training import vllm as vllm_settings
 
 SECONDS = 10  # to wait for one answer
@@ -25,13 +25,13 @@ def await_server(values):
     while answer(f"{url}/health")[0] != 200:
         if time.monotonic() - started >= values.vllm_server_timeout:
             wait = f"in {values.vllm_server_timeout:g} s (--vllm_server_timeout)"
-            machine.stop(f"no vLLM server answered at {url} {wait}", [f"type {serve_command(values)}"])
+            processes.stop(f"no vLLM server answered at {url} {wait}", [f"type {serve_command(values)}"])
         if not told:
             print(f"waiting up to {values.vllm_server_timeout:g} s for a vLLM server at {url}", flush=True)
             told = True
         time.sleep(1)
     if not takes_weights(url):
-        machine.stop(f"the vLLM server at {url} takes no new weights", [f"start it with {serve_command(values)}"])
+        processes.stop(f"the vLLM server at {url} takes no new weights", [f"start it with {serve_command(values)}"])
 
 
 def address(values):

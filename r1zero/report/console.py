@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from transformers.trainer_callback import ProgressCallback
 
-from r1zero.estimate import memory
+from r1zero import schedule
 from r1zero.grading.extract import completion_text
 from r1zero.report import run_folder
 from r1zero.report.completions import visible
@@ -70,7 +70,7 @@ class Console(ProgressCallback):
         last_time, last_step = self.last
         self.last = (now, step)
         seconds_a_step = (now - last_time) / max(1, step - last_step)
-        completions_a_step = args.generation_batch_size / memory.span(args)
+        completions_a_step = args.generation_batch_size / schedule.span(args)
         tokens_a_step = completions_a_step * (logs.get("completions/mean_length") or 0)
         seconds_left = self.seconds_left(state, now)
         parts = [

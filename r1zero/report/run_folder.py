@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 
 import rewards
-from r1zero import ROOT
-from r1zero.estimate import memory
+from r1zero import ROOT, schedule
 from r1zero.files import checksums, replaced
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
@@ -235,7 +234,7 @@ def run_metrics(log_history, training_args, held_out, train_seconds):
 def count_completions(log_history, training_args):
     """How many completions the logged steps of training have taken, and how many tokens these have."""
     # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
-    span = memory.span(training_args)
+    span = schedule.span(training_args)
     completions, tokens = 0, 0.0
     generations_before = 0
     for entry in log_history:

@@ -18,10 +18,8 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from r1zero.estimate import memory
-from r1zero.files import checksums, replaced
-from r1zero.preflight.data import one_line
-from r1zero.preflight.model import broken_line
+from r1zero import schedule
+from r1zero.files import broken_line, checksums, one_line, replaced
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
 # Settings that a checkpoint decides, in the states of the optimizer and of Trainer, and the one that turns each on
@@ -128,7 +126,7 @@ def room(values, parameters, rows, strategy, there=0):
     parameters: of the model; rows: training problems, or None; there: checkpoints that are on the disk already. No
     bytes where adapters alone are saved.
     """
-    copies = max(1, most_at_once(values, memory.schedule(values, rows, strategy.processes)["steps"]) - there)
+    copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
     words = f"{copies} checkpoint{'s' * (copies > 1)}"
     if values.use_peft or str(values.save_strategy) == "no":
         return words, 0

@@ -18,11 +18,9 @@ from accelerate.utils import reduce, send_to_device
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from r1zero.estimate import memory
-from r1zero.files import is_full
-from r1zero.grading.algebra import end_with_parent
-from r1zero.preflight.data import one_line
-from r1zero.threads import is_launched
+from r1zero import schedule
+from r1zero.files import is_full, one_line
+from r1zero.processes import end_with_parent, is_launched
 from r1zero.training import checkpoints
 from r1zero.training.nan_guard import BadNumber
 
@@ -95,7 +93,7 @@ class Signals(TrainerCallback):
         # All processes have to agree, and a signal may come to one of them before this moment and to another after
         noted = torch.tensor(float(self.name is not None), device=PartialState().device)
         is_wanted = reduce(noted, "sum").item() > 0
-        in_generation = state.global_step % memory.span(args)
+        in_generation = state.global_step % schedule.span(args)
         if not is_wanted or not self.stepped or in_generation or state.global_step >= state.max_steps:
             return False
         control.should_training_stop = True

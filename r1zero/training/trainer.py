@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 from trl import GRPOTrainer
 
-from r1zero.estimate.activations import ROWS
+from r1zero.schedule import ROWS
 
 
 class TrimmedGRPOTrainer(GRPOTrainer):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from r1zero.estimate import memory
+from r1zero import schedule
 
 PLENTY = 1 << 40  # references to None: vLLM takes a few hundred with each generation
 
@@ -44,7 +44,7 @@ def keep_none():
 
 def engine_type(training_args, dtype):
     """The name of the type that the update computes in. dtype: the model's own, where nothing is mixed."""
-    return {"bf16": "bfloat16", "fp16": "float16", None: dtype}[memory.mixed_precision(training_args)]
+    return {"bf16": "bfloat16", "fp16": "float16", None: dtype}[schedule.mixed_precision(training_args)]
 
 
 def mixed_seed(run, group):

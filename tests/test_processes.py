@@ -1,6 +1,6 @@
 """The threads of a process on the CPU: whose number counts, and each process's share of the cores.
 
-bash tests/run.sh tests/test_threads.py
+bash tests/run.sh tests/test_processes.py
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, parser, run_to_end
 
-from r1zero import threads
+from r1zero import processes
 from r1zero.preflight import check as checks
 from r1zero.preflight.machine import Strategy
 
@@ -32,8 +32,8 @@ def start(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(psutil.Process, "parent", lambda process: parent)
-        monkeypatch.setattr(threads, "cores", lambda: cores)
-        threads.take_share()
+        monkeypatch.setattr(processes, "cores", lambda: cores)
+        processes.take_threads()
         return torch.get_num_threads()
 
     yield run
@@ -94,7 +94,7 @@ def test_number_that_is_not_the_launchers_own_stays(start, environment, parent):
 
 
 def test_cores_are_those_that_this_process_may_use():
-    assert threads.cores() == len(psutil.Process().cpu_affinity())
+    assert processes.cores() == len(psutil.Process().cpu_affinity())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_run_takes_its_share_where_the_cpu_computes(use_cpu, offload, expected, 
     taken = []
     strategy = Strategy("a strategy", 1, {"weights": 1, "gradients": 1, "optimizer": 1}, offload=offload)
     monkeypatch.setattr(checks, "launched_strategy", lambda: strategy)
-    monkeypatch.setattr(threads, "take_share", lambda: taken.append(True))
+    monkeypatch.setattr(processes, "take_threads", lambda: taken.append(True))
     flags = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml"), "--dry_run", "--use_cpu", str(use_cpu)]
     with pytest.raises(SystemExit):
         checks.check(parser(), flags)
@@ -121,10 +121,10 @@ def test_run_takes_its_share_where_the_cpu_computes(use_cpu, offload, expected, 
 def test_accelerate_launch_gives_one_process_all_cores(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch\nfrom r1zero import threads\nthreads.take_share()\nprint(torch.get_num_threads())\n"
+        "import torch\nfrom r1zero import processes\nprocesses.take_threads()\nprint(torch.get_num_threads())\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml", script]
-    assert run_to_end(command, environment).splitlines()[-1] == str(threads.cores())
+    assert run_to_end(command, environment).splitlines()[-1] == str(processes.cores())
