@@ -17,10 +17,10 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path
 CHOSEN = ("qwen2.5-1.5b", "qwen2.5-1.5b-lora-24gb", "qwen2.5-1.5b-lora-t4")  # by the machine
 
 
-def share(name, processes, *flags, chosen=True):
+def share(name, ranks, *flags, chosen=True):
     """The machine.Recipe of a file of configs/ with flags, and what `share` gives for it on so many processes."""
     recipe = machine.read_recipe(parser(), ["--config", str(ROOT / "configs" / f"{name}.yaml"), *flags])
-    return recipe, *batch.share(recipe, chosen, processes)
+    return recipe, *batch.share(recipe, chosen, ranks)
 
 
 def with_flags(values, words):
@@ -31,17 +31,17 @@ def with_flags(values, words):
     return values
 
 
-@pytest.mark.parametrize("processes", range(1, 17))
+@pytest.mark.parametrize("ranks", range(1, 17))
 @pytest.mark.parametrize("name", CHOSEN)
-def test_recipe_that_is_chosen_passes_the_checks_on_any_number_of_cards(monkeypatch, name, processes):
+def test_recipe_that_is_chosen_passes_the_checks_on_any_number_of_cards(monkeypatch, name, ranks):
     """With 3 or 7 cards the LoRA recipe had 252 completions, which its groups of 8 do not divide."""
-    recipe, flags, _ = share(name, processes)
+    recipe, flags, _ = share(name, ranks)
     values = with_flags(recipe.values, flags)
     meant = batch.completions(recipe.values, 1)
-    monkeypatch.setattr(processes, "count", lambda: processes)
+    monkeypatch.setattr(processes, "count", lambda: ranks)
     assert checks.batch_errors(values) == []
-    whole = math.lcm(processes, values.num_generations)  # at least so many make whole groups
-    assert abs(batch.completions(values, processes) - meant) <= max(meant / 8, whole / 2)
+    whole = math.lcm(ranks, values.num_generations)  # at least so many make whole groups
+    assert abs(batch.completions(values, ranks) - meant) <= max(meant / 8, whole / 2)
 
 
 def test_number_that_is_not_quite_the_recipes_is_said():
@@ -52,7 +52,7 @@ def test_number_that_is_not_quite_the_recipes_is_said():
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "now", "meant", "flags", "made"),
+    ("name", "ranks", "now", "meant", "flags", "made"),
     [
         ("qwen2.5-7b", 16, 512, "256 on 8", "--gradient_accumulation_steps 4", 256),
         ("qwen2.5-3b", 1, 128, "256 on 2", "--gradient_accumulation_steps 32", 256),
@@ -61,15 +61,15 @@ def test_number_that_is_not_quite_the_recipes_is_said():
     ],
     ids=["two machines", "one card of two", "three cards", "nothing accumulated"],
 )
-def test_recipe_that_is_named_says_the_flag_and_does_not_set_it(name, processes, now, meant, flags, made):
-    recipe, added, line = share(name, processes, chosen=False)
-    here = "one process" if processes == 1 else f"{processes} processes"
+def test_recipe_that_is_named_says_the_flag_and_does_not_set_it(name, ranks, now, meant, flags, made):
+    recipe, added, line = share(name, ranks, chosen=False)
+    here = "one process" if ranks == 1 else f"{ranks} processes"
     assert added == []
     assert line == (
         f"batch: {now} completions a generation on {here}, where {recipe.path} means {meant}: pass {flags} for {made}"
     )
-    assert batch.completions(with_flags(recipe.values, flags.split()), processes) == made
-    assert share(name, processes, *flags.split(), chosen=False)[2] is None or made != 256, "and then says nothing more"
+    assert batch.completions(with_flags(recipe.values, flags.split()), ranks) == made
+    assert share(name, ranks, *flags.split(), chosen=False)[2] is None or made != 256, "and then says nothing more"
 
 
 def test_recipe_that_is_named_on_the_cards_of_its_header_says_nothing():
@@ -86,11 +86,11 @@ def test_optimizer_steps_on_a_generation_stay_as_many():
         generation_batch_size=None,
         num_generations=8,
     )
-    for processes in range(1, 17):
-        settings, made = batch.nearest(values, 128, processes)
+    for ranks in range(1, 17):
+        settings, made = batch.nearest(values, 128, ranks)
         assert settings["steps_per_generation"] == 4 * settings["gradient_accumulation_steps"]
         of_each = settings["per_device_train_batch_size"] * settings["steps_per_generation"]
-        assert made == processes * of_each and made % 8 == 0
+        assert made == ranks * of_each and made % 8 == 0
 
 
 def test_header_of_a_recipe_without_a_number_of_processes_means_one(tmp_path):
@@ -108,10 +108,10 @@ def test_more_cards_evaluate_as_many_problems_at_a_time_as_the_recipe_means(name
     meant = batch.header_processes(recipe.path)
     wanted = recipe.values.per_device_eval_batch_size * meant
     assert batch.share_evaluation(recipe, meant) == []
-    for processes in (meant + 1, meant + 2, 16):
-        flag, size = batch.share_evaluation(recipe, processes)
+    for ranks in (meant + 1, meant + 2, 16):
+        flag, size = batch.share_evaluation(recipe, ranks)
         assert flag == "--per_device_eval_batch_size"
-        assert 0 < int(size) * processes <= max(wanted, processes)
+        assert 0 < int(size) * ranks <= max(wanted, ranks)
 
 
 def test_evaluation_batch_that_is_given_or_of_a_users_own_file_stays(tmp_path):

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 import preprocess
 import rewards
-from r1zero import ROOT, schedule, tiny_model
+from r1zero import ROOT, processes, schedule, tiny_model
 from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import batch, inputs, machine, other_machine
 from r1zero.preflight import check as checks
@@ -99,11 +99,11 @@ class TestRecipe:
                     assert getattr(arguments, key) == value
 
     def test_batch_arithmetic_holds(self, path, values, monkeypatch):
-        processes = batch.header_processes(path)
-        monkeypatch.setattr(processes, "count", lambda: processes)
+        ranks = batch.header_processes(path)
+        monkeypatch.setattr(processes, "count", lambda: ranks)
         assert checks.batch_errors(values) == []
         steps = values.steps_per_generation or values.gradient_accumulation_steps
-        per_generation = values.per_device_train_batch_size * processes * steps
+        per_generation = values.per_device_train_batch_size * ranks * steps
         assert per_generation == COMPLETIONS_A_STEP.get(path.stem, 256)
         assert f"= {per_generation} completions" in path.read_text(), "the arithmetic is spelled out"
 
