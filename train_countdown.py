@@ -1,9 +1,9 @@
 """Teach a language model to reason with GRPO and verifiable rewards alone: R1-Zero in one file, on TRL.
 
 It reproduces TinyZero on Countdown, and trains on every other task of preprocess.py, on several of them, or on one of
-your own, by naming their data and their rewards in the YAML. It trains by GRPO where TinyZero trains by PPO: there is
-no critic, and the advantage of a completion is its reward less the mean reward of its group, the completions sampled
-from the same prompt.
+your own, by naming their data and their rewards in the YAML. It trains by GRPO, TinyZero by PPO: there is no critic
+here, and the advantage of a completion is its reward less the mean reward of its group, the completions sampled from
+the same prompt.
 
     accelerate launch train_countdown.py                                          # whatever this machine has, CPU too
     accelerate launch train_countdown.py --config configs/qwen2.5-1.5b.yaml       # one GPU
@@ -20,69 +20,50 @@ from pathlib import Path
 from transformers import ProgressCallback
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from r1zero.preflight import check as checks
-from r1zero.report import console, run_folder
-from r1zero.report import page as report
-from r1zero.training import checkpoints, lora, loss_watch, reward_functions
-from r1zero.training import generation as sampler
-from r1zero.training import stopping as endings
-from r1zero.training import vllm as vllm_settings
+from r1zero.preflight import check
+from r1zero.report import console, page, run_folder
+from r1zero.training import checkpoints, generation, lora, nan_guard, reward_functions, stopping, vllm
+
+
+def setting(default, text):
+    """Return a field with its default and its line of --help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: default, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class ScriptArguments:
     """What TRL has no setting for."""
 
-    data_dir: str = field(
-        default="data/countdown",
-        metadata={"help": "Folder with train.parquet and test.parquet, as preprocess.py writes them."},
+    data_dir: str = setting(
+        "data/countdown", "Folder with train.parquet and test.parquet, as preprocess.py writes them."
     )
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["countdown_reward"],
-        metadata={
-            "help": "Functions of rewards.py, or your own as module:function; each scores the rows of its own task. "
-            "reward_weights weighs them."
-        },
+    reward_funcs: list[str] = setting(
+        ["countdown_reward"],
+        "Functions of rewards.py, or your own as module:function; each scores the rows of its own task. "
+        "reward_weights weighs them.",
     )
-    allow_unsandboxed_code: bool = field(
-        default=False,
-        metadata={"help": "Let code_reward run what the model wrote without a sandbox, where bubblewrap is missing."},
+    allow_unsandboxed_code: bool = setting(
+        False, "Let code_reward run what the model wrote without a sandbox, if bubblewrap is missing."
     )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Print what the run will do and take, and what would stop it, and end before it starts."},
+    dry_run: bool = setting(
+        False, "Print what the run will do and take, and what would stop it, and end before it starts."
     )
-    gpus: int | None = field(
-        default=None,
-        metadata={"help": "With --dry_run: plan for another machine, with so many GPUs; 0 for one without."},
+    gpus: int | None = setting(None, "With --dry_run: plan for another machine, with so many GPUs; 0 for one without.")
+    gpu_memory: float | None = setting(None, "With --gpus: the memory of each in GB, that is, 10^9 bytes.")
+    strategy: str | None = setting(None, "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own.")
+    trim_padding: bool = setting(True, "Compute no padding in the passes over completions: the same update, sooner.")
+    drop_finished: bool = setting(
+        True, "If transformers generates, drop completions that have ended; not with a sharded model."
     )
-    gpu_memory: float | None = field(
-        default=None, metadata={"help": "With --gpus: the memory of each in GB, that is, 10^9 bytes."}
+    stop_on_nan: bool = setting(True, "End the run if a gradient or a reward is NaN or infinite.")
+    price_per_hour: float | None = setting(
+        None, "Price of the whole machine an hour, in any currency, to say what the run costs."
     )
-    strategy: str | None = field(
-        default=None, metadata={"help": "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own."}
-    )
-    trim_padding: bool = field(
-        default=True, metadata={"help": "Compute no padding in the passes over completions: the same update, sooner."}
-    )
-    drop_finished: bool = field(
-        default=True,
-        metadata={"help": "Where transformers generates, drop completions that have ended; not with a sharded model."},
-    )
-    stop_on_nan: bool = field(
-        default=True,
-        metadata={"help": "End the run, and save the batch, where a loss, gradient or reward is NaN or infinite."},
-    )
-    price_per_hour: float | None = field(
-        default=None,
-        metadata={"help": "Price of the whole machine an hour, in any currency, to say what the run costs."},
-    )
-    show_every: int = field(
-        default=20, metadata={"help": "Optimizer steps between two whole completions on the console; 0 for none."}
-    )
-    prepare: str | None = field(
-        default=None,
-        metadata={"help": "What python runs to make the recipe's missing data or model: preprocess.py countdown."},
+    show_every: int = setting(20, "Optimizer steps between two whole completions on the console; 0 for none.")
+    prepare: str | None = setting(
+        None, "What python runs to make the recipe's missing data or model: preprocess.py countdown."
     )
 
 
@@ -97,23 +78,24 @@ def main(script_args, training_args, model_args, reward_funcs):
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
     resumed = training_args.resume_from_checkpoint  # a sound checkpoint, or None
-
-    # An earlier run in the same folder is moved aside, never overwritten
     if is_main and resumed is None:
-        run_folder.move_aside(output_dir)
+        run_folder.move_aside(output_dir)  # an earlier run's results are never overwritten
 
-    # Data: prompts are plain strings that hold the prefilled assistant turn. Every evaluation batch must be full, or
-    # TRL's mean over batches would not be the mean over problems.
-    files = {split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")}
-    data = load_dataset("parquet", data_files=files)
+    # Data. A prompt is a plain string that holds the beginning of the assistant's turn, and the model goes on from it.
+    # Every evaluation batch must be full, or TRL's mean over batches would not be the mean over problems.
+    data = load_dataset(
+        "parquet", data_files={split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")}
+    )
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
     held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
     if is_main:
         total = data["test"].num_rows
         print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {total:,} held-out ones")
 
-    # Model and trainer. Full fine-tuning keeps float32 weights: at a learning rate of 1e-6 bfloat16 would round the
-    # updates away.
+    # Rewards: functions of completions and of the data's columns, each of which scores the rows of its own task
+    scorers = [reward_functions.Scorer(function) for function in reward_funcs]
+
+    # Model. Full fine-tuning keeps float32 weights: at a rate of 1e-6 bfloat16 would round the updates away.
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -121,62 +103,54 @@ def main(script_args, training_args, model_args, reward_funcs):
         **(training_args.model_init_kwargs or {}),
     }
     if training_args.use_vllm and training_args.vllm_mode == "colocate":
-        # The engine computes in the type of the update and samples from the run's seed, which TRL has no settings for
-        vllm_generation.LLM = vllm_settings.engine(training_args, model_args)
-    trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(
+        # vLLM takes the type of the update and the run's seed, for neither of which TRL has a setting
+        vllm_generation.LLM = vllm.engine(training_args, model_args)
+    trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(  # passes without padding
         model=model_args.model_name_or_path,
-        reward_funcs=reward_functions.watch(reward_funcs, script_args.stop_on_nan),
+        reward_funcs=scorers,
         args=training_args,
         train_dataset=data["train"],
         eval_dataset=held_out,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    lora.keep_base_exact(trainer.model)  # which TRL rounds with every push of an adapter to vLLM
-    if script_args.drop_finished and sampler.processes_generate_alone(trainer):
-        sampler.drop_finished_rows(trainer.model)
-    trainer.remove_callback(ProgressCallback)  # which prints a dictionary
-    lines = console.Console(held_out.num_rows, script_args.price_per_hour, script_args.show_every)
-    signals = endings.Signals()  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
-    for callback in (lines, signals, checkpoints.Sealer()):
-        trainer.add_callback(callback)
+
+    # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
+    lora.keep_base_exact(trainer.model)  # TRL merges the adapter on every weight sync, which rounds a 16-bit base
+    if script_args.drop_finished and generation.processes_generate_alone(trainer):
+        generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:
-        trainer.add_callback(loss_watch.LossWatch(trainer))
+        nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
+    trainer.remove_callback(ProgressCallback)  # it prints a dictionary
+    lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)
+    run = stopping.Stopping(trainer)  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
+    for callback in (lines, run, checkpoints.Sealer()):  # Trainer takes the newest checkpoint unseen
+        trainer.add_callback(callback)
     if is_main:
         arguments = (script_args, training_args, model_args)
-        run_folder.write_config(output_dir / "config.yaml", *arguments, resumed=bool(resumed))
+        tables = {scorer.__name__: scorer.table for scorer in scorers}
+        run_folder.write_config(output_dir / "config.yaml", *arguments, tables=tables, resumed=bool(resumed))
 
-    # Train, and evaluate once more where the last step did not
-    ending = None  # why the run ends early
-    try:
-        with signals:
-            with contextlib.suppress(checkpoints.Complete):
-                trainer.train(resume_from_checkpoint=resumed)
-            ending = signals.ending(output_dir)
-            evaluated = run_folder.evaluations(trainer.state.log_history)
-            if not ending and evaluated and evaluated[-1]["step"] < trainer.state.global_step:
-                trainer.evaluate()
-    except endings.EXPECTED as error:
-        ending = endings.explain(error, output_dir, trainer.state.global_step)
+    # Train, and evaluate once more if the last step did not
+    with run:
+        with contextlib.suppress(checkpoints.Complete):  # a resumed run may have done all of its steps
+            trainer.train(resume_from_checkpoint=resumed)
+        if not run.is_early and run_folder.needs_evaluation(trainer.state):
+            trainer.evaluate()
 
     # Save
-    if not ending:
+    if not run.is_early:
         trainer.save_model()
         trainer.create_model_card(model_name=output_dir.name)
     if is_main:
-        lines.keep(training_args, trainer.state)
-        metrics = report.write(output_dir)
-        if not ending:
-            report.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
-    # Together: one that ends badly would take the first with it, which writes longest
-    if not ending or ending.together:
-        trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.end_training()
-    if ending:
-        endings.leave(ending)
+        lines.save(training_args, trainer.state)
+        metrics = page.write(output_dir)
+        if not run.is_early:
+            page.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
+    run.leave()
 
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
-    with endings.in_one_line():
-        main(*checks.check(parser, sys.argv[1:]))
+    with stopping.in_one_line():
+        main(*check.check(parser, sys.argv[1:]))

@@ -11,6 +11,7 @@ from r1zero.grading import algebra as symbolic_helper
 from r1zero.grading.behaviours import count_behaviours, name_mistake
 from r1zero.grading.extract import extract_answer
 from r1zero.report.completions import read_completion
+from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
 MANY_NAMES = "+".join(f"a_{{{i}}}" for i in range(120))
@@ -216,7 +217,7 @@ def scored(texts):
 def on_the_page(text):
     """What the page's reader is given of a completion of Countdown."""
     row = {"completion": text, "equation": extract_answer(text), "target": 9, "numbers": "[9]", "verdict": "wrong"}
-    return read_completion(row, ["countdown_reward"])[1]
+    return read_completion(row, TABLES_BEFORE)[1]
 
 
 def main(size, *flags):

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
+from r1zero.report.run_folder import TABLES_BEFORE
 
-OURS = ["countdown_reward", "multiplication_reward", "boxed_math_reward", "code_reward"]
+TABLES = TABLES_BEFORE | {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ OURS = ["countdown_reward", "multiplication_reward", "boxed_math_reward", "code_
     ],
 )
 def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
-    found = read_completion({"completion": "text", "spelling": None} | row, [*OURS, "mine:spelling"])
+    found = read_completion({"completion": "text", "spelling": None} | row, TABLES)
+    mistake = found[1].pop("mistake")
+    assert (mistake is not None) == (verdict == "wrong" and "target" in about)
     assert found == (
         about,
         {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False},
@@ -90,7 +93,7 @@ def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
 
 def test_rewards_of_a_completion_are_added():
     row = {"completion": "text", "countdown_reward": None, "spelling": 0.5, "length": -0.25}
-    assert read_completion(row, ["countdown_reward", "mine:spelling", "length.py:length"])[1]["reward"] == 0.25
+    assert read_completion(row, TABLES | {"length": ("", "", [])})[1]["reward"] == 0.25
 
 
 def make_tables(folder, steps, problems=4, **settings):
@@ -106,6 +109,7 @@ def make_tables(folder, steps, problems=4, **settings):
     return SimpleNamespace(
         folder=folder,
         settings={"reward_funcs": ["mine:spelling"], **settings},
+        config="",
         metrics={"after": {"n": problems}},
         history=[*evaluated, {"step": 99, "eval_reward": 0.1, "eval_completions/mean_length": 9.0}],  # without a table
     )

@@ -14,7 +14,6 @@ from transformers import TrainerState
 from trl.trainer import grpo_trainer
 
 from r1zero.report import console
-from rewards import FORMAT_REWARD
 
 RATIO = "sampling/importance_sampling_ratio/mean"  # logged where vLLM generates
 HEALTHY = {
@@ -29,7 +28,7 @@ HEALTHY = {
 
 def warned(course, every=1, steps=60):
     """(step, warning) of a run whose metrics at a step are HEALTHY with what course(step) changes."""
-    seen, warnings = [], console.Warnings()
+    seen, warnings = [], console.Warnings(0.1)
     for step in range(every, steps + 1, every):
         seen += [(step, text) for text in warnings.see(step, HEALTHY | course(step))]
     return seen
@@ -92,7 +91,7 @@ def test_rounding_alone_is_no_reason_to_warn_of_importance_ratios(ratio):
 
 
 def test_metrics_that_a_task_does_not_log_are_not_missed():
-    warnings = console.Warnings()
+    warnings = console.Warnings(0.1)
     for step in range(1, 61):
         assert list(warnings.see(step, {"reward": 0.5, "accuracy": None})) == []
 
@@ -145,9 +144,10 @@ def started(tmp_path, clock, monkeypatch):
         num_iterations=1,
     )
 
-    def start(step=0, **arguments):
+    def start(step=0, own_metrics=(), **arguments):
         state = TrainerState(global_step=step, max_steps=100)
-        made = console.Console(8, **arguments)
+        scorer = SimpleNamespace(format_reward=0.1, own_metrics=set(own_metrics))
+        made = console.Console([scorer], 8, **arguments)
         made.on_train_begin(args, state, None)
         made.training_bar.close()
         made.training_bar = Bar()
@@ -187,7 +187,7 @@ def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal(started):
 
 
 def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_where_there_is_none(started, clock):
-    run = started()
+    run = started(own_metrics=["edit_distance", "vowels"])
     evaluated = {"reward": -0.5, "completions/mean_length": 4.0, "edit_distance": 3.25, "vowels": None, "loss": 0.0}
     (line,) = log(run, 0, **{f"eval_{name}": value for name, value in evaluated.items()})
     assert line == "step     0/100  reward -0.500  length      4  held out  edit_distance 3.25"
@@ -211,7 +211,7 @@ def test_warning_stands_below_the_line_of_its_step(started, clock):
     run = started()
     for step in range(1, 22):
         clock.seconds += 1
-        lines = log(run, step, reward=FORMAT_REWARD, accuracy=0.0)
+        lines = log(run, step, reward=0.1, accuracy=0.0)
     assert lines[1].startswith("WARNING at step 21: the reward stands at 0.100") and len(lines) == 2
 
 
@@ -219,11 +219,11 @@ def test_results_are_saved_the_more_often_the_less_time_it_takes(started, clock,
     run = started()
     saved = []
 
-    def keep(*_):
+    def save(*_):
         saved.append(clock.seconds)
         clock.seconds += 2
 
-    monkeypatch.setattr(console.run_folder, "keep", keep)
+    monkeypatch.setattr(console.run_folder, "save", save)
     log(run, 1, train_loss=0.1)
     for seconds in (1199, 1200, 1399, 1400):  # 100 times 2 s after the last time
         clock.seconds = seconds

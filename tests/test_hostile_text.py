@@ -28,6 +28,7 @@ from r1zero.report import completions as completions_reader
 from r1zero.report import console
 from r1zero.report import page as report
 from r1zero.report.completions import LONGEST, visible
+from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import code_reward
 
 VALUES = {  # of each reward, as they are documented
@@ -270,7 +271,7 @@ def page_of(texts, path):
     problems = []
     for text in texts:
         row = {"completion": text, "equation": text, "numbers": "[9]", "target": 9, "verdict": "wrong"}
-        about, completion = completions_reader.read_completion(row, ["countdown_reward"])
+        about, completion = completions_reader.read_completion(row, TABLES_BEFORE)
         problems.append({"prompt": "3*3 = ", "about": about, "at": {0: completion}})
     reader = {"steps": [0], "problems": problems, "of": len(problems)}
     report.render(path, title="a run", about="", tables=[], charts=[], reader=reader, configs={})

@@ -68,7 +68,8 @@ def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_rewar
     (folder / "trainer_state.json").write_text(json.dumps(state))
     evaluated = [{**evaluation, "n": 3} for evaluation in run_folder.evaluations(history)]
     metrics = {"before": evaluated[0], "after": evaluated[-1], "steps": 8, "train_seconds": 80.0, "completions": 64}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000}))
+    own = {} if accuracy else {"own_metrics": ["edit_distance"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000} | own))
     return folder
 
 

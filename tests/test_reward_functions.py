@@ -3,10 +3,8 @@
 bash tests/run.sh tests/test_reward_functions.py
 """
 
-import doctest
 import os
 import shutil
-import textwrap
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ import rewards
 from r1zero.grading import sandbox
 from r1zero.grading.behaviours import BEHAVIOURS
 from r1zero.training import reward_functions
-from r1zero.training.reward_functions import call_as_trl, resolve, table_columns, watched
+from r1zero.training.reward_functions import Scorer, resolve, score, table_of
 
 OWN = '''
 def spelling(completions, word, log_extra=None, log_metric=None, **kwargs):
@@ -39,10 +37,6 @@ number = 3
 '''
 
 
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(reward_functions).failed == 0
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder, empty, with a folder of data beside it."""
@@ -52,10 +46,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def logged_by(function, **columns):
-    """What a function logs of a batch: dict of name to values, and the columns; and its rewards."""
+def logged_by(function, completions, **columns):
+    """What training logs of a batch: the rewards, dict of a metric to its values, and the table's columns."""
     metrics, table = {}, {}
-    given = function(
+    given = Scorer(function)(
+        prompts=["p"] * len(completions),
+        completions=completions,
         log_metric=lambda name, value: metrics.setdefault(name, []).append(value),
         log_extra=table.__setitem__,
         **columns,
@@ -78,10 +74,10 @@ class TestResolve:
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).write_text(OWN)
         (function,) = resolve([name], folder / "data")
-        assert function.__name__ == "spelling" == reward_functions.function_name(name)
+        assert function.__name__ == "spelling"
         given, metrics, table = logged_by(function, completions=["a", "b", "c"], word=["a", "x", None])
-        assert given == [1.0, 0.0, None] and metrics == {"letters": [1.0]}
-        columns = table_columns(name)
+        assert given == [1.0, 0.0, None] and metrics["letters"] == [1.0]
+        columns = table_of(function)
         assert table[columns.verdict] == ["correct", "wrong", None] and table[columns.answer] == ["a", "b", "c"]
         assert table["shape"] == [1, 1, 1] and len(table) == 3
 
@@ -96,7 +92,7 @@ class TestResolve:
         )
         (folder / "data" / "worth.py").write_text(text)
         (function,) = resolve(["worth:mine"], folder / "data")
-        assert call_as_trl(function, ["p"], ["c"], {}) == [7.0]
+        assert score(function, ["p"], ["c"], {}) == ([7.0], [None])
 
     @pytest.mark.parametrize(
         ("names", "message"),
@@ -126,6 +122,7 @@ class TestCodeWithoutBubblewrap:
     @pytest.fixture(autouse=True)
     def no_bubblewrap(self, monkeypatch):
         monkeypatch.setenv("PATH", "/nonexistent")
+        monkeypatch.setattr(sandbox, "SHARED", [])
         sandbox.why_unavailable.cache_clear()
         yield
         sandbox.why_unavailable.cache_clear()
@@ -148,12 +145,8 @@ def spelling(completions, word, log_extra, log_metric, verdicts=("correct", "wro
 
 
 class TestVerdictsOfAUsersFunction:
-    def own(self):
-        return reward_functions.with_own_columns(spelling)
-
     def test_become_accuracy_in_training(self):
-        batch = {"completions": ["wait", "b", "c"], "word": ["wait", "x", None]}
-        given, metrics, _ = logged_by(watched(self.own()), **batch)
+        given, metrics, _ = logged_by(spelling, completions=["wait", "b", "c"], word=["wait", "x", None])
         assert given == [1.0, 0.0, None]
         assert metrics["accuracy"] == [1.0, 0.0] and metrics["format_rate"] == [1.0, 1.0]
         assert metrics["accuracy/spelling"] == [1.0, 0.0], "another task has a row of the batch"
@@ -165,7 +158,7 @@ class TestVerdictsOfAUsersFunction:
             log_metric("accuracy", 1.0)
             return [1.0]
 
-        metrics = logged_by(watched(reward_functions.with_own_columns(exact)), completions=["a"])[1]
+        metrics = logged_by(exact, completions=["a"])[1]
         assert metrics["accuracy"] == [1.0] and "format_rate" not in metrics
 
     @pytest.mark.parametrize(
@@ -177,7 +170,7 @@ class TestVerdictsOfAUsersFunction:
     )
     def test_that_are_none_of_ours_are_refused(self, verdicts, message):
         with pytest.raises(ValueError, match=message):
-            logged_by(self.own(), completions=["a"] * 3, word=["a"] * 3, verdicts=verdicts)
+            logged_by(spelling, completions=["a"] * 3, word=["a"] * 3, verdicts=verdicts)
 
 
 def test_function_that_returns_too_few_rewards_is_named():
@@ -185,7 +178,7 @@ def test_function_that_returns_too_few_rewards_is_named():
         return [1.0]
 
     with pytest.raises(ValueError, match="short returned 1 rewards for 2 completions"):
-        call_as_trl(short, ["p"] * 2, ["c"] * 2, {})
+        score(short, ["p"] * 2, ["c"] * 2, {})
 
 
 def test_function_is_called_with_all_that_trl_gives():
@@ -194,59 +187,73 @@ def test_function_is_called_with_all_that_trl_gives():
         log_metric("step", trainer_state.global_step)
         return [len(ids) for ids in completion_ids]
 
-    assert call_as_trl(curious, ["p"] * 2, ["c"] * 2, {"word": ["a", "b"]}) == [0, 0]
-    assert call_as_trl(curious, ["p"], ["c"], {"word": ["a"]}, completion_ids=[[1, 2]]) == [2]
+    assert score(curious, ["p"] * 2, ["c"] * 2, {"word": ["a", "b"]})[0] == [0, 0]
+    assert score(curious, ["p"], ["c"], {"word": ["a"]}, ids=[[1, 2]])[0] == [2]
 
 
-class TestWatched:
-    def watched_by(self, function, **columns):
-        """What watched(function) logs beyond the function itself, whose rewards and metrics must stay."""
-        plain, plain_metrics, _ = logged_by(function, **columns)
-        given, metrics, _ = logged_by(watched(function), **columns)
-        assert given == plain == function(**columns) == watched(function)(**columns)
-        assert watched(function).__name__ == function.__name__, "which is the metric's name"
-        assert {name: metrics.pop(name) for name in plain_metrics} == plain_metrics
-        return metrics
-
+class TestScorer:
     def test_logs_behaviours_and_cells_of_right_and_wrong_completions(self):
-        found = self.watched_by(
-            rewards.countdown_reward,
-            completions=["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
-            nums=[[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
-            target=[16, 11, 120, None],
-            completion_ids=[[0] * 200, [0], [0] * 201, [0] * 999],
+        batch = {
+            "completions": ["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
+            "nums": [[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
+            "target": [16, 11, 120, None],
+        }
+        given, found, table = logged_by(
+            rewards.countdown_reward, **batch, completion_ids=[[0] * 200, [0], [0] * 201, [0] * 999]
         )
-        assert found.pop("behaviours/over_200_tokens") == [False, False, True]
-        assert found.pop("behaviours_correct/over_200_tokens") == [False, False]
-        assert found.pop("behaviours_incorrect/over_200_tokens") == [True]
+        assert given == rewards.countdown_reward(**batch) == [1.0, 1.0, 0.0, None]
+        assert table["verdict"] == ["correct", "correct", "no answer", ""]
+        assert found["accuracy"] == [1.0, 1.0, 0.0] and found["times_divide_rate"] == [1.0, 0.0]
+        assert found["behaviours/over_200_tokens"] == [False, False, True]
+        assert found["behaviours_correct/over_200_tokens"] == [False, False]
+        assert found["behaviours_incorrect/over_200_tokens"] == [True]
         assert found["behaviours/restarts"] == [1, 0, 2]
         assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
         assert found["behaviours_correct/true_equations"] == [1, 0]
         assert found["cells/3_numbers_needs_times_divide"] == [True, False]
         assert found["cells/4_numbers_sums_suffice"] == [True]
-        assert found["mistakes/no_answer"] == [0, 0, 1] and found["mistakes/other"] == [0, 0, 0]
-        assert {name.split("/")[1] for name in found if name.startswith("behaviours")} == set(BEHAVIOURS)
+        counted = {name.split("/")[1] for name in found if name.startswith("behaviours")}
+        assert counted == {*BEHAVIOURS, "over_200_tokens"}
 
     def test_logs_behaviours_of_chats_and_other_tasks(self):
         chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
-        found = self.watched_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
+        _, found, _ = logged_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
         assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)
 
     def test_logs_behaviours_of_a_reward_without_verdicts_all_the_same(self):
         def own_reward(completions, log_metric=None, **columns):
             return [None if text == "" else 1.0 for text in completions]
 
-        found = self.watched_by(own_reward, completions=["Wait.", "", "ok"])
+        _, found, _ = logged_by(own_reward, completions=["Wait.", "", "ok"])
         assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
+
+    def test_notes_the_metrics_of_a_users_function_alone(self):
+        def own_reward(completions, log_extra, log_metric, **columns):
+            log_extra("verdict", ["wrong"])
+            log_metric("letters", 3)
+            return [0.0]
+
+        for function, names, columns in (
+            (own_reward, {"letters"}, {}),
+            (rewards.multiplication_reward, set(), {"product": ["7"]}),
+        ):
+            scorer = Scorer(function)
+            scorer(["p"], ["c"], log_metric=lambda *_: None, **columns)
+            assert scorer.own_metrics == names and scorer.__name__ == function.__name__
+
+    def test_scores_as_its_task_says(self, monkeypatch):
+        """What trains is the worth in rewards.py, and not a copy of it."""
+        monkeypatch.setitem(rewards.boxed_math_reward.task.worth, "correct", 7.0)
+        given, _, _ = logged_by(rewards.boxed_math_reward, completions=[r"\boxed{2}"], solution=["2"])
+        assert given == rewards.boxed_math_reward([r"\boxed{2}"], ["2"]) == [7.0]
 
 
 def test_documented_signature_is_enough(tmp_path):
     """A function that names its own columns alone and takes the rest as **kwargs."""
-    (tmp_path / "plain.py").write_text(
-        textwrap.dedent("def plain(completions, **kwargs):\n    return [1] * len(completions)")
-    )
+    text = "def plain(completions, **kwargs):\n    return [1] * len(completions)"
+    (tmp_path / "plain.py").write_text(text)
     (function,) = resolve([f"{tmp_path}/plain.py:plain"], tmp_path)
-    assert call_as_trl(watched(function), ["p"], ["c"], {"word": ["a"]}) == [1]
+    assert logged_by(function, ["c"], word=["a"])[0] == [1]
 
 
 @pytest.mark.parametrize("given", [None, 1.0, "11", {"a": 1.0}, [1.0], ["1", 1.0], [[1.0], 1.0]])

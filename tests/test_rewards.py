@@ -228,11 +228,9 @@ def test_last_box_with_content_is_found(text, content):
 
 
 class TestBoxedMath:
-    def test_values_are_the_recipes_and_can_be_changed(self):
+    def test_values_are_the_recipes(self):
         completions = ["5", r"\boxed{}", r"\boxed{6}", r"\boxed{5}"]
         assert boxed_math_reward(completions, ["5"] * 4) == [0.0, 0.0, 0.1, 1.1]
-        changed = boxed_math_reward(completions, ["5"] * 4, format_reward=0.25, correct_reward=2.0)
-        assert changed == [0.0, 0.0, 0.25, 2.25]
 
     def test_gold_may_stand_in_either_column_and_in_a_box(self):
         for column in ("solution", "ground_truth"):

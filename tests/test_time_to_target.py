@@ -31,7 +31,7 @@ class Lines:
 
     def __init__(self):
         self.stopwatch = Stopwatch(completions_a_step=64)
-        self.console = console.Console(256)
+        self.console = console.Console([], 256)
         self.console.last, self.console.first = (0.0, 0), (0.0, 0)
         self.args = SimpleNamespace(
             generation_batch_size=64, steps_per_generation=1, gradient_accumulation_steps=1, num_iterations=1

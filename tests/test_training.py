@@ -29,7 +29,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from r1zero.report import page as report
-from r1zero.report import run_folder
 from r1zero.training import lora
 from r1zero.training import stopping as endings
 
@@ -88,8 +87,6 @@ def test_behaviours_and_cells_are_logged_in_training_and_on_the_held_out_set(run
     for metric in ("behaviours/equations", "behaviours_incorrect/over_200_tokens"):
         assert [entry["step"] for entry in history if metric in entry] == [1, 2]
         assert [entry["step"] for entry in history if f"eval_{metric}" in entry] == [0, 1, 2]
-    names = {name.removeprefix("eval_") for entry in history for name in entry}
-    assert run_folder.own_metrics(names) == [], "all of them are TRL's or ours"
     # A training step's two problems may be of one kind
     assert all("eval_cells/3_numbers_sums_suffice" in entry for entry in history if "eval_reward" in entry)
 

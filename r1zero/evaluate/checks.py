@@ -20,8 +20,7 @@ from r1zero.preflight import cards
 from r1zero.preflight import data as data_checks
 from r1zero.preflight import hardware as hardware_checks
 from r1zero.preflight import model as model_checks
-from r1zero.training.reward_functions import call_as_trl, resolve
-from rewards import TASKS
+from r1zero.training.reward_functions import ours, resolve, score
 
 SETTINGS = ("data", "limit", "seed", "n", "temperature", "max_completion_length", "batch_size", "backend", "dtype")
 
@@ -99,7 +98,7 @@ def examine_data(args):
     if errors:
         return names, errors
     if not names:
-        readable = {name: task.columns for name, task in TASKS.items()}
+        readable = {name: function.task.columns for name, function in ours().items()}
         lacking = f"and lacks what a reward reads: {readable}"
         return names, [f"{args.data} has the columns {list(survey.first)} {lacking}; {advice}"]
     if not isinstance(survey.prompts[0], str):
@@ -113,7 +112,7 @@ def readable_tasks(path):
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):
         return []
-    read = data_checks.columns_read(TASKS, schema)
+    read = data_checks.columns_read(ours(), schema)
     return [name for name in read if set(read[name]) <= set(schema.names)]
 
 
@@ -139,7 +138,7 @@ def read_problems(args, functions):
 def rewards_of_nothing(name, function, prompts, columns, path):
     """The rewards of empty completions, None in rows of another task: they show what a function misses in the data."""
     try:
-        return call_as_trl(function, prompts, [""] * len(prompts), columns)
+        return score(function, prompts, [""] * len(prompts), columns)[0]
     except Exception as error:  # a user's function may raise anything
         found = f"{path} has the columns {['prompt', *columns]}"
         reason = f"{type(error).__name__}: {files.one_line(error)}"
@@ -189,7 +188,7 @@ def find_settings(model, args, functions):
         settings[name] = getattr(args, name)
     settings["reward_funcs"] = list(functions)
     for name, function in functions.items():
-        if name not in TASKS:  # a user's own may have been changed since
+        if name not in ours():  # a user's own may have been changed since
             settings[f"{name} sha256"] = digest(inspect.getsourcefile(inspect.unwrap(function)))
     return settings
 

@@ -42,11 +42,11 @@ from r1zero import processes
 from r1zero.evaluate import metrics as evaluation_metrics
 from r1zero.files import NotWritten, replaced
 from r1zero.grading.behaviours import BEHAVIOURS, count_behaviours
+from r1zero.grading.verdict import CORRECT, NO_ANSWER
 from r1zero.report import run_folder
 from r1zero.tasks.countdown import cells
 from r1zero.tasks.problem_files import chunked
-from r1zero.training.reward_functions import call_as_trl, table_columns
-from rewards import CORRECT, NO_ANSWER, STATUSES, TASKS
+from r1zero.training import reward_functions
 
 # torch, transformers and the modules that need them are imported where they are used: --help answers without them
 
@@ -56,30 +56,25 @@ class Interrupted(BaseException):
 
 
 def score(functions, prompts, completions, ids, columns):
-    """What B completions get, as a dict of columns: reward, correct, answered, and those that the functions log.
+    """Return what B completions get, as a dict of columns: reward, correct, answered, and those of the functions.
 
     functions: dict of a name to its function; ids: B lists of the completions' tokens; columns: dict of the data's
-    other columns to B values. Where several functions score a row, which none of ours do, their rewards add up, and
-    all that judge it must find it right. In a row without a verdict, correct and answered are None.
+    other columns to B values. If several functions score a row, and none of ours do, their rewards add up, and all
+    that judge it must find it right. In a row without a verdict, correct and answered are None.
     """
     rewards = [0.0] * len(completions)
-    verdicts = [[] for _ in completions]
-    logged = {}
-    for name, function in functions.items():
-        given = call_as_trl(function, prompts, completions, columns, ids, log_extra=logged.__setitem__)
-        statuses = logged.get(table_columns(name).verdict, [None] * len(completions))
-        for row, reward in enumerate(given):
+    statuses = [[] for _ in completions]
+    table = {}
+    for function in functions.values():
+        scored = reward_functions.score(function, prompts, completions, columns, ids, log_extra=table.__setitem__)
+        for row, (reward, verdict) in enumerate(zip(*scored, strict=True)):
             if reward is not None:
                 rewards[row] += reward
-                if statuses[row] in STATUSES:
-                    verdicts[row].append(statuses[row])
-    correct, answered = [None] * len(completions), [None] * len(completions)
-    for row, found in enumerate(verdicts):
-        if found:
-            correct[row] = set(found) == {CORRECT}
-            answered[row] = NO_ANSWER not in found
-    correct, answered = pa.array(correct, pa.bool_()), pa.array(answered, pa.bool_())
-    return {"reward": rewards, "correct": correct, "answered": answered, **logged}
+                if verdict is not None:
+                    statuses[row].append(verdict.status)
+    correct = pa.array([set(found) == {CORRECT} if found else None for found in statuses], pa.bool_())
+    answered = pa.array([NO_ANSWER not in found if found else None for found in statuses], pa.bool_())
+    return {"reward": rewards, "correct": correct, "answered": answered, **table}
 
 
 def up_to_end(ids, ends):
@@ -116,7 +111,7 @@ def completion_table(model, args, functions, batch, ids):
 
 def cell_names(columns, size):
     """The kind of each Countdown problem, such as "3 numbers, + - alone"; None in rows of another task."""
-    if not set(TASKS["countdown_reward"].columns) <= set(columns):
+    if not {"nums", "target"} <= set(columns):
         return [None] * size
     return [cell and ", ".join(cell) for cell in cells(columns["nums"], columns["target"])]
 

@@ -330,3 +330,13 @@ def end(process, shut_in):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
+
+
+SHARED = []  # the Sandbox of this process, once there is one
+
+
+def shared_sandbox(allow_unsandboxed=None):
+    """Return the Sandbox of this process. It is made by the first call, and anew by one that says what is allowed."""
+    if not SHARED or allow_unsandboxed is not None:
+        SHARED[:] = [Sandbox(bool(allow_unsandboxed))]
+    return SHARED[0]

@@ -257,7 +257,7 @@ def errors_on_file(functions, file):
     scored, errors = [False] * len(prompts), []
     for function in functions:
         try:
-            scores = reward_functions.call_as_trl(function, prompts, completions, columns)
+            scores, _ = reward_functions.score(function, prompts, completions, columns)
         except Exception as error:  # a user's own function may raise anything
             errors.append(
                 f"{file.path} has the columns {list(file.first)}, with which {function.__name__} cannot work "

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from r1zero.files import one_line, shown
 from r1zero.tasks.countdown import reachable
-from rewards import TASKS
+from r1zero.training.reward_functions import ours
 
 ROWS_AT_A_TIME = 1 << 16  # and so many of the first are searched for Countdown's targets, in half a second
 LONGEST = 16  # prompts of each file, the longest in characters, whose tokens are counted
@@ -67,8 +67,8 @@ def columns_read(names, schema):
     """What the functions of rewards.py among some names read, as a dict of a name to its columns (list)."""
     read = {}
     for name in names:
-        if name in TASKS:
-            read[name] = [present_name(column, schema) for column in TASKS[name].columns]
+        if name in ours():
+            read[name] = [present_name(column, schema) for column in ours()[name].task.columns]
     return read
 
 

@@ -7,10 +7,8 @@ from statistics import fmean
 
 import numpy as np
 
-import rewards
-from r1zero.grading.behaviours import MISTAKES, PHRASES
+from r1zero.grading.behaviours import PHRASES
 from r1zero.intervals import deviation
-from r1zero.report.run_folder import own_metrics
 from r1zero.tasks.countdown import CELL_METRICS
 
 NUMBER, SHARE = "{:.2f}", "{:.1%}"  # how a value of a metric reads; a share lies between 0 and 1
@@ -85,15 +83,7 @@ COURSE = [
     Panel("Share of groups without signal", [Metric(TRAINING_ALONE, "groups without signal", SHARE)]),
 ]
 LEARNED = [
-    Panel(
-        "Accuracy by task",
-        [Metric(f"accuracy/{task.name}", task.name, SHARE) for task in rewards.TASKS.values()],
-    ),
     Panel("Countdown's cells", cell_metrics()),
-    Panel(
-        "Why Countdown's answers are wrong",
-        [Metric(f"mistakes/{name}", name.replace("_", " "), SHARE) for name in MISTAKES],
-    ),
     Panel(
         "Shares of completions",
         [
@@ -123,22 +113,17 @@ def logged_names(histories):
 
 
 def learned_panels(histories):
-    """LEARNED for some runs: where tasks share a run, a user's own have an accuracy too."""
-    by_task, *others = LEARNED
-    metrics = list(by_task.metrics)
-    for name in own_metrics(logged_names(histories)):
+    """Return LEARNED for some runs, after the accuracy of each task if tasks share a run."""
+    by_task = []
+    for name in sorted(logged_names(histories)):
         if name.startswith("accuracy/"):
-            metrics.append(Metric(name, name.removeprefix("accuracy/"), SHARE))
-    return [Panel(by_task.title, metrics), *others]
+            by_task.append(Metric(name, name.removeprefix("accuracy/"), SHARE))
+    return [Panel("Accuracy by task", by_task), *LEARNED]
 
 
-def own_panels(histories):
-    """A panel for each other metric that a user's rewards have logged."""
-    panels = []
-    for name in own_metrics(logged_names(histories)):
-        if not name.startswith("accuracy/"):
-            panels.append(Panel(name, [Metric(name, name, "{:.4g}")]))
-    return panels
+def own_panels(names):
+    """Return a panel for each metric (str) that a user's rewards have logged."""
+    return [Panel(name, [Metric(name, name, "{:.4g}")]) for name in names]
 
 
 def curve(histories, name):

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.grading.behaviours import count_behaviours, expression_value
+from r1zero.grading.behaviours import count_behaviours, expression_value, name_mistake
 from r1zero.grading.extract import completion_text
 from r1zero.report import run_folder
-from r1zero.training.reward_functions import function_name, table_columns
 
 PROBLEMS, EVALUATIONS = 100, 12  # at most
 LONGEST = 40_000  # characters of a text that are shown: about 10,000 tokens
@@ -38,34 +37,48 @@ def visible(text, longest=LONGEST):
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def read_completion(row, reward_names):
-    """A row of the table of completions for the reader: problem and completion as dicts of strs and numbers.
+def read_completion(row, tables):
+    """Return a row of the table of completions for the reader: problem and completion as dicts of strs and numbers.
 
-    reward_names: the run's reward_funcs. The one whose column of verdicts is filled in is that of the row's task.
+    tables: dict of each reward function's name to its columns (answer, verdict, [problem ...]). The function whose
+    column of verdicts is filled in is that of the row's task.
     """
     verdict, answer, about = "", None, {}
-    for name in reward_names:
-        columns = table_columns(name)
-        if row.get(columns.verdict):
-            verdict, answer = row[columns.verdict], as_json(row.get(columns.answer))
+    for name, (answer_column, verdict_column, problem_columns) in tables.items():
+        if row.get(verdict_column):
+            verdict, answer = row[verdict_column], as_json(row.get(answer_column))
             about = {}
-            for column in columns.problem:
+            for column in problem_columns:
                 if row.get(column) is not None:
                     # A user's columns are named after the function, which says nothing to a reader
-                    about[column.removeprefix(f"{function_name(name)}_")] = as_json(row[column])
+                    about[column.removeprefix(f"{name}_")] = as_json(row[column])
     text = completion_text(row["completion"])
     counts = count_behaviours(text)
     worked_out = None
     if answer and "target" in about:  # in Countdown the answer is an expression
         worked_out = expression_value(str(answer))
+    mistake = None
+    if verdict == "wrong" and isinstance(about.get("target"), int | float):
+        mistake = name_mistake(text, about["target"]).replace("_", " ")
     return about, {
         "text": visible(text),
         "answer": answer,
         "value": None if worked_out is None else str(worked_out),
         "verdict": verdict,
-        "reward": sum(row.get(function_name(name)) or 0 for name in reward_names),
+        "mistake": mistake,
+        "reward": sum(row.get(name) or 0 for name in tables),
         "changed": counts["backtracking"] + counts["restarts"] > 0,
     }
+
+
+def tables_of(run):
+    """Return the columns of each reward function of a run, as read_completion takes them."""
+    recorded = run_folder.recorded_tables(run.config)
+    tables = {}
+    for name in run.settings["reward_funcs"]:
+        name = name.rpartition(":")[2]
+        tables[name] = recorded.get(name) or (f"{name}_answer", f"{name}_verdict", [f"{name}_problem"])
+    return tables
 
 
 def as_json(value):
@@ -104,7 +117,7 @@ def evaluation_rows(run, path):
 
 def read_completions(run):
     """The same held-out problems at every evaluation, as {"steps": [...], "problems": [...]} for the page's reader."""
-    steps = []
+    steps, tables = [], tables_of(run)
     rows_of = {}  # of a problem, which is its prompt and which of its completions: a row for each of the steps
     for step, path in evaluation_tables(run):
         rows = evaluation_rows(run, path)
@@ -123,6 +136,6 @@ def read_completions(run):
     for (prompt, _), rows in by_steps[:PROBLEMS]:
         problem = {"prompt": prompt, "at": {}}
         for place, row in rows.items():
-            problem["about"], problem["at"][place] = read_completion(row, run.settings["reward_funcs"])
+            problem["about"], problem["at"][place] = read_completion(row, tables)
         problems.append(problem)
     return {"steps": steps, "problems": problems, "of": len(rows_of)}

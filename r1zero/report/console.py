@@ -14,7 +14,6 @@ from r1zero import schedule
 from r1zero.grading.extract import completion_text
 from r1zero.report import run_folder
 from r1zero.report.completions import visible
-from rewards import FORMAT_REWARD
 
 WINDOW = 20  # optimizer steps that something must last before it is warned of
 COLUMNS = {  # metric: its name and form in the line
@@ -31,18 +30,20 @@ NOT_SHOWN = ("step", "prompt", "completion", "advantage")  # columns of the tabl
 class Console(ProgressCallback):
     """Transformers' progress bar, with a line for people where it prints a dictionary.
 
-    held_out: problems in an evaluation; price_per_hour: of the whole machine, or None; show_every: optimizer steps
-    between two whole completions, 0 for none; format_reward: the reward that a right format alone gets.
+    scorers: the run's reward functions (training/reward_functions.py); held_out: problems in an evaluation;
+    price_per_hour: of the whole machine, or None; show_every: optimizer steps between two whole completions, 0 for
+    none.
     """
 
-    def __init__(self, held_out, price_per_hour=None, show_every=0, format_reward=FORMAT_REWARD):
+    def __init__(self, scorers, held_out, price_per_hour=None, show_every=0):
         super().__init__()
+        self.scorers = scorers
         self.held_out = held_out
         self.price_per_hour = price_per_hour
         self.show_every = show_every
-        self.warnings = Warnings(format_reward)
+        self.warnings = Warnings(min((s.format_reward for s in scorers if s.format_reward is not None), default=None))
         self.started = time.monotonic()  # seconds of the clock, less those that the run took before it was resumed
-        self.next_keep = 0.0  # when the results are saved again, in seconds of the clock
+        self.next_save = 0.0  # when the results are saved again, in seconds of the clock
         self.shown = 0  # the step whose completion was shown last
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -58,11 +59,11 @@ class Console(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "eval_reward" in logs:
-            self.training_bar.write(evaluation_line(state, logs))
+            self.training_bar.write(evaluation_line(state, logs, self.own_metrics()))
         elif "reward" in logs:
             self.training_bar.write(self.training_line(args, state, logs))
             self.warn(state.global_step, logs)
-        self.keep_now_and_then(args, state)
+        self.save_now_and_then(args, state)
 
     def training_line(self, args, state, logs):
         """The line of a logging step: its metrics, its speed, the time that is left, the cost."""
@@ -81,7 +82,11 @@ class Console(ProgressCallback):
         ]
         if self.price_per_hour:
             parts.append(self.cost(seconds_left))
-        return "  ".join([*parts, *own_values(logs)])
+        return "  ".join([*parts, *own_values(logs, self.own_metrics())])
+
+    def own_metrics(self):
+        """Return the names that a user's reward functions have logged so far."""
+        return sorted(set().union(*(scorer.own_metrics for scorer in self.scorers)))
 
     def seconds_left(self, state, now):
         """Seconds to the last step, at the mean speed of this process, evaluations included."""
@@ -99,20 +104,21 @@ class Console(ProgressCallback):
         for warning in self.warnings.see(step, logs):
             self.training_bar.write(f"WARNING at step {step}: {warning}")
 
-    def keep_now_and_then(self, args, state):
+    def save_now_and_then(self, args, state):
         """Saves what the report reads while the run goes on.
 
         The files hold all that was logged, so that they take ever longer to write. The next time comes after 100 times
         what this time took: saving takes 1 % of a run at most, and is done at every logging step where it is quick.
         """
         began = time.monotonic()
-        if began >= self.next_keep:
-            self.keep(args, state)
+        if began >= self.next_save:
+            self.save(args, state)
             took = time.monotonic() - began
-            self.next_keep = began + 100 * took
+            self.next_save = began + 100 * took
 
-    def keep(self, args, state):
-        run_folder.keep(Path(args.output_dir), state, args, self.held_out, self.seconds())
+    def save(self, args, state):
+        """Write what the report reads, with the time so far."""
+        run_folder.save(Path(args.output_dir), state, args, self.held_out, self.seconds(), self.own_metrics())
 
     def seconds(self):
         """Seconds since training began, in all processes that the run was resumed by."""
@@ -129,10 +135,10 @@ class Console(ProgressCallback):
             self.training_bar.write(completion_lines(row))
 
 
-def evaluation_line(state, logs):
+def evaluation_line(state, logs, own_metrics):
     """The line of an evaluation. It has one completion a group, so that no group could give a signal."""
     metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if "zero_std" not in name}
-    return "  ".join([*line_start(state, metrics), "held out", *own_values(metrics)])
+    return "  ".join([*line_start(state, metrics), "held out", *own_values(metrics, own_metrics)])
 
 
 def line_start(state, metrics):
@@ -145,11 +151,11 @@ def line_start(state, metrics):
     return parts
 
 
-def own_values(metrics):
-    """What a user's rewards have logged, as strs of a name and its value."""
+def own_values(metrics, names):
+    """Return what a user's rewards have logged under some names, as strs of a name and its value."""
     parts = []
-    for name in run_folder.own_metrics(metrics):
-        if isinstance(metrics[name], int | float):
+    for name in names:
+        if isinstance(metrics.get(name), int | float):
             parts.append(f"{name} {metrics[name]:.4g}")
     return parts
 
@@ -175,7 +181,7 @@ def completion_lines(row):
 class Warnings:
     """What is going wrong, said once each, with the reading and what to try."""
 
-    def __init__(self, format_reward=FORMAT_REWARD):
+    def __init__(self, format_reward):
         self.readings = Readings(format_reward)
         self.said = set()
 
@@ -194,7 +200,7 @@ class Warnings:
 
 
 class Readings:
-    """The metrics of the last steps, and of the first one. format_reward: what a right format alone gets.
+    """The metrics of the last steps, and of the first one. format_reward: what a right format alone gets, or None.
 
     A mean of nothing is nan, with which no comparison holds: a metric that is not logged is not warned of.
     """
@@ -240,6 +246,8 @@ def no_signal(readings):
 
 def format_alone(readings):
     reward = readings.now("reward")
+    if readings.format_reward is None:
+        return
     if abs(reward - readings.format_reward) < 0.005 and readings.now("accuracy") < 0.005:
         return (
             f"the reward stands at {reward:.3f}, which the format alone gets: try a larger model, easier problems or "

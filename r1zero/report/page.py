@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from r1zero.files import replaced
 from r1zero.intervals import deviation, wilson
-from r1zero.report import charts as figures
+from r1zero.report import charts
 from r1zero.report.completions import read_completions
 
 # Settings in which two seeds of one recipe may differ
@@ -38,6 +38,11 @@ class Run:
     metrics: dict
     history: list
     max_steps: int
+
+    @property
+    def own_metrics(self):
+        """The names that a user's reward functions have logged."""
+        return self.metrics.get("own_metrics", [])
 
 
 def read(folder):
@@ -94,8 +99,8 @@ def before_and_after(run):
     if not run.metrics["before"]:
         return []
     evaluated = [entry for entry in run.history if "eval_reward" in entry]
-    own = [metric for panel in figures.own_panels([run.history]) for metric in panel.metrics]
-    panels = [*figures.learned_panels([run.history]), figures.Panel("Logged by the rewards", own)]
+    own = [metric for panel in charts.own_panels(run.own_metrics) for metric in panel.metrics]
+    panels = [*charts.learned_panels([run.history]), charts.Panel("Logged by the rewards", own)]
     rows = results(run.metrics)
     for panel in panels:
         found = []
@@ -152,8 +157,8 @@ def write(folder):
     run = read(folder)
     groups = {folder.name: [run.history]}
     drawn = []
-    for panels in (figures.COURSE, figures.learned_panels([run.history]), figures.own_panels([run.history])):
-        drawn.append(figures.draw_charts(figures.choose_charts(panels, groups)))
+    for panels in (charts.COURSE, charts.learned_panels([run.history]), charts.own_panels(run.own_metrics)):
+        drawn.append(charts.draw_charts(charts.choose_charts(panels, groups)))
     if drawn[0]:
         with replaced(folder / "report.png") as part:
             drawn[0].savefig(part, dpi=110, format="png")
@@ -162,7 +167,7 @@ def write(folder):
         title=folder.resolve().name,
         about="{model_name_or_path} on {data_dir}".format(**run.settings),
         tables=[before_and_after(run), what_it_took(run)],
-        charts=[figures.svg(figure) for figure in drawn],
+        charts=[charts.svg(figure) for figure in drawn],
         reader=read_completions(run),
         configs={"config.yaml": run.config},
     )
@@ -265,10 +270,11 @@ def setting_rows(groups):
 def comparison_panels(groups):
     """All panels. Where colours tell several groups apart, each metric has a panel of its own."""
     histories = [run.history for runs in groups.values() for run in runs]
-    panels = [*figures.COURSE, *figures.learned_panels(histories), *figures.own_panels(histories)]
+    own = sorted({name for runs in groups.values() for run in runs for name in run.own_metrics})
+    panels = [*charts.COURSE, *charts.learned_panels(histories), *charts.own_panels(own)]
     if len(groups) == 1:
         return panels
-    return [figures.Panel(metric.label, [metric]) for panel in panels for metric in panel.metrics]
+    return [charts.Panel(metric.label, [metric]) for panel in panels for metric in panel.metrics]
 
 
 def compare(folders, path):
@@ -276,13 +282,13 @@ def compare(folders, path):
     groups = group_seeds([read(folder) for folder in folders])
     rows = comparison_rows(groups)
     histories = {name: [run.history for run in runs] for name, runs in groups.items()}
-    charts = figures.choose_charts(comparison_panels(groups), histories)
+    chosen = charts.choose_charts(comparison_panels(groups), histories)
     render(
         path,
         title="Comparison",
         about=", ".join(map(str, folders)),
         tables=[rows, setting_rows(groups)],
-        charts=[figures.svg(figures.draw_charts(charts, columns=3))],
+        charts=[charts.svg(charts.draw_charts(chosen, columns=3))],
         reader=None,
         configs={str(run.folder / "config.yaml"): run.config for runs in groups.values() for run in runs},
     )

@@ -15,7 +15,6 @@ import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 
-import rewards
 from r1zero import ROOT, schedule
 from r1zero.files import checksums, replaced
 
@@ -32,27 +31,15 @@ LEFT_OUT = (
     "resume_from_checkpoint",
 )
 
-# What is logged without a user's doing, the names without eval_. A name that ends in a slash or an underscore stands
-# for all that begin with it.
-LOGGED_BY_TRANSFORMERS = (
-    *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_input_tokens_seen", "total_flos"),
-    # of the whole training, and of an evaluation
-    *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second"),
-    *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time"),
-    # with skip_memory_metrics false
-    *("before_init_mem_", "init_mem_", "train_mem_", "mem_"),
+TABLES = (
+    "# tables "  # the line of config.yaml with the columns that each reward function has in the completions' table
 )
-LOGGED_BY_TRL = (
-    *("reward", "reward_std", "frac_reward_zero_std", "rewards/", "num_tokens", "step_time", "completions/"),
-    *("entropy", "entropy_coef", "kl", "policy_loss", "aux_loss", "clip_ratio/", "cispo_clip_ratio", "vespo/"),
-    *("sampling/", "tools/"),
-)
-LOGGED_BY_THIS_PROJECT = (
-    *("accuracy", "format_rate", "times_divide_rate", "undecided"),
-    *(f"accuracy/{task.name}" for task in rewards.TASKS.values()),
-    *("behaviours/", "behaviours_correct/", "behaviours_incorrect/", "cells/", "mistakes/"),
-)
-KNOWN = (*LOGGED_BY_TRANSFORMERS, *LOGGED_BY_TRL, *LOGGED_BY_THIS_PROJECT)
+TABLES_BEFORE = {  # of runs that are older than this line
+    "countdown_reward": ["equation", "verdict", ["numbers", "target"]],
+    "multiplication_reward": ["stated_product", "product_verdict", ["product"]],
+    "boxed_math_reward": ["boxed", "boxed_verdict", ["gold"]],
+    "code_reward": ["program", "code_verdict", []],
+}
 
 
 def move_aside(output_dir):
@@ -87,12 +74,12 @@ def claim(output_dir):
     CLAIMED[path] = lock
 
 
-def write_config(path, *arguments, resumed=False):
-    """Writes every setting of the run as YAML that --config takes again, under the versions and the commit.
+def write_config(path, *arguments, tables=None, resumed=False):
+    """Write every setting of the run as YAML that --config takes again, under the versions and the commit.
 
     The SHA-256 of the data's files and of the base model's weights stand there too, as comments.
-    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. resumed: whether to print
-    what has changed since the run began.
+    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. tables: dict of a reward
+    function's name to its grading.verdict.Table; resumed: whether to print what has changed since the run began.
     """
     settings = {}
     for group in arguments:
@@ -103,6 +90,8 @@ def write_config(path, *arguments, resumed=False):
     lines = [f"# commit {git_commit()}", f"# {', '.join(versions())}", f"# {' '.join(sys.argv)}"]
     for file, found in zip(files, checksums(files), strict=True):
         lines.append(f"# sha256 {found} {file}")
+    if tables:
+        lines.append(f"{TABLES}{json.dumps(tables)}")
     text = "\n".join(lines) + "\n" + yaml.safe_dump(settings, sort_keys=True)
     if resumed and path.exists():
         for change in changes(path.read_text(), text):
@@ -141,6 +130,14 @@ def changes(before, after):
         if old.get(file) != new.get(file):
             found.append(f"{file} has other contents, or is gone")
     return found
+
+
+def recorded_tables(text):
+    """Return {reward function: [answer's column, verdict's column, [problem's columns]]} of a text of config.yaml."""
+    for line in text.splitlines():
+        if line.startswith(TABLES):
+            return json.loads(line.removeprefix(TABLES))
+    return TABLES_BEFORE
 
 
 def recorded_checksums(text):
@@ -197,31 +194,16 @@ def evaluations(log_history):
     return found
 
 
-def own_metrics(names):
-    """Those of some names of metrics that the rewards of a user log, sorted: nothing else logs them.
+def run_metrics(log_history, training_args, held_out, train_seconds, own_metrics=()):
+    """Return what metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
 
-    names: strs without eval_.
-
-    >>> own_metrics(["loss", "rewards/spelling/mean", "edit_distance", "accuracy/countdown", "accuracy/spelling"])
-    ['accuracy/spelling', 'edit_distance']
-    """
-    return sorted(name for name in set(names) if not is_known(name))
-
-
-def is_known(name):
-    """Whether transformers, TRL or this project logs a metric itself."""
-    return any(name == known or (known.endswith(("/", "_")) and name.startswith(known)) for known in KNOWN)
-
-
-def run_metrics(log_history, training_args, held_out, train_seconds):
-    """What metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
-
-    Completions and tokens are those of the logged steps: all of them where logging_steps divides the last step.
-    held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included.
+    Completions and tokens are those of the logged steps: all of them if logging_steps divides the last step.
+    held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included; own_metrics: the
+    names that a user's reward functions have logged.
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     completions, tokens = count_completions(log_history, training_args)
-    return {
+    metrics = {
         "before": evaluated[0] if evaluated else None,
         "after": evaluated[-1] if evaluated else None,
         "steps": log_history[-1]["step"] if log_history else 0,
@@ -229,6 +211,13 @@ def run_metrics(log_history, training_args, held_out, train_seconds):
         "completions": completions,
         "completion_tokens": round(tokens),
     }
+    return metrics | {"own_metrics": sorted(own_metrics)} if own_metrics else metrics
+
+
+def needs_evaluation(state):
+    """Return whether a run that evaluates has not done so after its last step. state: a TrainerState."""
+    evaluated = evaluations(state.log_history)
+    return bool(evaluated) and evaluated[-1]["step"] < state.global_step
 
 
 def count_completions(log_history, training_args):
@@ -260,9 +249,9 @@ def seconds_before(output_dir, step):
         return 0.0
 
 
-def keep(output_dir, state, training_args, held_out, train_seconds):
-    """Writes trainer_state.json and metrics.json into output_dir (Path), each in one go."""
-    metrics = run_metrics(state.log_history, training_args, held_out, train_seconds)
+def save(output_dir, state, training_args, held_out, train_seconds, own_metrics=()):
+    """Write trainer_state.json and metrics.json into output_dir (Path), each in one go."""
+    metrics = run_metrics(state.log_history, training_args, held_out, train_seconds, own_metrics)
     with replaced(output_dir / "trainer_state.json") as state_part, replaced(output_dir / "metrics.json") as part:
         state.save_to_json(state_part)
         part.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,76 +1,58 @@
-"""Rewards that cannot be trained with: NaN, infinite, or given by no function; and the error that ends a run then."""
+"""A run ends before a number that is NaN or infinite reaches the weights, with one line, on all ranks.
+
+TRL takes a NaN reward for an abstention and makes 0 of a NaN advantage. Trainer logs the mean of the earlier losses in
+the place of a NaN, and takes the step.
+"""
+
+import math
 
 LARGEST = 3e38  # of float32, in which TRL adds rewards up
 SHOWN = 200  # characters of a prompt or completion in a message
 
 
 class BadNumber(Exception):
-    """A number that would spoil the weights, or a reward that could not be given.
+    """A number that would spoil the weights. Its text is empty on a rank that has found nothing itself."""
 
-    batch: what it came of, anything that torch.save takes; None on a process that has found nothing itself.
+
+def watch(trainer):
+    """Have a trainer raise BadNumber on all ranks for a bad reward or gradient. It needs no collective of its own.
+
+    Rewards are looked at once they are gathered: infinite ones, and rows that no function has scored. The gradient's
+    norm is the same on all ranks. With DeepSpeed it is known after the step, and before a checkpoint. In float16 it
+    may be infinite: the scaler leaves such a step out. trainer.reward_funcs: Scorers.
     """
+    scorers = trainer.reward_funcs
+    calculate_rewards, get_grad_norm = trainer._calculate_rewards, trainer._get_grad_norm
+    for scorer in scorers:
+        scorer.is_guarded = True
 
-    def __init__(self, message, batch):
-        super().__init__(message)
-        self.batch = batch
-        self.is_told = True  # by this process; one of those that have found a bad number tells it
+    def checked_rewards(inputs, prompts, completions, ids):
+        gathered = calculate_rewards(inputs, prompts, completions, ids)  # (B * ranks, functions), NaN for None
+        unscored = gathered.isnan().all(dim=1)
+        if gathered.isinf().any() or unscored.any():
+            first = trainer.accelerator.process_index * len(prompts)
+            faults = [scorer.fault for scorer in scorers if scorer.fault]
+            for row in unscored[first : first + len(prompts)].nonzero().flatten().tolist():
+                faults.append(f"no reward function scored {in_words(row, prompts, completions)}")
+            raise BadNumber(*faults[:1])
+        return gathered
 
+    def checked_norm(model, grad_norm=None):
+        norm = get_grad_norm(model, grad_norm)
+        if norm is not None and not math.isfinite(norm) and not trainer.args.fp16:
+            raise BadNumber(f"the norm of the gradient is {float(norm)}" if trainer.is_world_process_zero() else "")
+        return norm
 
-def raise_on_all(bad):
-    """Raises BadNumber on every process where one has found a bad number, so that none is left to wait for another.
-
-    bad: the BadNumber of this process, or None. All processes have to call this.
-    """
-    # Here, as the page needs no torch
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import gather
-
-    state = PartialState()
-    finders = [state.process_index] if bad else []
-    if state.num_processes > 1:
-        found = gather(torch.tensor([bad is not None], device=state.device))  # (processes,)
-        finders = found.nonzero().flatten().tolist()
-    if not finders:
-        return
-    bad = bad or BadNumber(f"process {finders[0]} has found a bad number", None)
-    bad.is_told = state.process_index == finders[0]
-    raise bad
+    trainer._calculate_rewards, trainer._get_grad_norm = checked_rewards, checked_norm
 
 
-def check_rewards(name, scores, prompts, completions, columns):
-    """Raises BadNumber where a reward (float or None) of B completions is NaN or infinite. name: the function's."""
-    for row, score in enumerate(scores):
-        if score is not None and not abs(score) <= LARGEST:  # nor NaN
-            row_text = row_as_text(row, prompts, completions)
-            raise BadNumber(f"{name} gave {score} for {row_text}", row_of(row, prompts, completions, columns))
-
-
-def check_scored(scored, prompts, completions, columns):
-    """Raises BadNumber where no function gave a row a reward. scored: list of bool, one for each of B rows."""
-    if all(scored):
-        return
-    row = scored.index(False)
-    row_text = row_as_text(row, prompts, completions)
-    raise BadNumber(f"no reward function scored {row_text}", row_of(row, prompts, completions, columns))
-
-
-def row_as_text(row, prompts, completions):
-    """What a message says of a row of a batch."""
+def in_words(row, prompts, completions):
+    """Return what a message says of a row of a batch."""
     place = f"row {row} of a batch of {len(completions)}"
     return f"{place}, prompt {shown(prompts[row])}, completion {shown(completions[row])}"
 
 
 def shown(value):
-    """A value on one line, with its end where it is long: that is where an answer stands."""
+    """Return a value on one line, only its end if it is long: that is where an answer stands."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"... {text[-SHOWN:]}"
-
-
-def row_of(row, prompts, completions, columns):
-    """A row of a batch as a dict. columns: of the data, and what else TRL gives to reward functions."""
-    found = {"row": row, "prompt": prompts[row], "completion": completions[row]}
-    for name, values in columns.items():
-        if isinstance(values, list) and len(values) == len(completions):
-            found[name] = values[row]
-    return found

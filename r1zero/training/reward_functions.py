@@ -2,73 +2,66 @@
 
 A user's function has TRL's signature, f(completions, **columns) -> list of floats, and stands in a file beside the
 data, in a file of the current folder, or in an installed package. What it logs with TRL's log_extra and log_metric
-appears where ours does; of its columns, `verdict`, `answer` and `problem` are those that the page's reader shows.
+appears beside ours. Of its columns, `verdict`, `answer` and `problem` are those that the page's reader shows.
 """
 
 import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
+import traceback
 from pathlib import Path
-from typing import NamedTuple
 
-import rewards
-from r1zero.grading.behaviours import LONG, MISTAKES, count_behaviours, name_mistake
+from r1zero import ROOT
+from r1zero.files import one_line
+from r1zero.grading.behaviours import LONG, count_behaviours
 from r1zero.grading.extract import completion_text
-from r1zero.grading.sandbox import Sandbox
+from r1zero.grading.sandbox import shared_sandbox
+from r1zero.grading.verdict import CORRECT, STATUSES, WRONG, Table, Verdict, log_rates
 from r1zero.tasks.countdown import CELL_METRICS, cells
-from r1zero.training import nan_guard as finite
-from r1zero.training.nan_guard import BadNumber
+from r1zero.training.nan_guard import LARGEST, in_words
 
 OWN_COLUMNS = ("verdict", "answer", "problem")  # of a user's function, which are named after it in the table
 
 
-class TableColumns(NamedTuple):
-    """The columns of the table of completions that a reward function writes. Any of them may be missing there."""
-
-    answer: str
-    verdict: str
-    problem: tuple[str, ...]
+# Names
 
 
-def function_name(name):
-    """The function's own name, which names its metrics and its column of rewards.
-
-    >>> function_name("countdown_reward"), function_name("mine.rewards:spelling")
-    ('countdown_reward', 'spelling')
-    """
-    return name.rpartition(":")[2]
+def ours():
+    """Return the reward functions of rewards.py, as a dict by their names: those with a task."""
+    module = load_file(ROOT / "rewards.py", "rewards")
+    return {name: value for name, value in vars(module).items() if hasattr(value, "task")}
 
 
-def table_columns(name):
-    """The TableColumns of a name in reward_funcs.
-
-    >>> table_columns("mine:spelling")
-    TableColumns(answer='spelling_answer', verdict='spelling_verdict', problem=('spelling_problem',))
-    """
-    function = function_name(name)
-    task = rewards.TASKS.get(function)
-    if task is None:
-        return TableColumns(f"{function}_answer", f"{function}_verdict", (f"{function}_problem",))
-    return TableColumns(task.answer_column, task.verdict_column, task.problem_columns)
+def load_file(path, name):
+    """Load a Python file as a module, once. Raises whatever the file raises."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def resolve(names, data_dir, allow_unsandboxed_code=False):
-    """The functions that `reward_funcs` names (list of str), in order. data_dir: where a user's file may stand.
+    """Return the functions that `reward_funcs` names (list of str), in order. data_dir: a user's file may stand there.
 
-    Raises ValueError for a name without a function, and RuntimeError where code_reward has no sandbox to run programs
-    in; both say what to type.
+    Raises ValueError for a name without a function, and RuntimeError if code_reward has no sandbox to run programs in.
+    Both say what to type.
     """
     functions = []
     for name in names:
         if ":" in name:
             functions.append(own_function(name, data_dir))
-        elif name in rewards.TASKS:
-            functions.append(getattr(rewards, name))
+        elif name in ours():
+            functions.append(ours()[name])
         else:
             raise ValueError(
-                f"reward_funcs names {name}; rewards.py has {', '.join(rewards.TASKS)}, and a function of your own is "
+                f"reward_funcs names {name}; rewards.py has {', '.join(ours())}, and a function of your own is "
                 "named module:function"
             )
     taken = [function.__name__ for function in functions]
@@ -76,14 +69,12 @@ def resolve(names, data_dir, allow_unsandboxed_code=False):
         if taken.count(name) > 1:
             raise ValueError(f"reward_funcs names {taken.count(name)} functions called {name}: rename one of them")
     if "code_reward" in taken:
-        place = taken.index("code_reward")
-        functions[place] = functools.partial(rewards.code_reward, sandbox=Sandbox(allow_unsandboxed_code))
-        functools.update_wrapper(functions[place], rewards.code_reward)
+        shared_sandbox(allow_unsandboxed_code)
     return functions
 
 
 def own_function(name, data_dir):
-    """A user's function from its name, module:function. Raises ValueError with what was found and what was wanted."""
+    """Return a user's function by its name, module:function. ValueError says what was found and what was wanted."""
     module_name, _, attribute = name.rpartition(":")
     module = load_module(module_name, data_dir)
     function = getattr(module, attribute, None)
@@ -92,23 +83,19 @@ def own_function(name, data_dir):
         raise ValueError(f"reward_funcs names {name}, and {module_name} has no such function; it has {defined}")
     if inspect.iscoroutinefunction(function):
         raise ValueError(f"reward_funcs names {name}, which is async: make it a plain function")
-    if function.__name__ in rewards.TASKS:
+    if function.__name__ in ours():
         raise ValueError(f"reward_funcs names {name}, and rewards.py has a {function.__name__}: give it another name")
-    return with_own_columns(function)
+    return function
 
 
 def load_module(name, data_dir):
-    """A user's module: a file (path.py), or the name of one beside the data, in this folder, or installed."""
+    """Load a user's module: a file (path.py), or the name of one beside the data, in this folder, or installed."""
     path = find_file(name, data_dir)
     try:
         if path is None:
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
         sys.path.append(str(path.parent.resolve()))  # last, so that the file's neighbours hide nothing of ours
-        spec.loader.exec_module(module)
-        return module
+        return load_file(path, f"reward_file_{path.stem}")
     except Exception as error:  # a user's file may raise anything
         raise ValueError(
             f"reward_funcs names {name}, which cannot be imported ({type(error).__name__}: {error}): give "
@@ -117,7 +104,7 @@ def load_module(name, data_dir):
 
 
 def find_file(name, data_dir):
-    """The Path of a user's file, or None where the name is to be imported as an installed package is."""
+    """Return the Path of a user's file, or None if the name is to be imported as an installed package is."""
     if name.endswith(".py"):
         return Path(name)
     for folder in (Path(data_dir), Path()):
@@ -127,54 +114,74 @@ def find_file(name, data_dir):
     return None
 
 
-def with_own_columns(function):
-    """A user's function whose columns verdict, answer and problem are named after it: tasks can share a run."""
-
-    @functools.wraps(function)
-    def wrapped(completions, log_extra=None, **columns):
-        def log_column(column, values):
-            values = list(values)
-            if column == "verdict":
-                check_verdicts(function.__name__, values, len(completions))
-            if log_extra is not None:
-                log_extra(f"{function.__name__}_{column}" if column in OWN_COLUMNS else column, values)
-
-        return function(completions=completions, log_extra=log_column, **columns)
-
-    return wrapped
+def table_of(function):
+    """Return the Table of a reward function: its columns in the table of completions, some of which may be missing."""
+    if hasattr(function, "task"):
+        return function.task.table
+    answer, verdict, problem = (f"{function.__name__}_{column}" for column in ("answer", "verdict", "problem"))
+    return Table(answer, verdict, (problem,))
 
 
-def check_verdicts(name, verdicts, size):
-    """Raises ValueError unless these are `size` of the statuses in rewards.py, or None in rows of another task."""
-    if len(verdicts) != size:
-        raise ValueError(f"{name} logged {len(verdicts)} verdicts for {size} completions: log one for each")
-    for verdict in verdicts:
-        if verdict not in (*rewards.STATUSES, None):
-            raise ValueError(f"{name} logged the verdict {verdict!r}: wanted one of {rewards.STATUSES}, or None")
+# Scores
 
 
-def call_as_trl(function, prompts, completions, columns, completion_ids=None, log_extra=None, log_metric=None):
-    """The rewards of B completions, asked for with everything that TRL's trainer gives to a reward function.
+def score(function, prompts, completions, columns, ids=None, log_extra=None, log_metric=None, state=None):
+    """Return the rewards and the verdicts of B completions, B floats and B Verdicts, either None in rows of others.
 
-    columns: dict of the data's other columns to B values. Returns B floats or None. Raises ValueError where the
-    function returns another number of rewards or anything else, and what the function raises.
+    columns: dict of the data's columns but the prompt to B values; ids: B lists of the completions' tokens; log_extra,
+    log_metric, state: as TRL's trainer gives them to a reward function. A user's function without verdicts has None
+    for all. Raises ValueError for anything else than B rewards or B verdicts, and what the function raises.
     """
-    from transformers import TrainerState
+    log_extra, log_metric = log_extra or ignore, log_metric or ignore
+    if hasattr(function, "task"):
+        task = function.task
+        given = tuple(read_column(columns, name) for name in task.columns)
+        verdicts = task.judge(completions, *given)
+        task.log(verdicts, given, log_extra, log_metric)
+        return task.rewards(verdicts), verdicts
 
+    name, metrics, table = function.__name__, set(), {}
+
+    def see_metric(metric, value):
+        metrics.add(metric)
+        log_metric(metric, value)
+
+    if state is None:
+        from transformers import TrainerState  # here, as it takes a second
+
+        state = TrainerState()
     given = function(
         prompts=prompts,
         completions=completions,
-        completion_ids=completion_ids or [[] for _ in completions],
-        trainer_state=TrainerState(),
-        log_extra=log_extra or ignore,
-        log_metric=log_metric or ignore,
+        completion_ids=ids or [[] for _ in completions],
+        trainer_state=state,
+        log_extra=lambda column, values: table.__setitem__(column, list(values)),
+        log_metric=see_metric,
         **columns,
     )
-    return as_rewards(function.__name__, given, len(completions))
+    rewards, verdicts = as_rewards(name, given, len(completions)), own_verdicts(name, table, len(completions))
+    for column, values in table.items():
+        log_extra(f"{name}_{column}" if column in OWN_COLUMNS else column, values)
+    if "accuracy" not in metrics:
+        log_rates(log_metric, name.removesuffix("_reward"), verdicts)
+    return rewards, verdicts
+
+
+def ignore(*_):
+    """Stand for log_extra and log_metric if nothing is to be logged."""
+
+
+def read_column(columns, name):
+    """Return a column of the data. A gold of maths may stand in ground_truth. Raises ValueError if there is none."""
+    if name == "solution" and name not in columns:
+        name = "ground_truth"
+    if name not in columns:
+        raise ValueError(f"found the columns {sorted(columns)}, wanted {name}")
+    return columns[name]
 
 
 def as_rewards(name, given, size):
-    """What a reward function has given, as a list of `size` numbers or None. Raises ValueError where it is none."""
+    """Return what a reward function has given as a list of `size` numbers or None. Raises ValueError otherwise."""
     if isinstance(given, (dict, str)) or not hasattr(given, "__iter__"):
         raise ValueError(f"{name} returned {given!r}, wanted a list with a number or None for each completion")
     found = list(given)
@@ -186,135 +193,87 @@ def as_rewards(name, given, size):
     return found
 
 
-def ignore(*_):
-    """Stands for log_extra and log_metric where nothing is to be logged."""
+def own_verdicts(name, table, size):
+    """Return the `size` Verdicts, or None each, that a user's function has logged in the columns of its table (dict).
 
-
-def watch(functions, stop_on_nan=True):
-    """Reward functions (list) that also log what their completions show, and that are all watched together.
-
-    stop_on_nan: whether they raise finite.BadNumber where a reward is NaN or infinite, where a row gets none from any
-    of them, and where a function raises: with the row and its completion.
+    Raises ValueError unless a column of verdicts holds as many of STATUSES, or None in rows of another task.
     """
-    if not stop_on_nan:
-        return [watched(function) for function in functions]
-    scored = []  # for each row of the batch at hand, whether a function so far has given it a reward
-
-    def checked(function, is_first, is_last):
-        @functools.wraps(function)
-        def wrapped(prompts, completions, **columns):
-            scores, bad = None, None
-            try:
-                scores = call_by_row_where_it_fails(function, prompts, completions, columns)
-                finite.check_rewards(function.__name__, scores, prompts, completions, columns)
-                if is_first:
-                    scored[:] = [False] * len(scores)
-                scored[:] = [was or score is not None for was, score in zip(scored, scores, strict=True)]
-                if is_last:
-                    finite.check_scored(scored, prompts, completions, columns)
-            except BadNumber as error:
-                bad = error
-            finite.raise_on_all(bad)
-            return scores
-
-        return wrapped
-
-    last = len(functions) - 1
-    return [checked(watched(function), place == 0, place == last) for place, function in enumerate(functions)]
+    statuses = table.get("verdict", [None] * size)
+    answers = table.get("answer", [None] * size)
+    if len(statuses) != size:
+        raise ValueError(f"{name} logged {len(statuses)} verdicts for {size} completions: log one for each")
+    for status in statuses:
+        if status not in (*STATUSES, None):
+            raise ValueError(f"{name} logged the verdict {status!r}: wanted one of {STATUSES}, or None")
+    return [status and Verdict(answer, status) for status, answer in zip(statuses, answers, strict=False)]
 
 
-def call_by_row_where_it_fails(function, prompts, completions, columns):
-    """The rewards (list) of B completions. Where the function raises, BadNumber with the first row it fails on."""
-    try:
-        given = function(prompts=prompts, completions=completions, **columns)
-        return as_rewards(function.__name__, given, len(completions))
-    except Exception as error:  # a user's own function may raise anything
-        failed = error
-    silent = {"log_extra": ignore, "log_metric": ignore}
-    for row in range(len(completions)):
-        of_row = {}
-        for name, values in columns.items():
-            is_column = isinstance(values, list) and len(values) == len(completions)
-            of_row[name] = [values[row]] if is_column else values
+class Scorer:
+    """One reward function of a run, as TRL calls it: it also logs what the completions show.
+
+    Over the rows that are scored, one value a row: `behaviours/<name>`, a count of grading/behaviours.py, the same of
+    right and wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, whether a completion
+    has more than 200 tokens, and for Countdown the accuracy in each of its cells, such as
+    `cells/4_numbers_needs_times_divide`.
+    """
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)  # its name is the metric's name
+        self.function = function
+        self.table = table_of(function)
+        self.own_metrics = set()  # names that a user's function has logged
+        self.is_guarded = False  # whether nan_guard looks for faults when all processes have their rewards
+        self.fault = None  # what went wrong in the last batch, as a line
+
+    @property
+    def format_reward(self):
+        """The reward that a right format alone gets, None if the function does not say."""
+        return self.task.worth.get(WRONG) if hasattr(self, "task") else None
+
+    def __call__(self, prompts, completions, completion_ids=None, log_extra=None, log_metric=None, **columns):
         try:
-            function(prompts=[prompts[row]], completions=[completions[row]], **of_row | silent)
-        except Exception as error:
-            text = finite.row_as_text(row, prompts, completions)
-            message = f"{function.__name__} raised {type(error).__name__} ({error}) for {text}"
-            raise BadNumber(message, finite.row_of(row, prompts, completions, columns)) from error
-    raise failed
+            rewards = self.score(prompts, completions, completion_ids, log_extra, log_metric or ignore, columns)
+        except Exception as error:  # a user's function may raise anything
+            if not self.is_guarded:
+                raise
+            traceback.print_exc()
+            self.fault = f"{self.__name__} raised {type(error).__name__} ({one_line(error)}), see above"
+            return [math.inf] * len(completions)  # the other ranks wait for these rewards
+        for row, reward in enumerate(rewards if self.is_guarded else ()):
+            if reward is not None and not abs(reward) <= LARGEST:  # nor NaN, which TRL takes for None
+                self.fault = self.fault or f"{self.__name__} gave {reward} for {in_words(row, prompts, completions)}"
+                rewards[row] = math.inf
+        return rewards
+
+    def score(self, prompts, completions, ids, log_extra, log_metric, columns):
+        """Return the rewards, and log what the completions show. Arguments as in TRL's call."""
+        state = columns.pop("trainer_state", None)
+
+        def see_metric(name, value):
+            if not hasattr(self, "task") and not name.startswith(("accuracy", "format_rate")):
+                self.own_metrics.add(name)
+            log_metric(name, value)
+
+        rewards, verdicts = score(self.function, prompts, completions, columns, ids, log_extra, see_metric, state)
+        for row, (reward, verdict) in enumerate(zip(rewards, verdicts, strict=True)):
+            if reward is not None:
+                log_behaviours(log_metric, completion_text(completions[row]), ids and ids[row], verdict)
+        if self.__name__ == "countdown_reward":
+            for cell, verdict in zip(cells(columns["nums"], columns["target"]), verdicts, strict=True):
+                if cell is not None:
+                    numbers, kind = cell
+                    name = f"cells/{numbers}_{CELL_METRICS[kind]}".replace(" ", "_")
+                    log_metric(name, float(verdict.status == CORRECT))
+        return rewards
 
 
-def watched(function):
-    """A reward function that also logs what its completions show, through TRL's log_metric: for training.
-
-    Over the rows that it scores, one value a row: `behaviours/<name>`, a count of reasoning.py, and the same of right
-    and of wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, with whether a
-    completion is longer than 200 tokens; for Countdown the accuracy in each of its cells, such as
-    `cells/4_numbers_needs_times_divide`, and the share of completions with each mistake, `mistakes/<name>`. For a
-    user's function that writes verdicts, `accuracy` and `format_rate`.
-    """
-    name = function.__name__
-    verdict_column = table_columns(name).verdict
-
-    @functools.wraps(function)
-    def wrapped(completions, log_extra=None, log_metric=None, **columns):
-        statuses, logged = [None] * len(completions), set()
-
-        def see_column(column, values):
-            if column == verdict_column:
-                statuses[:] = values
-            if log_extra is not None:
-                log_extra(column, values)
-
-        def see_metric(metric, value):
-            logged.add(metric)
-            log_metric(metric, value)
-
-        if log_metric is None:
-            return function(completions=completions, log_extra=log_extra, **columns)
-        scores = function(completions=completions, log_extra=see_column, log_metric=see_metric, **columns)
-        if name not in rewards.TASKS and "accuracy" not in logged:
-            rewards.log_rates(log_metric, name.removesuffix("_reward"), statuses)
-        for row, score in enumerate(scores):
-            if score is not None:
-                ids = columns["completion_ids"][row] if "completion_ids" in columns else None
-                log_behaviours(log_metric, completion_text(completions[row]), ids, statuses[row])
-        if name == "countdown_reward":
-            log_cells(log_metric, columns["nums"], columns["target"], statuses)
-            log_mistakes(log_metric, completions, columns["target"], statuses)
-        return scores
-
-    return wrapped
-
-
-def log_behaviours(log_metric, text, ids, status):
-    """Logs what one completion shows. ids: its tokens, or None where not known; status: None where not judged."""
+def log_behaviours(log_metric, text, ids, verdict):
+    """Log what one completion shows. ids: its tokens, or None if not known; verdict: None if it was not judged."""
     counts = count_behaviours(text)
     if ids is not None:
         counts["over_200_tokens"] = len(ids) > LONG
     for name, count in counts.items():
         log_metric(f"behaviours/{name}", count)
-        if status in rewards.STATUSES:
-            side = "correct" if status == rewards.CORRECT else "incorrect"
+        if verdict is not None:
+            side = "correct" if verdict.status == CORRECT else "incorrect"
             log_metric(f"behaviours_{side}/{name}", count)
-
-
-def log_cells(log_metric, nums, target, statuses):
-    """Logs whether each Countdown problem was solved, under the name of its cell."""
-    for cell, status in zip(cells(nums, target), statuses, strict=True):
-        if cell is not None:
-            size, kind = cell
-            log_metric(f"cells/{size}_{CELL_METRICS[kind]}".replace(" ", "_"), float(status == rewards.CORRECT))
-
-
-def log_mistakes(log_metric, completions, target, statuses):
-    """Logs for each completion of a Countdown problem which of MISTAKES it makes: 1 for that one, 0 for the others."""
-    for completion, value, status in zip(completions, target, statuses, strict=True):
-        if status not in rewards.STATUSES:  # a row of another task
-            continue
-        made = None
-        if status != rewards.CORRECT:
-            made = name_mistake(completion_text(completion), value)
-        for mistake in MISTAKES:
-            log_metric(f"mistakes/{mistake}", float(mistake == made))

@@ -1,0 +1,126 @@
+"""Numbers that are not finite end a run before they reach the weights.   bash tests/run.sh tests/test_nan_guard.py"""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, train_here
+from safetensors.torch import load_file
+
+from r1zero.training import nan_guard
+from r1zero.training.reward_functions import Scorer
+
+TINY = ROOT / "configs" / "tiny_cpu.yaml"
+OWN = """
+calls = 0
+
+def own_reward(completions, **columns):
+    global calls
+    calls += 1
+    return [{bad} if row == 5 and calls > 2 else float(row) for row in range(len(completions))]
+"""
+
+
+@pytest.fixture
+def train(tmp_path, tiny_model, tiny_data, capsys):
+    """Three steps with a checkpoint after each, which end early; the line that says why, and the run's folder."""
+
+    def run(**flags):
+        paths = {"output_dir": tmp_path / "run", "model_name_or_path": tiny_model, "data_dir": tiny_data}
+        quiet = {"eval_strategy": "no", "eval_on_start": False, "max_steps": 3, "save_steps": 1}
+        with pytest.raises(SystemExit) as ended:
+            train_here(TINY, **SMALL | quiet | flags | paths)
+        assert ended.value.code == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_countdown.py")]
+        return line, tmp_path / "run"
+
+    return run
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_step_that_would_spoil_the_weights_is_not_taken(train, monkeypatch, spoiled):
+    from trl import GRPOTrainer
+
+    compute_loss, steps = GRPOTrainer.compute_loss, []
+
+    def spoil(trainer, model, inputs, **settings):
+        loss = compute_loss(trainer, model, inputs, **settings)
+        steps.append(trainer.state.global_step)
+        if trainer.state.global_step < 1:
+            return loss
+        if spoiled == "loss":
+            return loss * math.nan
+        weight = next(model.parameters())
+        return loss + (weight.flatten()[0] * 0).sqrt()  # the gradient of a root at 0 is infinite
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", spoil)
+    line, folder = train()
+    assert steps == [0, 1]
+    assert "the norm of the gradient is nan, in step 2" in line and line.endswith("goes on from checkpoint-1")
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "checkpoint-1/model.safetensors").values())
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("float('nan')", "own_reward gave nan for row 5 of a batch of 8, prompt "),
+        ("float('inf')", "own_reward gave inf for row 5 of a batch of 8, prompt "),
+        ("1e300", "own_reward gave 1e+300 for row 5 of a batch of 8, prompt "),
+        ("None", "no reward function scored row 5 of a batch of 8, prompt "),
+        ("1 / 0", "own_reward raised ZeroDivisionError (division by zero), see above"),
+    ],
+)
+def test_reward_that_cannot_be_trained_with_ends_the_run(train, tmp_path, bad, said):
+    (tmp_path / "mine.py").write_text(OWN.format(bad=bad))
+    line, _ = train(reward_funcs=f"{tmp_path}/mine.py:own_reward")
+    assert said in line
+
+
+def test_stop_on_nan_false_goes_on(tmp_path, tiny_model, tiny_data):
+    (tmp_path / "mine.py").write_text(OWN.format(bad="float('nan')"))
+    paths = {"output_dir": tmp_path / "run", "model_name_or_path": tiny_model, "data_dir": tiny_data}
+    quiet = {"eval_strategy": "no", "eval_on_start": False, "max_steps": 3, "save_strategy": "no"}
+    own = {"reward_funcs": f"{tmp_path}/mine.py:own_reward", "stop_on_nan": False}
+    train_here(TINY, **SMALL | quiet | own | paths)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 3
+
+
+@pytest.fixture
+def guarded():
+    """guarded(gathered rewards, rank): a watched trainer, as far as the guard knows it."""
+
+    def make(gathered, rank=0, fp16=False, norm=1.0):
+        trainer = SimpleNamespace(
+            reward_funcs=[Scorer(lambda completions, **_: [0.0] * len(completions))],
+            args=SimpleNamespace(fp16=fp16),
+            accelerator=SimpleNamespace(process_index=rank),
+            is_world_process_zero=lambda: rank == 0,
+            _calculate_rewards=lambda *_: torch.tensor(gathered),
+            _get_grad_norm=lambda model, grad_norm=None: norm,
+        )
+        nan_guard.watch(trainer)
+        return trainer
+
+    return make
+
+
+def test_every_rank_ends_and_the_one_with_the_row_names_it(guarded):
+    rewards = [[1.0], [0.0], [math.nan], [1.0]]  # two ranks of two rows
+    for rank, said in ((0, ""), (1, "no reward function scored row 0 of a batch of 2, prompt 'p', completion 'c'")):
+        with pytest.raises(nan_guard.BadNumber) as bad:
+            guarded(rewards, rank)._calculate_rewards([], ["p", "q"], ["c", "d"], [])
+        assert str(bad.value) == said
+
+
+def test_row_that_one_of_two_functions_scores_is_fine(guarded):
+    rewards = [[1.0, math.nan], [math.nan, 0.5]]
+    assert guarded(rewards)._calculate_rewards([], ["p", "q"], ["c", "d"], []).shape == (2, 2)
+
+
+def test_infinite_norm_is_a_scalers_in_float16_alone(guarded):
+    assert guarded([], fp16=True, norm=math.inf)._get_grad_norm(None) == math.inf
+    with pytest.raises(nan_guard.BadNumber, match="the norm of the gradient is inf"):
+        guarded([], norm=math.inf)._get_grad_norm(None)
