@@ -24,33 +24,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1zero.files import replaced
-from r1zero.tasks.countdown import MIN_TARGET, make_splits, read_source, size_lines, split_source
-from r1zero.tasks.multiplication import draw_factors
+from r1zero.tasks import countdown, multiplication, word_problems
 from r1zero.tasks.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
 from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
 from r1zero.tasks.word_problems import TEXT_TASKS, examples
 
-# What shapes the Countdown problems made here, with its defaults. None of it goes with --source.
-MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "max_target": 100}
+MADE = {"countdown": countdown, "multiply": multiplication}  # tasks whose problems are made here, by their names
 
 
-def countdown(args, tokenizer):
-    """Makes or reads the problems, writes both files and prints what they hold."""
-    template = render_template("countdown", args.template, tokenizer)
-    splits = split_source(read_source(args.source), args) if args.source else make_splits(args)
-    columns = {"nums": pa.list_(pa.int64()), "target": pa.int64()}
-    schema = row_schema(columns, ground_truth=pa.struct({"target": pa.int64(), "numbers": pa.list_(pa.int64())}))
-    for split, problems in zip(("train", "test"), splits, strict=True):
+def made_task(args, tokenizer):
+    """Make or read the problems of a task of MADE, write both files and print what they hold."""
+    task = MADE[args.task]
+    template = render_template(task.PROMPT, args.template, tokenizer)
+    schema = row_schema(task.COLUMNS, ground_truth=task.TRUTH)
+    for split, problems in zip(("train", "test"), task.problems(args), strict=True):
         counts = Counter()
         rows = []
-        for nums, target in problems:
-            prompt = fill_template(template, numbers=nums, target=target)
-            truth = {"target": target, "numbers": nums}
-            rows.append(make_example({"nums": nums, "target": target}, "countdown", prompt, truth))
+        for columns, slots, truth in problems:
+            rows.append(make_example(columns, args.task, fill_template(template, **slots), truth))
         rows = list(drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts))
         _, first = write_rows(args.parts[split], split, rows, schema, counts)
-        contents = ", ".join(size_lines([row["nums"] for row in rows], [row["target"] for row in rows]))
-        print(f"{args.local_dir}/{split}.parquet: {len(rows):,} problems, {contents}{dropped(counts)}")
+        print(f"{args.local_dir}/{split}.parquet: {task.contents(rows)}{dropped(counts)}")
     print_example(args.local_dir, first)
 
 
@@ -65,24 +59,6 @@ def print_example(folder, row):
             print(f"  {name}: {text}")
         else:
             print(f"  {name}: {value!r:.500}...")
-
-
-def multiply(args, tokenizer):
-    """Writes different products of an N- and an M-digit number."""
-    factors = draw_factors(args.digits, args.train_size + args.test_size, np.random.default_rng(args.seed))
-    template = render_template("multiply", args.template, tokenizer)
-    schema = row_schema({"product": pa.string()})
-    for split, pairs in (("train", factors[: args.train_size]), ("test", factors[args.train_size :])):
-        counts = Counter()
-        rows = []
-        for left, right in pairs:
-            prompt = fill_template(template, left=left, right=right)
-            product = str(left * right)
-            rows.append(make_example({"product": product}, "multiply", prompt, product))
-        rows = drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts)
-        written, first = write_rows(args.parts[split], split, rows, schema, counts)
-        print(f"{args.local_dir}/{split}.parquet: {written:,} products{dropped(counts)}")
-    print_example(args.local_dir, first)
 
 
 def text_task(args, tokenizer):
@@ -116,7 +92,8 @@ def text_task(args, tokenizer):
 
 def text_rows(args, source_rows, tokenizer, seen, counts):
     """Yields (key, row) of what is usable in a stream of the source's rows and not in `seen` (set of keys) yet."""
-    templates = {name: render_template(name, args.template, tokenizer) for name in ("maths", "code")}
+    prompts = {"maths": word_problems.MATHS, "code": word_problems.CODE}
+    templates = {name: render_template(prompt, args.template, tokenizer) for name, prompt in prompts.items()}
     rows = examples(args.task, source_rows, args.source, templates, args.seed, counts)
     for row in drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts):
         key = row.pop("key")
@@ -188,7 +165,7 @@ def planned(argv, elsewhere=False):
         return None, []
     if args.task == "countdown" and args.source:
         return args.train_size, []
-    template = render_template(args.task, args.template)
+    template = render_template(MADE[args.task].PROMPT, args.template)
     if args.task == "countdown":
         numbers = [args.max_number] * max(args.num_operands)
         return args.train_size, [fill_template(template, numbers=numbers, target=args.max_target)]
@@ -229,24 +206,6 @@ def add_command(tasks, name, run, text):
     return task
 
 
-def add_countdown_flags(task):
-    """What shapes the problems made here, and what is read instead."""
-    made = task.add_argument_group("problems made here")
-    made.add_argument("--num_operands", type=int, nargs="+", help="how many numbers, in equal parts")
-    made.add_argument("--min_number", type=int, help="smallest number")
-    made.add_argument("--max_number", type=int, help="largest number")
-    made.add_argument("--max_target", type=int, help=f"largest target; the smallest is {MIN_TARGET}")
-    task.set_defaults(**MADE_HERE)
-    read = task.add_argument_group("problems read from an existing set")
-    read.add_argument("--source", help="a file, a folder or a hub id with the columns nums and target")
-    read.add_argument(
-        "--split",
-        choices=("unique", "tinyzero"),
-        default="unique",
-        help="unique: no duplicates, no leakage; tinyzero: its first --train_size rows and the next --test_size",
-    )
-
-
 def build_parser():
     """The parser of the whole command line, one subcommand a task."""
     parser = argparse.ArgumentParser(
@@ -254,16 +213,8 @@ def build_parser():
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", title="tasks")
 
-    task = add_task(
-        tasks,
-        "countdown",
-        countdown,
-        "reach a target with the given numbers, each once, and + - * /",
-        train_size=327680,
-    )
-    add_countdown_flags(task)
-    task = add_task(tasks, "multiply", multiply, "the product of two numbers", train_size=32768)
-    task.add_argument("--digits", type=int, nargs=2, default=[3, 3], help="how many digits the two numbers have")
+    for name, made in MADE.items():
+        made.add_flags(add_task(tasks, name, made_task, made.HELP, train_size=made.TRAIN_SIZE))
 
     for name, text in TEXT_TASKS.items():
         about = f"problems in words, from {text.hub_id} or a copy of it"
@@ -291,19 +242,9 @@ def read_arguments(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"wanted --seed of at least 0, found {args.seed}")
-    if args.task == "countdown":
-        if args.source:
-            for name, default in MADE_HERE.items():
-                if getattr(args, name) != default:
-                    parser.error(f"--{name} shapes problems made here and cannot go with --source")
-        elif args.split != "unique":
-            parser.error("--split tinyzero is about the rows of an existing set: give it with --source")
-        if min(args.num_operands) < 2 or args.min_number < 1 or args.max_number < args.min_number:
-            parser.error("wanted --num_operands of at least 2 and 1 <= --min_number <= --max_number")
-        if args.max_target < MIN_TARGET:
-            parser.error(f"wanted --max_target of at least {MIN_TARGET}")
-    if args.task == "multiply" and not 1 <= min(args.digits) <= max(args.digits) <= 18:
-        parser.error("wanted --digits from 1 to 18")
+    wrong = MADE[args.task].wrong_flags(args) if args.task in MADE else None
+    if wrong:
+        parser.error(wrong)
     if args.max_prompt_length and not args.tokenizer:
         parser.error("--max_prompt_length counts tokens and needs --tokenizer PATH_OR_HUB_ID")
     if min(getattr(args, "train_size", 1), getattr(args, "test_size", 1)) < 1:

@@ -34,6 +34,7 @@ from trl import TrlParser
 
 import preprocess
 from r1zero import ROOT
+from r1zero.tasks import countdown
 from r1zero.tasks.prompts import fill_template, render_template
 
 # torch and transformers are imported where they are used: --help and a misspelt setting are answered without them
@@ -89,7 +90,7 @@ def build_tokenizer():
     """
     from transformers import PreTrainedTokenizerFast
 
-    prompt = fill_template(render_template("countdown", "base"), numbers="[\0, \0]", target="\0")
+    prompt = fill_template(render_template(countdown.PROMPT, "base"), numbers="[\0, \0]", target="\0")
     pieces = [*prompt.split("\0"), *PIECES, *map(str, range(LARGEST + 1))]
     vocabulary = {END_OF_TEXT: 0}
     for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -183,7 +184,7 @@ def warm_up_examples(problems, tokenizer, args, rng):
     search drawn from grows over the first `curriculum` of the warm-up: " yes" is rare in long ones, and to tell it
     from " no" is learned last.
     """
-    template = render_template("countdown", "base")
+    template = render_template(countdown.PROMPT, "base")
     targets = sorted({target for _, target in problems})
     searches = [(nums, target, search(nums, target)) for nums, target in problems]
     searches.sort(key=lambda each: len(each[2]))

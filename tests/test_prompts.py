@@ -12,7 +12,15 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFas
 import preprocess
 from r1zero import tiny_model as tiny
 from r1zero.preflight import inputs
-from r1zero.tasks.prompts import PROMPTS, drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.tasks import countdown, multiplication, word_problems
+from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
+
+PROMPTS = {
+    "countdown": countdown.PROMPT,
+    "multiply": multiplication.PROMPT,
+    "maths": word_problems.MATHS,
+    "code": word_problems.CODE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +29,7 @@ def tokenizer(tiny_model):
 
 
 def test_countdowns_base_prompt_is_tinyzeros_to_the_letter():
-    prompt = fill_template(render_template("countdown", "base"), numbers=[3, 7, 5], target=16)
+    prompt = fill_template(render_template(PROMPTS["countdown"], "base"), numbers=[3, 7, 5], target=16)
     assert prompt == (
         "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
         "assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
@@ -33,7 +41,7 @@ def test_countdowns_base_prompt_is_tinyzeros_to_the_letter():
 
 
 def test_countdowns_chat_is_tinyzeros_to_the_letter():
-    prompt = fill_template(render_template("countdown", "qwen-instruct"), numbers=[3, 7, 5], target=16)
+    prompt = fill_template(render_template(PROMPTS["countdown"], "qwen-instruct"), numbers=[3, 7, 5], target=16)
     assert prompt == (
         "<|im_start|>system\nYou are a helpful assistant. You first thinks about the reasoning process in the mind "
         "and then provides the user with the answer.<|im_end|>\n"
@@ -56,17 +64,17 @@ def test_countdowns_chat_is_tinyzeros_to_the_letter():
 )
 @pytest.mark.parametrize("form", ["base", "chat"])
 def test_every_prompt_says_its_format_and_ends_in_the_turn_that_the_model_goes_on_from(task, says, form):
-    template = render_template(task, form)
+    template = render_template(PROMPTS[task], form)
     assert says in template
     assert template.endswith(PROMPTS[task].beginning) and template.endswith("<think>")
 
 
 def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ '{}' }}[end]{% endfor %}"
-    template = render_template("countdown", "chat", tokenizer)
+    template = render_template(PROMPTS["countdown"], "chat", tokenizer)
     assert template.startswith("[system]You are") and "{}[end][user]Using the numbers {numbers}" in template
     assert template.endswith("[assistant]Let me solve this step by step.\n<think>"), "the turn is left open"
-    assert render_template("countdown", "base", tokenizer) == render_template("countdown", "base")
+    assert render_template(PROMPTS["countdown"], "base", tokenizer) == render_template(PROMPTS["countdown"], "base")
 
 
 BOS = "<|bos|>"
@@ -98,7 +106,7 @@ def tokenizer_with_bos(folder, adds, writes):
 def test_a_prompt_begins_with_bos_once(tmp_path, adds, writes, task, form):
     """Where the template writes one and the tokenizer adds another, the written one is dropped; else nothing is."""
     tokenizer = load_tokenizer(str(tokenizer_with_bos(tmp_path, adds, writes)))
-    text = render_template(task, form, tokenizer)
+    text = render_template(PROMPTS[task], form, tokenizer)
     ids = tokenizer(text)["input_ids"]
     wanted = adds or (writes and form == "chat")
     assert ids.count(tokenizer.bos_token_id) == wanted and (ids[0] == tokenizer.bos_token_id) == wanted
@@ -137,7 +145,7 @@ def test_braces_of_a_problem_and_of_a_template_are_left_alone():
 
 
 def test_prompts_up_to_the_limit_are_kept_in_order_and_longer_ones_counted(tokenizer):
-    template = render_template("countdown", "base")
+    template = render_template(PROMPTS["countdown"], "base")
     rows = [{"prompt": fill_template(template, numbers=[1] * k, target=9)} for k in (3, 4, 3, 5, 3)]
     counts = Counter()
     kept = list(drop_long_prompts(iter(rows), tokenizer, 9, counts))  # three numbers are 9 tokens

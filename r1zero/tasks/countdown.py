@@ -7,8 +7,25 @@ numbers a problem has, and whether + and - are enough for it.
 import itertools
 
 import numpy as np
+import pyarrow as pa
 
 from r1zero.tasks.problem_files import check_columns, load_splits
+from r1zero.tasks.prompts import Prompt
+
+# TinyZero's, from its examples/data_preprocess
+PROMPT = Prompt(
+    "",
+    "Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic "
+    "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And "
+    "return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>.",
+    "Let me solve this step by step.\n<think>",
+)
+COLUMNS = {"nums": pa.list_(pa.int64()), "target": pa.int64()}
+TRUTH = pa.struct({"target": pa.int64(), "numbers": pa.list_(pa.int64())})
+HELP = "reach a target with the given numbers, each once, and + - * /"
+TRAIN_SIZE = 327_680  # TinyZero's
+# What shapes the problems made here, with its defaults. None of it goes with --source.
+MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "max_target": 100}
 
 MIN_TARGET = 10
 # Products and quotients leave the range of targets more often than sums, so they are drawn more often
@@ -259,3 +276,53 @@ def split_source(problems, args):
         leaks = sum(problem_id(*problem) in known for problem in test)
         print(f"TinyZero's split leaks: {leaks:,} of {len(test):,} test rows ({leaks / len(test):.1%}) stand in train")
     return train, test
+
+
+def add_flags(command):
+    """Add the flags of preprocess.py's subcommand: what shapes the problems made here, and what is read instead."""
+    made = command.add_argument_group("problems made here")
+    made.add_argument("--num_operands", type=int, nargs="+", help="how many numbers, in equal parts")
+    made.add_argument("--min_number", type=int, help="smallest number")
+    made.add_argument("--max_number", type=int, help="largest number")
+    made.add_argument("--max_target", type=int, help=f"largest target; the smallest is {MIN_TARGET}")
+    command.set_defaults(**MADE_HERE)
+    read = command.add_argument_group("problems read from an existing set")
+    read.add_argument("--source", help="a file, a folder or a hub id with the columns nums and target")
+    read.add_argument(
+        "--split",
+        choices=("unique", "tinyzero"),
+        default="unique",
+        help="unique: no duplicates, no leakage; tinyzero: its first --train_size rows and the next --test_size",
+    )
+
+
+def wrong_flags(args):
+    """Return what is wrong with the flags, as a line, or None."""
+    if args.source:
+        for name, default in MADE_HERE.items():
+            if getattr(args, name) != default:
+                return f"--{name} shapes problems made here and cannot go with --source"
+    elif args.split != "unique":
+        return "--split tinyzero is about the rows of an existing set: give it with --source"
+    if min(args.num_operands) < 2 or args.min_number < 1 or args.max_number < args.min_number:
+        return "wanted --num_operands of at least 2 and 1 <= --min_number <= --max_number"
+    if args.max_target < MIN_TARGET:
+        return f"wanted --max_target of at least {MIN_TARGET}"
+
+
+def problems(args):
+    """Return the problems of train and test, two lists of (columns, slots of the prompt, ground truth)."""
+    splits = split_source(read_source(args.source), args) if args.source else make_splits(args)
+    found = []
+    for split in splits:
+        found.append([])
+        for nums, target in split:
+            slots = {"numbers": nums, "target": target}
+            found[-1].append(({"nums": nums, "target": target}, slots, {"target": target, "numbers": nums}))
+    return found
+
+
+def contents(rows):
+    """Return what some rows hold, as a line."""
+    sizes = size_lines([row["nums"] for row in rows], [row["target"] for row in rows])
+    return ", ".join([f"{len(rows):,} problems", *sizes])

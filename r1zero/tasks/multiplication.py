@@ -1,10 +1,53 @@
-"""The multiplication task's problems: pairs of factors."""
+"""TinyZero's second task: the product of two numbers."""
+
+import numpy as np
+import pyarrow as pa
+
+from r1zero.tasks.prompts import Prompt
+
+# TinyZero's, from its examples/data_preprocess
+PROMPT = Prompt(
+    " The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+    "respectively, i.e., <think> reasoning process here </think> <answer> RESULT_NUMBER </answer>.",
+    "Give me the answer of the following equation: {left} * {right} =",
+    "Let me solve this step by step.\n<think>",
+)
+COLUMNS = {"product": pa.string()}
+TRUTH = pa.string()
+HELP = "the product of two numbers"
+TRAIN_SIZE = 32_768
+
+
+def add_flags(command):
+    """Add the flags of preprocess.py's subcommand."""
+    command.add_argument("--digits", type=int, nargs=2, default=[3, 3], help="how many digits the two numbers have")
+
+
+def wrong_flags(args):
+    """Return what is wrong with the flags, as a line, or None."""
+    if not 1 <= min(args.digits) <= max(args.digits) <= 18:
+        return "wanted --digits from 1 to 18"
+
+
+def problems(args):
+    """Return the problems of train and test, two lists of (columns, slots of the prompt, ground truth)."""
+    factors = draw_factors(args.digits, args.train_size + args.test_size, np.random.default_rng(args.seed))
+    found = []
+    for left, right in factors:
+        product = str(left * right)
+        found.append(({"product": product}, {"left": left, "right": right}, product))
+    return found[: args.train_size], found[args.train_size :]
+
+
+def contents(rows):
+    """Return what some rows hold, as a line."""
+    return f"{len(rows):,} products"
 
 
 def draw_factors(digits, wanted, rng):
-    """Different pairs (left, right) of so many digits each, in random order; a * b and b * a are the same problem.
+    """Draw different pairs (left, right) of so many digits each; a * b and b * a are the same problem.
 
-    digits: two ints; wanted: how many pairs. Raises ValueError where fewer exist.
+    digits: two ints; wanted: how many pairs. Raises ValueError if fewer exist.
     """
     (left_low, left_high), (right_low, right_high) = ((10 ** (n - 1), 10**n) for n in digits)
     existing = (left_high - left_low) * (right_high - right_low)

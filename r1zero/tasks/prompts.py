@@ -1,8 +1,4 @@
-"""The prompts: what the model is told, what it is asked, and how its answer begins.
-
-Training and evaluation both start from these. Countdown's and the multiplication's are TinyZero's
-(examples/data_preprocess), those of boxed maths are the x_r1_750 recipe's.
-"""
+"""How a prompt is made of what a task says: what the model is told and asked, and how its answer begins."""
 
 from typing import NamedTuple
 
@@ -19,48 +15,20 @@ SYSTEM = (
 
 
 class Prompt(NamedTuple):
+    """The texts of a task's prompt, with {slots} for a problem's own."""
+
     instruction: str  # what the assistant is told of the format, after CONVERSATION or SYSTEM
     question: str  # what the user asks
     beginning: str  # of the assistant's turn, which the model goes on from
 
 
-PROMPTS = {
-    "countdown": Prompt(
-        "",
-        "Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic "
-        "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And "
-        "return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>.",
-        "Let me solve this step by step.\n<think>",
-    ),
-    "multiply": Prompt(
-        " The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
-        "respectively, i.e., <think> reasoning process here </think> <answer> RESULT_NUMBER </answer>.",
-        "Give me the answer of the following equation: {left} * {right} =",
-        "Let me solve this step by step.\n<think>",
-    ),
-    "maths": Prompt(
-        r" The reasoning process and answer are enclosed within <think> </think> and \boxed{} tags, "
-        r"respectively, i.e., <think> reasoning process here </think> The answer is \boxed{your answer}.",
-        "{problem}",
-        "Let me solve this step by step. <think>",
-    ),
-    "code": Prompt(
-        " The reasoning process is enclosed within <think> </think> tags, and the answer is one whole Python program "
-        "in a ```python block, i.e., <think> reasoning process here </think>\n```python\nprogram here\n```",
-        "{problem}",
-        "Let me solve this step by step. <think>",
-    ),
-}
+def render_template(prompt, form, tokenizer=None):
+    """Return a Prompt as text with its {slots} left open.
 
-
-def render_template(task, form, tokenizer=None):
-    """A task's prompt as text with its {slots} left open.
-
-    task: a key of PROMPTS. form: "base" for a base model; for any other name the prompt is a chat, rendered by the
-    tokenizer's own chat template where a tokenizer is given, and by Qwen's ChatML where none is. The assistant's turn
-    stays open either way. Raises ValueError where that template fails.
+    form: "base" for a base model. By any other name the prompt is a chat, rendered by the tokenizer's own chat
+    template, or by Qwen's ChatML if no tokenizer is given. The assistant's turn stays open either way. Raises
+    ValueError if that template fails.
     """
-    prompt = PROMPTS[task]
     if form == "base":
         return f"{CONVERSATION}{prompt.instruction}\nUser: {prompt.question}\nAssistant: {prompt.beginning}"
     messages = [

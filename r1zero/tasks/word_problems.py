@@ -9,7 +9,21 @@ from r1zero.grading import latex as latex_answers
 from r1zero.grading.extract import last_box
 from r1zero.grading.program_tests import parse_tests
 from r1zero.tasks.problem_files import ROWS_READ, check_columns, make_example
-from r1zero.tasks.prompts import fill_template
+from r1zero.tasks.prompts import Prompt, fill_template
+
+# The x_r1_750 recipe's
+MATHS = Prompt(
+    r" The reasoning process and answer are enclosed within <think> </think> and \boxed{} tags, "
+    r"respectively, i.e., <think> reasoning process here </think> The answer is \boxed{your answer}.",
+    "{problem}",
+    "Let me solve this step by step. <think>",
+)
+CODE = Prompt(
+    " The reasoning process is enclosed within <think> </think> tags, and the answer is one whole Python program "
+    "in a ```python block, i.e., <think> reasoning process here </think>\n```python\nprogram here\n```",
+    "{problem}",
+    "Let me solve this step by step. <think>",
+)
 
 UNIT_GOLD = re.compile(
     r"[-+]?[0-9][0-9.,]* ?(?:[ckm]m|[km]g|ml|km/h|m/s|hours?|minutes?|seconds?|days?|weeks?|months?|years?|people"
