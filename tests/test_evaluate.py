@@ -81,27 +81,16 @@ def saying(monkeypatch):
     return put
 
 
-def numbers_of(prompt):
-    nums, target = prompt.split("the numbers [")[1].split("], create an equation that equals ")
-    return list(map(int, nums.split(", "))), int(target.split(".")[0])
-
-
 class TestMetrics:
     def test_all_metrics_are_those_of_what_was_said(self, saying, tiny_model, problems, tmp_path):
-        """Right by search where the first number is odd; no answer where it is even."""
-
-        def say(prompt):
-            nums, target = numbers_of(prompt)
-            tried = tiny.search(nums, target)
-            if nums[0] % 2 and tried:
-                return [tiny.write_trace(tried, solved=True)]
-            return ["wait, 1+1 = 3"]
-
-        saying(say)
-        metrics = run(tiny_model, problems, tmp_path, limit=None)
+        """Right by search if the first number is odd, otherwise no answer."""
         rows = pq.read_table(problems).to_pylist()
-        solved = [bool(row["nums"][0] % 2 and tiny.search(row["nums"], row["target"])) for row in rows]
-        share = sum(solved) / len(rows)
+        tried = [row["nums"][0] % 2 and tiny.search(row["nums"], row["target"]) for row in rows]
+        texts = iter([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
+        saying(lambda prompt: [next(texts)])
+        metrics = run(tiny_model, problems, tmp_path, limit=None)
+        solved = [bool(tries) for tries in tried]
+        share = sum(solved) / 256
         assert metrics["problems"] == 256 and 0.2 < share < 0.8
         assert metrics["accuracy"] == metrics["format_rate"] == metrics["pass@k"]["1"] == pytest.approx(share)
         assert metrics["reward"] == pytest.approx(share) and metrics["truncated"] == 0
@@ -109,12 +98,10 @@ class TestMetrics:
         width = 2 * 1.96 * math.sqrt(share * (1 - share) / 256)
         assert low < share < high and high - low == pytest.approx(width, rel=0.02)
 
-        found = table(tmp_path / "model").to_pylist()
-        assert [row["row"] for row in found] == list(range(256))
-        assert [row["correct"] for row in found] == solved
-        lengths = [row["tokens"] for row in found]
-        assert metrics["mean_completion_tokens"] == pytest.approx(np.mean(lengths))
-        assert metrics["median_completion_tokens"] == np.median(lengths)
+        found = table(tmp_path / "model")
+        assert found["row"].to_pylist() == list(range(256)) and found["correct"].to_pylist() == solved
+        assert metrics["mean_completion_tokens"] == pytest.approx(np.mean(found["tokens"]))
+        assert metrics["median_completion_tokens"] == np.median(found["tokens"])
 
         cells = metrics["cells"]
         assert cells.keys() == {"3 numbers, + - alone", "3 numbers, needs * or /"}
@@ -125,30 +112,24 @@ class TestMetrics:
 
         counted = metrics["behaviours"]
         assert counted["restarts"] == {"all": pytest.approx(1 - share), "correct": 0.0, "incorrect": 1.0}
-        assert counted["verification"]["correct"] == 1.0 and counted["verification"]["incorrect"] == 0.0
         assert counted["equations"]["incorrect"] == 1.0 and counted["true_equations"]["incorrect"] == 0.0
-        tries = [
-            len(tiny.search(row["nums"], row["target"])) for row, right in zip(rows, solved, strict=True) if right
-        ]
-        assert counted["backtracking"]["correct"] == pytest.approx(np.mean(tries) - 1)
+        backtracks = np.mean([len(tries) - 1 for tries in tried if tries])
+        assert counted["backtracking"]["correct"] == pytest.approx(backtracks)
 
     def test_pass_at_k_is_over_the_completions_of_each_problem(self, saying, tiny_model, problems, tmp_path):
         """Of four completions of a problem, as many are right as its first number leaves by 4."""
-
-        def say(prompt):
-            nums, target = numbers_of(prompt)
-            solution = tiny.search(nums, target)[-1][3] if tiny.search(nums, target) else "1"
-            right = nums[0] % 4
-            return [f"<answer>{solution}</answer>"] * right + ["<answer>1</answer>"] * (4 - right)
-
-        saying(say)
-        metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=50)
-        found = table(tmp_path / "model").to_pylist()
-        assert len(found) == 200 and len({row["row"] for row in found}) == 50
-        by_problem = [found[i : i + 4] for i in range(0, 200, 4)]
-        assert all(len({row["row"] for row in four}) == 1 for four in by_problem)
-        right = [sum(row["correct"] for row in four) for four in by_problem]
-        assert {0, 1, 2, 3} == set(right)
+        rows = pq.read_table(problems).to_pylist()
+        right = [row["nums"][0] % 4 for row in rows]
+        texts = []
+        for row, count in zip(rows, right, strict=True):
+            solution = tiny.search(row["nums"], row["target"])[-1][3]
+            texts.append([f"<answer>{solution}</answer>"] * count + ["<answer>1</answer>"] * (4 - count))
+        said = iter(texts)
+        saying(lambda prompt: next(said))
+        metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=None)
+        found = table(tmp_path / "model")
+        assert found["row"].to_pylist() == [row for row in range(256) for _ in range(4)]
+        assert np.reshape(found["correct"], (256, 4)).sum(1).tolist() == right
         for k in (1, 2, 4):
             assert metrics["pass@k"][str(k)] == pytest.approx(np.mean([pass_at_k(4, c, k) for c in right]))
         assert metrics["accuracy"] == pytest.approx(metrics["pass@k"]["1"])
@@ -281,41 +262,35 @@ def greedy(tmp_path_factory, tiny_model, tiny_data):
 
 
 class TestRealEvaluation:
-    def test_completions_are_scored_and_counted(self, greedy, tiny_data):
+    def test_completions_and_settings_are_written(self, greedy, tiny_data):
         folder, metrics = greedy
-        found = table(folder / "model")
+        found = table(folder / "model").to_pylist()
         rows = pq.read_table(tiny_data / "test.parquet").to_pylist()
-        assert found.num_rows == metrics["problems"] == 24 and metrics["n"] == 1
-        for row in found.to_pylist():
+        assert len(found) == metrics["problems"] == 24 and metrics["n"] == 1 and metrics["tokens_per_second"] > 0
+        for row in found:
             problem = rows[row["row"]]
             assert row["prompt"] == problem["prompt"] and row["target"] == problem["target"]
-            reward = rewards.countdown_reward([row["completion"]], [problem["nums"]], [problem["target"]])
-            assert [row["reward"]] == reward
             assert 1 <= row["tokens"] <= 12 and (row["tokens"] == 12 or not row["truncated"])
-            counts = {name: row[name] for name in BEHAVIOURS}
-            assert counts == count_behaviours(row["completion"])
-        assert metrics["tokens_per_second"] > 0
+            assert {name: row[name] for name in BEHAVIOURS} == count_behaviours(row["completion"])
         assert not (folder / "model" / "parts").exists()
         config = (folder / "model" / "config.yaml").read_text()
         assert config.startswith("# commit ") and "transformers 5" in config
         assert yaml.safe_load(config)["reward_funcs"] == ["countdown_reward"]
 
-    def test_a_finished_evaluation_is_shown_again_without_a_model(
-        self, greedy, tiny_model, problems, capsys, monkeypatch
+    def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
+        self, greedy, saying, tiny_model, problems, capsys, monkeypatch
     ):
-        monkeypatch.setattr(engines, "load", None)
-        assert run(tiny_model, problems, greedy[0]) == greedy[1]
+        saying(lambda prompt: [""])
+        other = shutil.copytree(tiny_model, greedy[0] / "run" / "checkpoint-3")
+        command.main(words([other], problems, greedy[0]))
+        capsys.readouterr()
+        monkeypatch.setattr(engines, "transformers_engine", None)
+        command.main(words([tiny_model, other], problems, greedy[0]))
         output = capsys.readouterr().out
         assert "24 problems, 1 completions each" in output and "accuracy (95 % interval)" in output
         assert "3 numbers, needs * or /" in output and "true equations" in output
-
-    def test_several_models_have_a_column_each(self, greedy, saying, tiny_model, problems, tmp_path, capsys):
-        saying(lambda prompt: [""])
-        copy = shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
-        command.main(words([tiny_model, copy], problems, tmp_path))
-        header = next(line for line in capsys.readouterr().out.splitlines() if "run-checkpoint-3" in line)
+        (header,) = [line for line in output.splitlines() if "run-checkpoint-3" in line and "┃" in line]
         assert "model" in header
-        assert (tmp_path / "run-checkpoint-3" / "metrics.json").is_file()
 
     def test_the_seed_decides_the_problems_and_their_completions(self, tiny_model, problems, tmp_path):
         flags = {"n": 4, "temperature": 0.6, "batch_size": None, "limit": 6}
@@ -583,16 +558,14 @@ class TestRefusals:
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
         saying(lambda prompt: [""])
         model = shutil.copytree(tiny_model, tmp_path / "model")
-        run(model, problems, tmp_path / "out")
-        changed = refused([model], limit=25, temperature=0.5)
-        assert "out/model holds an evaluation with limit 24, now 25; temperature 0.0, now 0.5: remove it" in changed
-        os.utime(model / "model.safetensors")  # as if it had been trained on
-        assert "holds an evaluation with weights_written 20" in refused([model])
-
-    def test_an_own_reward_that_was_changed_since(self, refused, saying, tiny_model, problems, tmp_path):
-        saying(lambda prompt: [""])
         data = shutil.copy(problems, tmp_path / "test.parquet")
         (tmp_path / "own.py").write_text(OWN_REWARDS)
-        run(tiny_model, data, tmp_path / "out", reward_funcs="own:spelling")
+        flags = {"data": data, "reward_funcs": "own:spelling"}
+        run(model, output_dir=tmp_path / "out", **flags)
+        changed = refused([model], **flags, limit=25, temperature=0.5)
+        assert "out/model holds an evaluation with limit 24, now 25; temperature 0.0, now 0.5: remove it" in changed
         (tmp_path / "own.py").write_text(OWN_REWARDS.replace('"a"', '"e"'))
-        assert "holds an evaluation with own:spelling sha256" in refused(data=data, reward_funcs="own:spelling")
+        assert "holds an evaluation with own:spelling sha256" in refused([model], **flags)
+        (tmp_path / "own.py").write_text(OWN_REWARDS)
+        os.utime(model / "model.safetensors")  # as if it had been trained on
+        assert "holds an evaluation with weights_written 20" in refused([model], **flags)

@@ -117,7 +117,7 @@ def transformers_engine(model, args, state):
     if args.temperature:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
     drop_finished_rows(loaded)
-    # Instead of the model's own, which may hold a top_k or a repetition_penalty
+    # Instead of the model's own with its top_k or repetition_penalty
     loaded.generation_config = GenerationConfig(
         max_new_tokens=args.max_completion_length,
         num_return_sequences=args.n,
@@ -141,7 +141,7 @@ def transformers_engine(model, args, state):
     try:
         yield generate
     finally:
-        del loaded.generate  # drop_finished_rows' own refers to the model, which would stay on the card
+        del loaded.generate  # drop_finished_rows' own refers to the model and would keep it on the card
 
 
 @contextlib.contextmanager
