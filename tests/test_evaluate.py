@@ -4,36 +4,29 @@ bash tests/run.sh tests/test_evaluate.py
 """
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import math
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT
+from launches import end, free_port, start
 
 import rewards
 from r1zero import tiny_model as tiny
-from r1zero.evaluate import checks as evaluation_checks
-from r1zero.evaluate import command as evaluate
-from r1zero.evaluate import engines
-from r1zero.grading import behaviours as reasoning
-from r1zero.grading import sandbox
+from r1zero.evaluate import checks, command, engines
+from r1zero.grading.behaviours import BEHAVIOURS, count_behaviours
 from r1zero.intervals import pass_at_k
 
 SMALL = {"limit": 24, "batch_size": 8, "max_completion_length": 12}
@@ -41,12 +34,18 @@ SMALL = {"limit": 24, "batch_size": 8, "max_completion_length": 12}
 
 def words(models, data, output_dir, **flags):
     flags = SMALL | {"data": data, "output_dir": output_dir} | flags
-    return ["--model", *map(str, models), *(f"--{key}={value}" for key, value in flags.items() if value is not None)]
+    found = ["--model", *map(str, models)]
+    for key, value in flags.items():
+        if isinstance(value, list):
+            found += [f"--{key}", *value]
+        elif value is not None:
+            found.append(f"--{key}={value}")
+    return found
 
 
 def run(model, data, output_dir, **flags):
-    """Evaluates a model in this process; returns its metrics."""
-    evaluate.main(words([model], data, output_dir, **flags))
+    """Evaluate a model in this process; return its metrics."""
+    command.main(words([model], data, output_dir, **flags))
     return json.loads((output_dir / model.name / "metrics.json").read_text())
 
 
@@ -61,7 +60,7 @@ def problems(tiny_data):
 
 @pytest.fixture
 def saying(monkeypatch):
-    """Puts an engine in place that gives the texts of say(prompt), a list of n, and lists the sizes of its batches."""
+    """Put an engine in place that gives the texts of say(prompt), a list of n, and lists the sizes of its batches."""
 
     def put(say):
         batches = []
@@ -82,27 +81,16 @@ def saying(monkeypatch):
     return put
 
 
-def numbers_of(prompt):
-    nums, target = prompt.split("the numbers [")[1].split("], create an equation that equals ")
-    return list(map(int, nums.split(", "))), int(target.split(".")[0])
-
-
 class TestMetrics:
     def test_all_metrics_are_those_of_what_was_said(self, saying, tiny_model, problems, tmp_path):
-        """Right by search where the first number is odd; no answer where it is even."""
-
-        def say(prompt):
-            nums, target = numbers_of(prompt)
-            tried = tiny.search(nums, target)
-            if nums[0] % 2 and tried:
-                return [tiny.write_trace(tried, solved=True)]
-            return ["wait, 1+1 = 3"]
-
-        saying(say)
-        metrics = run(tiny_model, problems, tmp_path, limit=None)
+        """Right by search if the first number is odd, otherwise no answer."""
         rows = pq.read_table(problems).to_pylist()
-        solved = [bool(row["nums"][0] % 2 and tiny.search(row["nums"], row["target"])) for row in rows]
-        share = sum(solved) / len(rows)
+        tried = [row["nums"][0] % 2 and tiny.search(row["nums"], row["target"]) for row in rows]
+        texts = iter([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
+        saying(lambda prompt: [next(texts)])
+        metrics = run(tiny_model, problems, tmp_path, limit=None)
+        solved = [bool(tries) for tries in tried]
+        share = sum(solved) / 256
         assert metrics["problems"] == 256 and 0.2 < share < 0.8
         assert metrics["accuracy"] == metrics["format_rate"] == metrics["pass@k"]["1"] == pytest.approx(share)
         assert metrics["reward"] == pytest.approx(share) and metrics["truncated"] == 0
@@ -110,12 +98,10 @@ class TestMetrics:
         width = 2 * 1.96 * math.sqrt(share * (1 - share) / 256)
         assert low < share < high and high - low == pytest.approx(width, rel=0.02)
 
-        found = table(tmp_path / "model").to_pylist()
-        assert [row["row"] for row in found] == list(range(256))
-        assert [row["correct"] for row in found] == solved
-        lengths = [row["tokens"] for row in found]
-        assert metrics["mean_completion_tokens"] == pytest.approx(np.mean(lengths))
-        assert metrics["median_completion_tokens"] == np.median(lengths)
+        found = table(tmp_path / "model")
+        assert found["row"].to_pylist() == list(range(256)) and found["correct"].to_pylist() == solved
+        assert metrics["mean_completion_tokens"] == pytest.approx(np.mean(found["tokens"]))
+        assert metrics["median_completion_tokens"] == np.median(found["tokens"])
 
         cells = metrics["cells"]
         assert cells.keys() == {"3 numbers, + - alone", "3 numbers, needs * or /"}
@@ -126,30 +112,24 @@ class TestMetrics:
 
         counted = metrics["behaviours"]
         assert counted["restarts"] == {"all": pytest.approx(1 - share), "correct": 0.0, "incorrect": 1.0}
-        assert counted["verification"]["correct"] == 1.0 and counted["verification"]["incorrect"] == 0.0
         assert counted["equations"]["incorrect"] == 1.0 and counted["true_equations"]["incorrect"] == 0.0
-        tries = [
-            len(tiny.search(row["nums"], row["target"])) for row, right in zip(rows, solved, strict=True) if right
-        ]
-        assert counted["backtracking"]["correct"] == pytest.approx(np.mean(tries) - 1)
+        backtracks = np.mean([len(tries) - 1 for tries in tried if tries])
+        assert counted["backtracking"]["correct"] == pytest.approx(backtracks)
 
     def test_pass_at_k_is_over_the_completions_of_each_problem(self, saying, tiny_model, problems, tmp_path):
         """Of four completions of a problem, as many are right as its first number leaves by 4."""
-
-        def say(prompt):
-            nums, target = numbers_of(prompt)
-            solution = tiny.search(nums, target)[-1][3] if tiny.search(nums, target) else "1"
-            right = nums[0] % 4
-            return [f"<answer>{solution}</answer>"] * right + ["<answer>1</answer>"] * (4 - right)
-
-        saying(say)
-        metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=50)
-        found = table(tmp_path / "model").to_pylist()
-        assert len(found) == 200 and len({row["row"] for row in found}) == 50
-        by_problem = [found[i : i + 4] for i in range(0, 200, 4)]
-        assert all(len({row["row"] for row in four}) == 1 for four in by_problem)
-        right = [sum(row["correct"] for row in four) for four in by_problem]
-        assert {0, 1, 2, 3} == set(right)
+        rows = pq.read_table(problems).to_pylist()
+        right = [row["nums"][0] % 4 for row in rows]
+        texts = []
+        for row, count in zip(rows, right, strict=True):
+            solution = tiny.search(row["nums"], row["target"])[-1][3]
+            texts.append([f"<answer>{solution}</answer>"] * count + ["<answer>1</answer>"] * (4 - count))
+        said = iter(texts)
+        saying(lambda prompt: next(said))
+        metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=None)
+        found = table(tmp_path / "model")
+        assert found["row"].to_pylist() == [row for row in range(256) for _ in range(4)]
+        assert np.reshape(found["correct"], (256, 4)).sum(1).tolist() == right
         for k in (1, 2, 4):
             assert metrics["pass@k"][str(k)] == pytest.approx(np.mean([pass_at_k(4, c, k) for c in right]))
         assert metrics["accuracy"] == pytest.approx(metrics["pass@k"]["1"])
@@ -157,27 +137,9 @@ class TestMetrics:
     @pytest.mark.parametrize(
         ("task", "reward", "answer", "logged"),
         [
-            pytest.param(
-                "multiply",
-                "multiplication_reward",
-                "<answer>{product}</answer>",
-                {"product", "stated_product", "product_verdict"},
-                id="multiplication",
-            ),
-            pytest.param(
-                "x_r1_750",
-                "boxed_math_reward",
-                "\\boxed{{{solution}}}",
-                {"gold", "boxed", "boxed_verdict"},
-                id="boxed maths",
-            ),
-            pytest.param(
-                "countdown",
-                "countdown_reward",
-                "<answer>{target}</answer>",
-                {"target", "numbers", "equation", "verdict"},
-                id="countdown",
-            ),
+            ("multiply", "multiplication_reward", "<answer>{product}</answer>", {"product", "stated_product"}),
+            ("x_r1_750", "boxed_math_reward", "\\boxed{{{solution}}}", {"gold", "boxed", "boxed_verdict"}),
+            ("countdown", "countdown_reward", "<answer>{target}</answer>", {"numbers", "equation", "verdict"}),
         ],
     )
     def test_every_task_is_scored_by_the_reward_of_its_columns(
@@ -199,15 +161,6 @@ class TestMetrics:
         assert logged <= set(found.column_names)
         assert bool(metrics["cells"]) == (task == "countdown")
 
-    @pytest.mark.skipif(sandbox.why_unavailable() is not None, reason="bubblewrap does not start here")
-    def test_programs_are_right_where_they_pass_all_their_tests(self, saying, long_model, data, tmp_path):
-        saying(lambda prompt: ["```python\nprint(2)\n```"])
-        run(long_model, data / "eurus" / "train.parquet", tmp_path, limit=4)
-        found = table(tmp_path / "long")
-        programs = found.filter(pc.is_valid(found["tests_passed"]))
-        assert programs["correct"].to_pylist() == [passed == 1 for passed in programs["tests_passed"].to_pylist()]
-        assert set(programs["code_verdict"].to_pylist()) <= {"wrong", "correct"}
-
     def test_tasks_of_a_mixture_are_scored_each_by_its_own(self, saying, long_model, data, tmp_path, capsys):
         saying(lambda prompt: ["<answer>1</answer>"])
         metrics = run(long_model, data / "mixture" / "train.parquet", tmp_path)
@@ -221,9 +174,8 @@ class TestMetrics:
         for number, equation in enumerate((None, "1+2", None)):
             part = pa.table({"row": [number], "equation": [equation]})
             pq.write_table(part.replace_schema_metadata({"seconds": "0.5"}), tmp_path / f"{number}.parquet")
-        seconds = evaluate.join_parts(
-            [tmp_path / f"{number}.parquet" for number in range(3)], tmp_path / "all.parquet"
-        )
+        parts = [tmp_path / f"{number}.parquet" for number in range(3)]
+        seconds = command.join_parts(parts, tmp_path / "all.parquet")
         expected = {"row": [0, 1, 2], "equation": [None, "1+2", None]}
         assert pq.read_table(tmp_path / "all.parquet").to_pydict() == expected and seconds == 1.5
 
@@ -287,20 +239,19 @@ class TestOwnRewards:
         assert accuracy.split("│")[2].strip() == "-"
         assert any("mean reward" in line and "-0.100" in line for line in lines)
 
-    def test_rewards_add_up_and_the_one_that_judges_decides(self, said, own_data, tiny_model, tmp_path):
-        command = [*words([tiny_model], own_data, tmp_path), "--reward_funcs", "own:spelling", "own:shortness"]
-        evaluate.main(command)
-        found = table(tmp_path / "model")
-        assert found["reward"].to_pylist()[:2] == pytest.approx([1 - 0.18, -0.02])
-        assert found["correct"].to_pylist() == [True, False] * 12
-
-    def test_accuracy_is_of_the_problems_that_were_judged(self, said, own_data, tiny_model, tmp_path, capsys):
-        evaluate.main([*words([tiny_model], own_data, tmp_path), "--reward_funcs", "own:half", "own:shortness"])
-        metrics = json.loads((tmp_path / "model" / "metrics.json").read_text())
-        targets = pq.read_table(own_data).take(table(tmp_path / "model")["row"])["target"].to_pylist()
-        even = sum(target % 2 == 0 for target in targets)
-        assert metrics["judged_problems"] == even < 24 and metrics["accuracy"] == 1.0
-        assert f"{even} judged" in capsys.readouterr().out
+    def test_rewards_add_up_and_accuracy_is_of_the_problems_that_were_judged(
+        self, said, own_data, tiny_model, tmp_path, capsys
+    ):
+        metrics = run(tiny_model, own_data, tmp_path, reward_funcs=["own:half", "own:shortness"])
+        found = table(tmp_path / "model").to_pylist()
+        targets = pq.read_table(own_data)["target"].to_pylist()
+        even = [targets[row["row"]] % 2 == 0 for row in found]
+        assert [row["correct"] for row in found] == [row or None for row in even]
+        lengths = itertools.cycle((0.18, 0.02))
+        expected = [row - length for row, length in zip(even, lengths, strict=False)]
+        assert [row["reward"] for row in found] == pytest.approx(expected)
+        assert metrics["judged_problems"] == sum(even) < 24 and metrics["accuracy"] == 1.0
+        assert f"{sum(even)} judged" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -311,58 +262,37 @@ def greedy(tmp_path_factory, tiny_model, tiny_data):
 
 
 class TestRealEvaluation:
-    def test_completions_are_scored_and_counted(self, greedy, tiny_data):
+    def test_completions_and_settings_are_written(self, greedy, tiny_data):
         folder, metrics = greedy
-        found = table(folder / "model")
+        found = table(folder / "model").to_pylist()
         rows = pq.read_table(tiny_data / "test.parquet").to_pylist()
-        assert found.num_rows == metrics["problems"] == 24 and metrics["n"] == 1
-        for row in found.to_pylist():
+        assert len(found) == metrics["problems"] == 24 and metrics["n"] == 1 and metrics["tokens_per_second"] > 0
+        for row in found:
             problem = rows[row["row"]]
             assert row["prompt"] == problem["prompt"] and row["target"] == problem["target"]
-            reward = rewards.countdown_reward([row["completion"]], [problem["nums"]], [problem["target"]])
-            assert [row["reward"]] == reward
             assert 1 <= row["tokens"] <= 12 and (row["tokens"] == 12 or not row["truncated"])
-            counts = {name: row[name] for name in reasoning.BEHAVIOURS}
-            assert counts == reasoning.count_behaviours(row["completion"])
-        assert metrics["tokens_per_second"] > 0
+            assert {name: row[name] for name in BEHAVIOURS} == count_behaviours(row["completion"])
         assert not (folder / "model" / "parts").exists()
+        config = (folder / "model" / "config.yaml").read_text()
+        assert config.startswith("# commit ") and "transformers 5" in config
+        assert yaml.safe_load(config)["reward_funcs"] == ["countdown_reward"]
 
-    def test_settings_versions_and_commit_are_beside_the_results(self, greedy):
-        text = (greedy[0] / "model" / "config.yaml").read_text()
-        config = yaml.safe_load(text)
-        assert text.startswith("# commit ") and "transformers 5" in text
-        assert config["temperature"] == 0 and config["reward_funcs"] == ["countdown_reward"] and config["n"] == 1
-
-    def test_greedy_twice_is_the_same(self, greedy, tiny_model, problems, tmp_path):
-        run(tiny_model, problems, tmp_path / "again")
-        assert table(tmp_path / "again" / "model").equals(table(greedy[0] / "model"))
-
-    def test_a_finished_evaluation_is_shown_again_without_a_model(
-        self, greedy, tiny_model, problems, capsys, monkeypatch
+    def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
+        self, greedy, saying, tiny_model, problems, capsys, monkeypatch
     ):
-        monkeypatch.setattr(engines, "load", None)
-        assert run(tiny_model, problems, greedy[0]) == greedy[1]
+        saying(lambda prompt: [""])
+        other = shutil.copytree(tiny_model, greedy[0] / "run" / "checkpoint-3")
+        command.main(words([other], problems, greedy[0]))
+        capsys.readouterr()
+        monkeypatch.setattr(engines, "transformers_engine", None)
+        command.main(words([tiny_model, other], problems, greedy[0]))
         output = capsys.readouterr().out
         assert "24 problems, 1 completions each" in output and "accuracy (95 % interval)" in output
         assert "3 numbers, needs * or /" in output and "true equations" in output
-
-    def test_several_models_have_a_column_each(self, greedy, saying, tiny_model, problems, tmp_path, capsys):
-        saying(lambda prompt: [""])
-        copy = shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
-        evaluate.main(words([tiny_model, copy], problems, tmp_path))
-        header = next(line for line in capsys.readouterr().out.splitlines() if "run-checkpoint-3" in line)
+        (header,) = [line for line in output.splitlines() if "run-checkpoint-3" in line and "┃" in line]
         assert "model" in header
-        assert (tmp_path / "run-checkpoint-3" / "metrics.json").is_file()
 
-    def test_the_seed_chooses_the_problems(self, tiny_model, problems, tmp_path, saying):
-        saying(lambda prompt: [""])
-        chosen = []
-        for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-            run(tiny_model, problems, tmp_path / folder, seed=seed)
-            chosen.append(table(tmp_path / folder / "model")["row"].to_pylist())
-        assert chosen[0] == chosen[1] != chosen[2] and chosen[0] == sorted(set(chosen[0]))
-
-    def test_several_completions_of_a_problem_differ_and_the_seed_decides_them(self, tiny_model, problems, tmp_path):
+    def test_the_seed_decides_the_problems_and_their_completions(self, tiny_model, problems, tmp_path):
         flags = {"n": 4, "temperature": 0.6, "batch_size": None, "limit": 6}
         metrics = run(tiny_model, problems, tmp_path / "first", **flags)
         assert metrics["n"] == 4 and metrics["pass@k"].keys() == {"1", "2", "4"}
@@ -371,8 +301,10 @@ class TestRealEvaluation:
         assert all(len(set(texts[i : i + 4])) == 4 for i in range(0, 24, 4))
         run(tiny_model, problems, tmp_path / "again", **flags)
         run(tiny_model, problems, tmp_path / "other", **flags, seed=1)
+        other = table(tmp_path / "other" / "model")
         assert first.equals(table(tmp_path / "again" / "model"))
-        assert not set(texts) & set(table(tmp_path / "other" / "model")["completion"].to_pylist())
+        assert not set(texts) & set(other["completion"].to_pylist())
+        assert first["row"].to_pylist() != other["row"].to_pylist() == sorted(other["row"].to_pylist())
 
 
 # A reward that waits after the second batch of its process, as long as a file called hold lies beside it
@@ -394,7 +326,6 @@ def holding_reward(completions, nums, target, log_extra=None, **kwargs):
 """
 # Eight parts, two of which each process finishes before its reward waits
 EIGHT = {"limit": 32, "batch_size": 4, "temperature": 1.0, "n": 2, "reward_funcs": "holding:holding_reward"}
-TWO_PROCESSES = pytest.param(2, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -404,123 +335,86 @@ def holding_data(tmp_path_factory, tiny_data):
     return shutil.copy(tiny_data / "test.parquet", folder / "test.parquet")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_model, holding_data):
-    """Folder of an evaluation by one process, without interruption."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(tiny_model, holding_data, folder, **EIGHT)
-    return folder / "model"
-
-
 @pytest.fixture
-def start(tiny_model, holding_data, tmp_path):
-    """Starts the evaluation of EIGHT in one process, or in several by accelerate; as its own process group."""
+def launched(tmp_path):
+    """Start an evaluation in one process, or in several by accelerate; give it and the file that it writes to."""
     started = []
 
-    def start(processes):
-        launch = ["-m", "r1zero.evaluate"]
-        if processes > 1:
-            config = yaml.safe_load((ROOT / "configs" / "accelerate" / "ddp.yaml").read_text()) | {"use_cpu": True}
-            (tmp_path / "ddp.yaml").write_text(yaml.safe_dump(config))
-            with socket.socket() as server:
-                server.bind(("127.0.0.1", 0))
-                port = server.getsockname()[1]
-            accelerate = ["-m", "accelerate.commands.launch", "--config_file", tmp_path / "ddp.yaml"]
-            launch = [*accelerate, "--num_processes", processes, "--main_process_port", port, *launch]
-        command = [sys.executable, *launch, *words([tiny_model], holding_data, tmp_path, **EIGHT)]
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+    def launch(processes, flags):
+        config = yaml.safe_load((ROOT / "configs" / "accelerate" / "ddp.yaml").read_text()) | {"use_cpu": True}
+        (tmp_path / "ddp.yaml").write_text(yaml.safe_dump(config))
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", tmp_path / "ddp.yaml"]
+        launcher += ["--num_processes", processes, "--main_process_port", free_port()]
+        console = tmp_path / f"console{len(started)}"
+        words = [sys.executable, *(launcher if processes > 1 else []), "-m", "r1zero.evaluate", *flags]
+        started.append(start(words, console, ENVIRONMENT))
+        return started[-1], console
 
-    yield start
+    yield launch
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
 
 
-@pytest.fixture
-def hold(holding_data):
-    """The file that makes the reward wait."""
-    path = holding_data.with_name("hold")
-    path.touch()
-    yield path
-    path.unlink(missing_ok=True)
+def await_(condition, process, console):
+    """Wait for a condition while a process runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, console.read_text()[-4000:]
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.05)
 
 
 class TestProcesses:
-    @pytest.mark.parametrize("processes", [1, TWO_PROCESSES])
-    def test_interrupted_and_continued_is_as_if_uninterrupted(
-        self, whole, hold, start, processes, tiny_model, holding_data, tmp_path, monkeypatch
+    @pytest.mark.parametrize(
+        ("processes", "number"),
+        [
+            pytest.param(1, signal.SIGINT, id="Ctrl-C"),
+            pytest.param(1, signal.SIGTERM, id="SIGTERM"),
+            pytest.param(2, signal.SIGINT, marks=pytest.mark.slow, id="Ctrl-C with two processes"),
+        ],
+    )
+    def test_interrupted_and_resumed_is_as_if_uninterrupted(
+        self, launched, processes, number, tiny_model, holding_data, tmp_path, monkeypatch
     ):
-        process, deadline = start(processes), time.monotonic() + PATIENCE
+        hold = holding_data.with_name("hold")
+        hold.touch()
+        process, console = launched(processes, words([tiny_model], holding_data, tmp_path, **EIGHT))
         parts = tmp_path / "model" / "parts"
-        while len(list(parts.glob("*.parquet"))) < 2 * processes:
-            assert process.poll() is None, process.communicate()[0][-4000:]
-            assert time.monotonic() < deadline, "it hangs"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        output = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == 1, output[-4000:]
+        await_(lambda: len(list(parts.glob("*.parquet"))) == 2 * processes, process, console)
+        os.killpg(process.pid, number)  # as a terminal does
+        assert process.wait(timeout=PATIENCE) == 1
+        output = console.read_text()
         assert output.count("stopped; what is done stays: the same command goes on from there") == 1, output[-4000:]
         assert processes > 1 or "Traceback" not in output, "a launcher has its own"
         assert len(list(parts.glob("*.parquet"))) == 2 * processes
         assert not (tmp_path / "model" / "completions.parquet").exists()
 
         hold.unlink()
-        scored, score = [], evaluate.score
-        monkeypatch.setattr(evaluate, "score", lambda *batch: scored.append(batch) or score(*batch))
+        scored, score = [], command.score
+        monkeypatch.setattr(command, "score", lambda *batch: scored.append(batch) or score(*batch))
         run(tiny_model, holding_data, tmp_path, **EIGHT)
         assert len(scored) == 8 - 2 * processes, "nothing is done twice"
-        one, other = (folder / "completions.parquet" for folder in (whole, tmp_path / "model"))
-        assert one.read_bytes() == other.read_bytes()
+        run(tiny_model, holding_data, tmp_path / "whole", **EIGHT)
+        assert table(tmp_path / "model").equals(table(tmp_path / "whole" / "model"))
 
     @pytest.mark.slow
-    def test_two_processes_give_the_same_as_one(self, whole, start, tmp_path):
-        process = start(2)
-        output = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == 0, output[-4000:]
+    def test_two_processes_give_the_same_as_one(self, launched, tiny_model, holding_data, tmp_path):
+        process, console = launched(2, words([tiny_model], holding_data, tmp_path / "two", **EIGHT))
+        assert process.wait(timeout=PATIENCE) == 0, console.read_text()[-4000:]
+        output = console.read_text()
         assert "transformers in float32 on 2 x cpu" in output and output.count("mean reward") == 1
-        assert table(tmp_path / "model").equals(table(whole))
-        two, one = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "model", whole))
+        two = json.loads((tmp_path / "two" / "model" / "metrics.json").read_text())
+        one = run(tiny_model, holding_data, tmp_path / "one", **EIGHT)
+        assert table(tmp_path / "two" / "model").equals(table(tmp_path / "one" / "model"))
         assert two | {"tokens_per_second": 0} == one | {"tokens_per_second": 0}
 
-    @pytest.mark.parametrize(
-        ("problems", "said"),
-        [
-            pytest.param(
-                1024, "6 of them without a batch: --batch_size 128 would give each its share\n", id="two batches"
-            ),
-            pytest.param(4096, "", id="a batch for each"),
-        ],
-    )
-    def test_what_gives_each_process_its_share_is_said(self, capsys, problems, said):
-        args = evaluate.parse(words(["model"], "data", "out", backend="vllm", batch_size=512))
-        evaluate.print_engine(args, problems, SimpleNamespace(num_processes=8, device=torch.device("cuda")))
-        assert capsys.readouterr().out.partition("\n")[2] == said
-
-    @pytest.mark.slow
-    @pytest.mark.skipif(sys.platform != "linux", reason="parents' deaths are signalled on Linux alone")
-    def test_process_of_an_engine_ignores_ctrl_c_and_ends_with_the_evaluation(self):
-        """As multiprocessing starts it: it imports r1zero.evaluate under another name."""
-        child = "import os, runpy, signal, time; runpy.run_module('r1zero.evaluate', run_name='__mp_main__'); "
-        child += f"os.kill(os.getpid(), signal.SIGINT); print('there', flush=True); time.sleep({2 * PATIENCE})"
-        parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-        command = [sys.executable, "-c", parent]
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-        with process, contextlib.ExitStack() as cleanup:
-            assert process.stdout.readline() == "there\n"
-            (engine,) = psutil.Process(process.pid).children()
-            cleanup.callback(lambda: engine.is_running() and engine.kill())
-            process.kill()
-            assert psutil.wait_procs([engine], timeout=PATIENCE)[1] == []
+    def test_batch_size_that_gives_each_process_its_share_is_said(self, capsys):
+        args = command.parse(words(["model"], "data", "out", backend="vllm", batch_size=512))
+        state = SimpleNamespace(num_processes=8, device=torch.device("cuda"))
+        command.print_engine(args, 1024, state)
+        assert "6 of them without a batch: --batch_size 128 would give each its share\n" in capsys.readouterr().out
+        command.print_engine(args, 4096, state)
+        assert "without a batch" not in capsys.readouterr().out
 
     def test_half_written_part_is_none(self, tiny_model, problems, tmp_path, saying):
         batches = saying(lambda prompt: [""])
@@ -530,6 +424,74 @@ class TestProcesses:
         (tmp_path / "model" / "parts" / "000001.parquet.part").write_bytes(b"PAR1")
         run(tiny_model, problems, tmp_path)
         assert batches == [8] * 6 and table(tmp_path / "model").num_rows == 24
+
+    def test_engine_that_has_ended_ends_the_evaluation_with_a_line(self, tiny_model, problems, tmp_path, monkeypatch):
+        def engine(*_):
+            raise ChildProcessError("vLLM's process ended with status -9")
+
+        monkeypatch.setattr(engines, "transformers_engine", engine)
+        with pytest.raises(SystemExit) as stopped:
+            run(tiny_model, problems, tmp_path)
+        line = "r1zero.evaluate: vLLM's process ended with status -9; what is done stays: the same command goes on "
+        assert stopped.value.code == line + "from there"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"n": 0}, "argument --n: 0, wanted at least 1"),
+        ({"limit": 0}, "argument --limit: 0, wanted at least 1"),
+        ({"batch_size": 0}, "argument --batch_size: 0, wanted at least 1"),
+        ({"max_completion_length": 0}, "argument --max_completion_length: 0, wanted at least 1"),
+        ({"seed": -1}, "argument --seed: -1, wanted at least 0"),
+        ({"n": 4}, "--temperature 0 with --n 4: wanted above 0"),
+        ({"temperature": -1}, "--temperature -1 with --n 1: wanted above 0"),
+        ({"temperature": "nan"}, "--temperature nan with --n 1: wanted above 0"),
+    ],
+)
+def test_wrong_numbers_are_refused(flags, said, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(words(["model"], "data", "out", **flags))
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+CHAT = [{"role": "user", "content": "1+1?"}]
+ADAPTER = '{"base_model_name_or_path": "./gone"}'
+# What is wrong: flags, in which {} is the test's folder, its files, and what is said
+REFUSED = {
+    "no data": ({"data": "nowhere.parquet"}, {}, "nowhere.parquet is no readable parquet file"),
+    "other columns": ({}, {"gold": ["b"]}, "has the columns ['prompt', 'gold'] and lacks what a reward reads"),
+    "a row of no task": ({}, {"product": ["1", None]}, "row 1 is None, wanted a value in product"),
+    "chats": ({}, {"prompt": [CHAT], "product": ["2"]}, "wanted texts: apply the chat template first"),
+    "no such reward": ({"reward_funcs": "countdown"}, {}, "reward_funcs names countdown; rewards.py has countdown_re"),
+    "another task's reward": ({"reward_funcs": "boxed_math_reward"}, {}, "lacks solution"),
+    "rows without a reward": ({"reward_funcs": "own:half"}, {}, "of 24 rows get no reward from own:half"),
+    "no folder": ({"model": "./nowhere"}, {}, "model ./nowhere is a folder that does not exist"),
+    "no hub id": ({"model": "nobody/nothing"}, {}, "model nobody/nothing cannot be had"),
+    "an empty folder": ({"model": "{}"}, {}, "has no config.json"),
+    "no base": ({"model": "{}"}, {"adapter_config.json": ADAPTER}, "model ./gone is a folder that does not exist"),
+    "an unnamed base": ({"model": "{}"}, {"adapter_config.json": "{}"}, "adapter_config.json names no base model"),
+    "a short context": ({"max_completion_length": 1024}, {}, "and --max_completion_length 1024 exceed the context of"),
+    "a column that is not there": ({"reward_funcs": "own:reads"}, {}, "with which own:reads cannot work (TypeError"),
+    "one reward for all": (
+        {"reward_funcs": "own:one"},
+        {},
+        "with which own:one cannot work (ValueError: one returned",
+    ),
+    "any other error": ({"reward_funcs": "own:fails"}, {}, "with which own:fails cannot work (ZeroDivisionError"),
+}
+OWN_FAULTS = """
+def reads(completions, words, **kwargs):
+    return [1.0 for completion in completions]
+
+
+def one(completions, **kwargs):
+    return [1.0]
+
+
+def fails(completions, **kwargs):
+    return 1 / 0
+"""
 
 
 class TestRefusals:
@@ -541,7 +503,7 @@ class TestRefusals:
         def refused(models=(tiny_model,), data=problems, **flags):
             before = sorted((tmp_path / "out").rglob("*"))
             with pytest.raises(SystemExit) as stopped:
-                evaluate.main(words(models, data, tmp_path / "out", **flags))
+                command.main(words(models, data, tmp_path / "out", **flags))
             assert isinstance(stopped.value.code, str), "exit status 1"
             assert sorted((tmp_path / "out").rglob("*")) == before
             head, *lines = stopped.value.code.split("\n  - ")
@@ -550,113 +512,60 @@ class TestRefusals:
 
         return refused
 
-    def test_wrong_numbers(self, refused):
-        assert "wanted --n, --max_completion_length" in refused(n=0)
-        assert "wanted --n, --max_completion_length" in refused(limit=0)
-        assert "wanted --n, --max_completion_length" in refused(batch_size=0)
-        assert "wanted --n, --max_completion_length" in refused(max_completion_length=0)
-        assert "--temperature 0 with --n 4: wanted above 0" in refused(n=4)
-        assert "--temperature -1 with --n 1: wanted above 0" in refused(temperature=-1)
-        assert "--temperature nan with --n 1: wanted above 0" in refused(temperature="nan")
-        assert "--seed -1: wanted at least 0" in refused(seed=-1)
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_what_cannot_be_evaluated_is_refused_in_one_line(self, refused, case, tiny_model, problems, tmp_path):
+        flags, files, said = REFUSED[case]
+        data = tmp_path / "data.parquet"
+        shutil.copy(problems, data)
+        (tmp_path / "own.py").write_text(OWN_REWARDS + OWN_FAULTS)
+        for name, content in files.items():
+            if isinstance(content, str):
+                (tmp_path / name).write_text(content)
+        columns = {name: content for name, content in files.items() if isinstance(content, list)}
+        if columns:
+            rows = len(next(iter(columns.values())))
+            pq.write_table(pa.table({"prompt": ["a"] * rows} | columns), data)
+        flags = {"model": tiny_model, "data": data} | flags
+        model = str(flags.pop("model")).replace("{}", str(tmp_path))
+        assert said in refused([model], **flags)
 
-    def test_wrong_data(self, refused, tmp_path):
-        def having(**columns):
-            pq.write_table(pa.table(columns), tmp_path / "file.parquet")
-            return refused(data=tmp_path / "file.parquet")
-
-        assert "nowhere.parquet is no readable parquet file" in refused(data="nowhere.parquet")
-        assert "is no readable parquet file" in refused(data=ROOT / "README.md")
-        found = having(prompt=["a"], gold=["b"])
-        assert "has the columns ['prompt', 'gold'] and lacks what a reward reads" in found
-        assert "has the columns ['product'] and lacks prompt" in having(product=["a"])
-        found = having(prompt=["a", "b"], product=["1", None])
-        assert "column product: row 1 is None, wanted a value in product, or the name of a function" in found
-        assert "has no rows: write it with" in having(prompt=pa.array([], "string"), product=pa.array([], "string"))
-        assert "column product: row 0 is 'a', wanted a whole number" in having(prompt=["a"], product=["a"])
-        chat = [{"role": "user", "content": "1+1?"}]
-        assert "wanted texts: apply the chat template first" in having(prompt=[chat], product=["2"])
-
-    def test_wrong_rewards(self, refused):
-        assert "reward_funcs names countdown; rewards.py has countdown_reward, mult" in refused(
-            reward_funcs="countdown"
-        )
-        assert "lacks solution" in refused(reward_funcs="boxed_math_reward")
-        assert "math" in refused(reward_funcs="math:no_such_function")
-
-    @pytest.mark.parametrize(
-        ("body", "said"),
-        [
-            pytest.param("completions", "takes_columns", id="no columns"),
-            pytest.param("completions, words, **kwargs", "words", id="a column that is not there"),
-            pytest.param("completions, **kwargs): return [1.0] #", "returned 1 rewards", id="one reward for all"),
-            pytest.param("completions, **kwargs): return 1/0 #", "ZeroDivisionError", id="any other error"),
-        ],
-    )
-    def test_own_rewards_that_cannot_work(self, refused, problems, tmp_path, body, said):
-        (tmp_path / "bad.py").write_text(f"def takes_columns({body}): return [1.0 for completion in completions]")
-        data = shutil.copy(problems, tmp_path / "test.parquet")
-        found = refused(data=data, reward_funcs="bad:takes_columns")
-        assert "with which bad:takes_columns cannot work" in found and said in found
-
-    def test_wrong_models(self, refused, tiny_model, tmp_path):
-        assert "model ./nowhere is a folder that does not exist" in refused(["./nowhere"])
-        assert "model nobody/nothing cannot be had" in refused(["nobody/nothing"])
-        (tmp_path / "empty").mkdir()
-        assert "empty has no config.json" in refused([tmp_path / "empty"])
-        (tmp_path / "empty" / "adapter_config.json").write_text('{"base_model_name_or_path": "./gone"}')
-        assert "model ./gone is a folder that does not exist" in refused([tmp_path / "empty"])
-        (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-        assert "empty/adapter_config.json names no base model" in refused([tmp_path / "empty"])
+    def test_two_models_of_one_name(self, refused, tiny_model, tmp_path):
         copy = shutil.copytree(tiny_model, tmp_path / "other" / tiny_model.name)
         assert "would write to one folder" in refused([tiny_model, copy])
-        too_long = refused(max_completion_length=1024)
-        assert "a prompt of 9 tokens and --max_completion_length 1024 exceed the context of" in too_long
 
     def test_card_that_torch_does_not_see_unless_the_cpu_is_asked_for(
         self, refused, saying, tiny_model, problems, tmp_path, monkeypatch, capsys
     ):
-        """With nvidia-smi as a script, and a driver that is too old for torch."""
-        smi = tmp_path / "bin" / "nvidia-smi"
-        smi.parent.mkdir()
-        smi.write_text("#!/bin/sh\necho 'Tesla T4, 550.54.15'\n")
-        smi.chmod(0o755)
-        monkeypatch.setenv("PATH", str(smi.parent))
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(checks.cards, "found", lambda: ("Tesla T4", "550.54.15"))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        for backend in ({}, {"backend": "vllm"}, {"backend": "transformers"}):
-            line = refused(**backend)
-            assert line.startswith("found driver 550.54.15 for the Tesla T4, wanted 580 or newer")
-            assert line.endswith("; --use_cpu evaluates on the CPU")
+        for backend in ("vllm", "transformers"):
+            assert refused(backend=backend).endswith("; --use_cpu evaluates on the CPU")
         saying(lambda prompt: [""])
-        evaluate.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
-        assert "transformers in float32 on 1 x cpu (as --use_cpu says)" in capsys.readouterr().out
+        command.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
+        assert "transformers in float32 on 1 x cpu" in capsys.readouterr().out
 
     def test_vllm_on_a_gpu_where_the_cpu_is_asked_for(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        args = evaluate.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
+        args = command.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
         assert args.dtype == "float32"
-        (line,) = evaluation_checks.device_errors(args)
+        (line,) = checks.device_errors(args)
         assert line.startswith("--backend vllm computes on the GPU: leave out --use_cpu")
 
-    @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-    def test_vllm_where_it_is_not(self, refused):
+    def test_vllm_that_is_not_installed(self, refused, monkeypatch):
+        monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
         assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
 
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
         saying(lambda prompt: [""])
         model = shutil.copytree(tiny_model, tmp_path / "model")
-        run(model, problems, tmp_path / "out")
-        changed = refused([model], limit=25, temperature=0.5)
-        assert "out/model holds an evaluation with limit 24, now 25; temperature 0.0, now 0.5: remove it" in changed
-        os.utime(model / "model.safetensors")  # as if it had been trained on
-        assert "holds an evaluation with weights_written 20" in refused([model])
-
-    def test_an_own_reward_that_was_changed_since(self, refused, saying, tiny_model, problems, tmp_path):
-        saying(lambda prompt: [""])
         data = shutil.copy(problems, tmp_path / "test.parquet")
         (tmp_path / "own.py").write_text(OWN_REWARDS)
-        run(tiny_model, data, tmp_path / "out", reward_funcs="own:spelling")
+        flags = {"data": data, "reward_funcs": "own:spelling"}
+        run(model, output_dir=tmp_path / "out", **flags)
+        changed = refused([model], **flags, limit=25, temperature=0.5)
+        assert "out/model holds an evaluation with limit 24, now 25; temperature 0.0, now 0.5: remove it" in changed
         (tmp_path / "own.py").write_text(OWN_REWARDS.replace('"a"', '"e"'))
-        assert "holds an evaluation with own:spelling sha256" in refused(data=data, reward_funcs="own:spelling")
+        assert "holds an evaluation with own:spelling sha256" in refused([model], **flags)
+        (tmp_path / "own.py").write_text(OWN_REWARDS)
+        os.utime(model / "model.safetensors")  # as if it had been trained on
+        assert "holds an evaluation with weights_written 20" in refused([model], **flags)

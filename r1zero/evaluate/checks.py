@@ -1,9 +1,8 @@
-"""What can be found wrong with an evaluation before weights are loaded: an error is a line that says what to type."""
+"""What can be wrong with an evaluation before weights are loaded. Each error is a line that says what to type."""
 
-import hashlib
+import contextlib
+import importlib.util
 import inspect
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
-from r1zero import files
-from r1zero.evaluate import engines
+from r1zero.evaluate.engines import read_model
+from r1zero.files import checksum, one_line
 from r1zero.preflight import cards
-from r1zero.preflight import data as data_checks
-from r1zero.preflight import hardware as hardware_checks
-from r1zero.preflight import model as model_checks
+from r1zero.preflight.data import columns_read, examine
+from r1zero.preflight.hardware import triton_errors
+from r1zero.preflight.model import context_errors, vocabulary_errors
 from r1zero.training.reward_functions import ours, resolve, score
 
 SETTINGS = ("data", "limit", "seed", "n", "temperature", "max_completion_length", "batch_size", "backend", "dtype")
@@ -27,7 +26,7 @@ SETTINGS = ("data", "limit", "seed", "n", "temperature", "max_completion_length"
 
 @dataclass
 class Exam:
-    """The problems, the functions that mark the completions, and the models that sit the exam."""
+    """The problems, the functions that score the completions, and the models to evaluate."""
 
     problems: Dataset | None = None  # with their place in the file as the column `row`
     functions: dict = field(default_factory=dict)  # of a name in --reward_funcs to its function
@@ -35,10 +34,8 @@ class Exam:
 
 
 def check(args):
-    """The Exam that the flags name, and the list of what is wrong with them. args: the flags, all settled."""
-    exam, errors = Exam(), flag_errors(args)
-    if args.seed < 0:  # with which no problems can be chosen
-        return exam, errors
+    """Return the Exam that the flags name, and the list of what is wrong with them."""
+    exam, errors = Exam(), device_errors(args)
     names, unusable = examine_data(args)
     if unusable:
         return exam, [*errors, *unusable]
@@ -47,35 +44,20 @@ def check(args):
         exam.functions = dict(zip(names, functions, strict=True))
         exam.problems = read_problems(args, exam.functions)
     except (ValueError, RuntimeError) as error:
-        return exam, [*errors, files.one_line(error)]
+        return exam, [*errors, one_line(error)]
     for path in args.model:
         try:
-            model = engines.read_model(path, args.trust_remote_code)
+            model = read_model(path, args.trust_remote_code)
         except ValueError as error:
-            errors.append(files.one_line(error))
+            errors.append(one_line(error))
             continue
         errors += model_errors(model, args, exam)
         exam.models[model.name] = model
     return exam, errors
 
 
-def flag_errors(args):
-    errors = []
-    numbers = [args.n, args.max_completion_length, args.batch_size]
-    if args.limit is not None:
-        numbers.append(args.limit)
-    if min(numbers) < 1:
-        errors.append("wanted --n, --max_completion_length, --batch_size and --limit of at least 1")
-    if args.seed < 0:
-        errors.append(f"--seed {args.seed}: wanted at least 0")
-    if not math.isfinite(args.temperature) or args.temperature < 0 or (args.n > 1 and not args.temperature):
-        found = f"--temperature {args.temperature:g} with --n {args.n}"
-        errors.append(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
-    return errors + device_errors(args)
-
-
 def device_errors(args):
-    """What keeps an evaluation from the GPU that is there, or from vLLM, as a list of one line at most."""
+    """Return what keeps an evaluation from the GPU of this machine, or from vLLM, as a list of one line at most."""
     cuda = torch.cuda.is_available()
     unseen = None if cuda or args.use_cpu else cards.why_unseen("--use_cpu evaluates on the CPU")
     if unseen:
@@ -84,17 +66,22 @@ def device_errors(args):
         return []
     if cuda and args.use_cpu:
         return ["--backend vllm computes on the GPU: leave out --use_cpu, or pass --backend transformers"]
-    reason = engines.why_no_vllm()
-    if reason:
-        return [f"--backend vllm {reason}"]
-    return hardware_checks.triton_errors() if cuda else []
+    if importlib.util.find_spec("vllm") is None:
+        install = "type pip install -e '.[gpu]', or pass --backend transformers"
+        return [f"--backend vllm needs vLLM, which is not installed: {install}"]
+    return triton_errors() if cuda else []
 
 
 def examine_data(args):
-    """The names (list) of the reward functions that score the data, and what is wrong with it, as a list of lines."""
+    """Return the names (list) of the reward functions for the data, and the list of what is wrong with it."""
     advice = "write it with python preprocess.py TASK, or name another with --data"
-    names = args.reward_funcs or readable_tasks(args.data)
-    survey, errors = data_checks.examine(args.data, names, advice, first_rows=1)
+    names = args.reward_funcs or []
+    if not names:
+        with contextlib.suppress(OSError, pa.ArrowException):  # examine() says why it cannot be read
+            schema = pq.read_schema(args.data)
+            read = columns_read(ours(), schema)
+            names = [name for name in read if set(read[name]) <= set(schema.names)]
+    survey, errors = examine(args.data, names, advice, first_rows=1)
     if errors:
         return names, errors
     if not names:
@@ -106,29 +93,16 @@ def examine_data(args):
     return names, []
 
 
-def readable_tasks(path):
-    """The names (list) of the functions of rewards.py whose columns a file has; none where it cannot be read."""
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
-        return []
-    read = data_checks.columns_read(ours(), schema)
-    return [name for name in read if set(read[name]) <= set(schema.names)]
-
-
 def read_problems(args, functions):
-    """The problems to score. Raises ValueError where the reward functions cannot work on them, or leave some out."""
+    """Return the problems to score. Raises ValueError if the functions fail on them, or leave some without reward."""
     data = load_dataset("parquet", data_files=args.data, split="train")
     chosen = np.random.default_rng(args.seed).permutation(len(data))[: args.limit]
     chosen = data.add_column("row", range(len(data))).select(np.sort(chosen))
     unscored = 0
     for batch in chosen.remove_columns("row").iter(1024):
         prompts = batch.pop("prompt")
-        scored = [False] * len(prompts)
-        for name, function in functions.items():
-            for row, reward in enumerate(rewards_of_nothing(name, function, prompts, batch, args.data)):
-                scored[row] = scored[row] or reward is not None
-        unscored += scored.count(False)
+        rewards = [rewards_of_nothing(*named, prompts, batch, args.data) for named in functions.items()]
+        unscored += sum(set(of_row) == {None} for of_row in zip(*rewards, strict=True))
     if unscored:
         names = ", ".join(functions)
         raise ValueError(f"{unscored:,} of {len(chosen):,} rows get no reward from {names}: name the one for them too")
@@ -136,17 +110,17 @@ def read_problems(args, functions):
 
 
 def rewards_of_nothing(name, function, prompts, columns, path):
-    """The rewards of empty completions, None in rows of another task: they show what a function misses in the data."""
+    """Return the rewards of empty completions, None in rows of another task: a function that cannot work fails."""
     try:
         return score(function, prompts, [""] * len(prompts), columns)[0]
     except Exception as error:  # a user's function may raise anything
         found = f"{path} has the columns {['prompt', *columns]}"
-        reason = f"{type(error).__name__}: {files.one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{found}, with which {name} cannot work ({reason})") from error
 
 
 def model_errors(model, args, exam):
-    """What is wrong with a model for these flags and for the models before it; fills in its longest prompt."""
+    """Return what is wrong with a model for these flags and beside the models before it; set its longest prompt."""
     errors, highest = [], 0
     if model.name in exam.models:
         other = exam.models[model.name].path
@@ -154,9 +128,9 @@ def model_errors(model, args, exam):
     for batch in exam.problems.select_columns("prompt").iter(1024):
         for ids in model.tokenizer(batch["prompt"])["input_ids"]:
             model.longest, highest = max(model.longest, len(ids)), max([highest, *ids])
-    errors += model_checks.vocabulary_errors(model.config, model.tokenizer, highest)
-    where = f"the context of {model.path}"
-    errors += model_checks.context_errors(model.longest, args.max_completion_length, model.context, where)
+    errors += vocabulary_errors(model.config, model.tokenizer, highest)
+    of_model = f"the context of {model.path}"
+    errors += context_errors(model.longest, args.max_completion_length, model.context, of_model)
     folder = Path(args.output_dir, model.name)
     changed = changed_settings(folder / "config.yaml", find_settings(model, args, exam.functions))
     if changed:
@@ -165,34 +139,21 @@ def model_errors(model, args, exam):
 
 
 def changed_settings(path, settings):
-    """How the settings of an earlier evaluation, in the file `path`, differ from these: a text, "" if not at all."""
+    """Return how these settings differ from those of an earlier evaluation in the file `path`, "" if not at all."""
     if not path.is_file():
         return ""
-    try:
-        before = dict(yaml.safe_load(path.read_text()))
-        if (path.parent / "metrics.json").is_file():
-            json.loads((path.parent / "metrics.json").read_text())
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        return f"a file that cannot be read ({files.one_line(error)})"
-    changed = []
-    for key, value in settings.items():
-        if before.get(key) != value:
-            changed.append(f"{key} {before.get(key)}, now {value}")
-    return "; ".join(changed)
+    before = yaml.safe_load(path.read_text())
+    changed = [name for name, value in settings.items() if before.get(name) != value]
+    return "; ".join(f"{name} {before.get(name)}, now {settings[name]}" for name in changed)
 
 
 def find_settings(model, args, functions):
-    """All that the results of a model's evaluation depend on, as a dict."""
-    settings = {"model": model.path, "weights_written": model.written, "data_sha256": digest(args.data)}
+    """Return all that the results of a model's evaluation depend on, as a dict."""
+    settings = {"model": model.path, "weights_written": model.written, "data_sha256": checksum(args.data)[:16]}
     for name in SETTINGS:
         settings[name] = getattr(args, name)
     settings["reward_funcs"] = list(functions)
     for name, function in functions.items():
         if name not in ours():  # a user's own may have been changed since
-            settings[f"{name} sha256"] = digest(inspect.getsourcefile(inspect.unwrap(function)))
+            settings[f"{name} sha256"] = checksum(inspect.getsourcefile(inspect.unwrap(function)))[:16]
     return settings
-
-
-def digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

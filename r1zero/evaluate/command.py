@@ -6,29 +6,21 @@
     accelerate launch --config_file configs/accelerate/ddp.yaml -m r1zero.evaluate --model ...  # a share for each GPU
 
 A model is a folder, the folder of a LoRA checkpoint, or a hub id. The data is a file that preprocess.py has written,
-or one of your own; its prompts are taken as they are, and rewards.py or your own function scores the completions. vLLM
-generates where it and a GPU are there, and transformers elsewhere. Each process that has batches to do has an engine.
+or one of your own. Its prompts are taken as they are. rewards.py or your own function scores the completions. vLLM
+generates if it and a GPU are there, otherwise transformers. Each process that has batches to do has an engine.
 
-Leaves in <output_dir>/<model's name>: completions.parquet (a row for each completion), metrics.json and config.yaml.
-Every batch is on disk once it is scored: what was interrupted goes on by the same command, with any number of
+Writes to <output_dir>/<model's name>: completions.parquet (a row for each completion), metrics.json and config.yaml.
+Every batch is on disk once it is scored. The same command resumes an interrupted evaluation, with any number of
 processes.
 """
-
-import ctypes
-import signal
-import sys
-
-if __name__ == "__mp_main__":  # the processes of vLLM's engine import this too, before anything else
-    # They end with the evaluation and no sooner: it answers Ctrl-C for them, and its death, even by SIGKILL, ends them
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 import argparse
 import importlib.util
 import json
 import math
 import shutil
+import signal
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -39,20 +31,18 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from r1zero import processes
-from r1zero.evaluate import metrics as evaluation_metrics
+from r1zero.evaluate.metrics import measure, print_table
 from r1zero.files import NotWritten, replaced
 from r1zero.grading.behaviours import BEHAVIOURS, count_behaviours
 from r1zero.grading.verdict import CORRECT, NO_ANSWER
-from r1zero.report import run_folder
+from r1zero.report.run_folder import write_config
 from r1zero.tasks.countdown import cells
 from r1zero.tasks.problem_files import chunked
 from r1zero.training import reward_functions
 
-# torch, transformers and the modules that need them are imported where they are used: --help answers without them
+# torch, transformers and the modules that need them are imported inside the functions: --help answers without them
 
-
-class Interrupted(BaseException):
-    """What Ctrl-C raises: vLLM swallows a KeyboardInterrupt while its engine starts, and then waits for the engine."""
+RESUME = "what is done stays: the same command goes on from there"
 
 
 def score(functions, prompts, completions, ids, columns):
@@ -78,7 +68,7 @@ def score(functions, prompts, completions, ids, columns):
 
 
 def up_to_end(ids, ends):
-    """The token ids of a completion up to the first of those that end it."""
+    """Return the token ids of a completion up to the first that ends it."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]
@@ -86,7 +76,7 @@ def up_to_end(ids, ends):
 
 
 def completion_table(model, args, functions, batch, ids):
-    """The table of a batch of B problems (dict of columns), a row a completion. ids: B * n lists of token ids."""
+    """Return the table of a batch of B problems (dict of columns), a row for each of the B * n lists of token ids."""
     ids = [up_to_end(row, model.ends) for row in ids]
     completions = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
     columns = {}
@@ -110,16 +100,16 @@ def completion_table(model, args, functions, batch, ids):
 
 
 def cell_names(columns, size):
-    """The kind of each Countdown problem, such as "3 numbers, + - alone"; None in rows of another task."""
+    """Return the kind of each Countdown problem, such as "3 numbers, + - alone", and None in rows of another task."""
     if not {"nums", "target"} <= set(columns):
         return [None] * size
     return [cell and ", ".join(cell) for cell in cells(columns["nums"], columns["target"])]
 
 
 def generate_missing(model, args, exam, parts, state):
-    """Generates, scores and writes this process's share of the parts that are not there yet.
+    """Generate, score and write this process's share of the missing parts.
 
-    What is sampled depends on the seed and the part alone, so not on interruptions or the number of processes.
+    The samples depend on the seed and the part alone, not on interruptions or the number of processes.
     """
     own = parts[state.process_index :: state.num_processes]
     missing = [part for part in own if not part.exists()]
@@ -144,7 +134,7 @@ def generate_missing(model, args, exam, parts, state):
 
 
 def join_parts(parts, path):
-    """Joins the parts into one file at `path`, some at a time; returns the seconds that generation took."""
+    """Join the parts into one file at `path`, some at a time. Return the seconds that generation took."""
     schemas = [pq.read_schema(part) for part in parts]
     # A column that is empty in a part has no type there
     schema = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
@@ -155,23 +145,21 @@ def join_parts(parts, path):
 
 
 def evaluate_model(model, args, exam, state):
-    """The metrics of a model, once all its completions are there; None but in the first process."""
-    from r1zero.evaluate import checks as evaluation_checks
+    """Return the metrics of a model once all its completions are there, in the main process. Others return None."""
+    from r1zero.evaluate.checks import find_settings
 
     folder = Path(args.output_dir, model.name)
     results, completions = folder / "metrics.json", folder / "completions.parquet"
     if not results.is_file():
         if state.is_main_process:
-            settings = evaluation_checks.find_settings(model, args, exam.functions)
-            run_folder.write_config(folder / "config.yaml", settings)
+            write_config(folder / "config.yaml", find_settings(model, args, exam.functions))
         state.wait_for_everyone()
         count = math.ceil(len(exam.problems) / args.batch_size)
         parts = [folder / "parts" / f"{number:06}.parquet" for number in range(count)]
         generate_missing(model, args, exam, parts, state)
         state.wait_for_everyone()
         if state.is_main_process:
-            seconds = join_parts(parts, completions)
-            metrics = evaluation_metrics.measure(completions, args.n, seconds)
+            metrics = measure(completions, args.n, join_parts(parts, completions))
             with replaced(results) as unfinished:
                 unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
             shutil.rmtree(folder / "parts")
@@ -179,7 +167,7 @@ def evaluate_model(model, args, exam, state):
 
 
 def parse(argv):
-    """The flags, and what they leave open as this machine decides it: backend, dtype and batch_size."""
+    """Return the flags. This machine decides those that are left open: backend, dtype and batch_size."""
     parser = argparse.ArgumentParser(
         prog="python -m r1zero.evaluate",
         description=__doc__,
@@ -194,17 +182,22 @@ def parse(argv):
         nargs="+",
         help="functions of rewards.py, or your own as module:function; default: those of rewards.py for the columns",
     )
-    parser.add_argument("--limit", type=int, help="score so many problems, chosen by the seed; default: all")
-    parser.add_argument("--n", type=int, default=1, help="completions of each problem; above 1 for pass@k")
+    parser.add_argument("--limit", type=at_least(1), help="score so many problems, chosen by the seed; default: all")
+    parser.add_argument("--n", type=at_least(1), default=1, help="completions of each problem; above 1 for pass@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens; default 1024")
-    parser.add_argument("--batch_size", type=int, help="problems at a time; default 64 / n, with vLLM 1024 / n")
-    parser.add_argument("--seed", type=int, default=0, help="of --limit and of sampling")
-    parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm where it and a GPU are")
-    parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, also where there is a GPU")
+    parser.add_argument("--max_completion_length", type=at_least(1), default=1024, help="tokens; default 1024")
+    parser.add_argument(
+        "--batch_size", type=at_least(1), help="problems at a time; default 64 / n, with vLLM 1024 / n"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of --limit and of sampling")
+    parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm if it and a GPU are there")
+    parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, even if there is a GPU")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the Python code that a model comes with")
     args = parser.parse_args(argv)
+    if not 0 <= args.temperature < math.inf or (args.n > 1 and not args.temperature):
+        found = f"--temperature {args.temperature:g} with --n {args.n}"
+        parser.error(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
     import torch
 
     gpu = torch.cuda.is_available() and not args.use_cpu
@@ -215,22 +208,26 @@ def parse(argv):
         args.backend = "vllm" if gpu and importlib.util.find_spec("vllm") else "transformers"
     if args.batch_size is None:
         completions = 1024 if args.backend == "vllm" else 64
-        args.batch_size = max(1, completions // max(1, args.n))
+        args.batch_size = max(1, completions // args.n)
     return args
 
 
-def print_engine(args, problems, state):
-    """Says what generates, and why where that is not vLLM on a GPU; and how all of the processes would have work."""
-    import torch
+def at_least(lowest):
+    """Return the type of a flag, for argparse: whole numbers from `lowest` on."""
 
-    why = ""
-    if args.use_cpu:
-        why = " (as --use_cpu says)"
-    elif not torch.cuda.is_available():
-        why = " (no GPU found)"
-    elif not importlib.util.find_spec("vllm"):
-        why = " (vLLM is not installed)"
-    print(f"{args.backend} in {args.dtype} on {state.num_processes} x {state.device.type}{why}", flush=True)
+    def number(text):
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text}, wanted at least {lowest}")
+        return int(text)
+
+    return number
+
+
+def print_engine(args, problems, state):
+    """Print what generates, and the batch size that would give every process work."""
+    device = state.device.type
+    hint = " (vLLM is not installed)" if device == "cuda" and not importlib.util.find_spec("vllm") else ""
+    print(f"{args.backend} in {args.dtype} on {state.num_processes} x {device}{hint}", flush=True)
     idle = state.num_processes - math.ceil(problems / args.batch_size)
     if idle > 0:
         share = math.ceil(problems / state.num_processes)
@@ -240,37 +237,33 @@ def print_engine(args, problems, state):
 def main(argv=None):
     args = parse(argv)
     is_main = processes.is_main_process()
+    import torch
+    from accelerate import PartialState
+
+    from r1zero.evaluate.checks import check
+
+    cpu = args.use_cpu or not torch.cuda.is_available()
+    if cpu:
+        processes.take_threads()
+    exam, errors = check(args)
+    if errors:
+        sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if processes.is_first_here() else 1)
+    state = PartialState(cpu=cpu, timeout=timedelta(days=1))  # one process may wait long for another
+    if is_main:
+        print_engine(args, len(exam.problems), state)
+    results = {}
     try:
-        import torch
-        from accelerate import PartialState
-
-        from r1zero.evaluate import checks as evaluation_checks
-
-        cpu = args.use_cpu or not torch.cuda.is_available()
-        if cpu:
-            processes.take_threads()
-        exam, errors = evaluation_checks.check(args)
-        if errors:
-            sys.exit("\n  - ".join(["r1zero.evaluate:", *errors]) if processes.is_first_here() else 1)
-        # One process may wait long for another
-        state = PartialState(cpu=cpu, timeout=timedelta(days=1))
-        if is_main:
-            print_engine(args, len(exam.problems), state)
-        results = {}
         for name, model in exam.models.items():
             results[name] = evaluate_model(model, args, exam, state)
-    except (KeyboardInterrupt, Interrupted):
-        stopped = "r1zero.evaluate: stopped; what is done stays: the same command goes on from there"
-        sys.exit(stopped if is_main else 1)
-    except NotWritten as error:
-        sys.exit(f"r1zero.evaluate: {error}; what is done stays: the same command goes on from there")
+    except (NotWritten, ChildProcessError) as error:
+        sys.exit(f"r1zero.evaluate: {error}; {RESUME}")
     if is_main:
-        evaluation_metrics.print_table(results)
+        print_table(results)
         print("completions and metrics in", *(Path(args.output_dir, name) for name in results))
 
 
-def interrupt_once(*_):
-    """Ctrl-C, which launchers follow up with SIGTERM at once: it must not interrupt what the first one started."""
+def stop(*_):
+    """Answer Ctrl-C or SIGTERM: leave what runs, in order. Launchers send a second signal at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    raise Interrupted
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(f"r1zero.evaluate: stopped; {RESUME}" if processes.is_main_process() else 1)

@@ -1,7 +1,5 @@
 """From a table of completions to the metrics of an evaluation, and to what the console shows of them."""
 
-import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -11,93 +9,65 @@ from r1zero.intervals import accuracy_interval, pass_at_k
 
 
 def measure(path, n, seconds):
-    """metrics.json from a file of completions, read without its texts. Shares are fractions, lengths tokens.
+    """Return metrics.json (dict) from a file of completions, read without its texts.
 
-    path: of the file, with the n completions of a problem next to each other; seconds: that generation took. What
-    tells right from wrong is of the problems that were judged, which all are but where a reward of the user's own
-    gives no verdicts. tokens_per_second is of one process. A value is None where there is nothing to take it from.
+    path: of the file, with the n completions of a problem next to each other; seconds: that generation took. Shares
+    are fractions, lengths tokens, None if there is nothing to take them from. Accuracies are of the problems that were
+    judged: all of them, unless a reward of the user's own gives no verdicts. tokens_per_second is of one process.
     """
-    texts, columns = read_columns(path)
-    judged = columns["judged"].reshape(-1, n).all(1)  # (problems,)
-    columns["judged"] = np.repeat(judged, n)
-    metrics = {"problems": len(judged), "n": n}
-    if not judged.all():
-        metrics["judged_problems"] = int(judged.sum())
-    metrics |= accuracies(columns, judged, n)
+    names = ["data_source", "cell", "correct", "answered", "reward", "tokens", "truncated", *BEHAVIOURS]
+    rows = pq.read_table(path, columns=names).to_pandas()
+    rows["over_200_tokens"] = rows["tokens"] > LONG
+    rows["judged"] = rows["correct"].notna().groupby(rows.index // n).transform("all")
+    judged = rows[rows["judged"]].astype({"correct": bool, "answered": bool})
+    metrics = {"problems": len(rows) // n, "n": n}
+    if len(judged) < len(rows):
+        metrics["judged_problems"] = len(judged) // n
+    right = judged["correct"].to_numpy().reshape(-1, n).sum(1)  # (judged problems,)
+    groups = {"all": rows, "correct": judged[judged["correct"]], "incorrect": judged[~judged["correct"]]}
+    behaviours = {}
+    for name in [*BEHAVIOURS, "over_200_tokens"]:
+        behaviours[name] = {group: mean(part[name]) for group, part in groups.items()}
     return metrics | {
-        "reward": mean(columns["reward"]),
-        "format_rate": mean(columns["answered"][columns["judged"]]),
-        "truncated": mean(columns["truncated"]),
-        "mean_completion_tokens": mean(columns["tokens"]),
-        "median_completion_tokens": float(np.median(columns["tokens"])),
-        "tokens_per_second": float(columns["tokens"].sum() / seconds),
-        "cells": split_by(texts["cell"], columns, n),
-        "data_sources": split_by(texts["data_source"], columns, n),
-        "behaviours": behaviours_by_verdict(columns),
+        "accuracy": mean(judged["correct"]),
+        "accuracy_interval": accuracy_interval(right, n) if len(right) else None,
+        "pass@k": {k: pass_at(k, right.tolist(), n) for k in sorted({2**i for i in range(n.bit_length())} | {n})},
+        "reward": mean(rows["reward"]),
+        "format_rate": mean(judged["answered"]),
+        "truncated": mean(rows["truncated"]),
+        "mean_completion_tokens": mean(rows["tokens"]),
+        "median_completion_tokens": float(rows["tokens"].median()),
+        "tokens_per_second": float(rows["tokens"].sum() / seconds),
+        "cells": split_by("cell", rows, judged, n),
+        "data_sources": split_by("data_source", rows, judged, n),
+        "behaviours": behaviours,
     }
-
-
-def read_columns(path):
-    """The table's columns data_source and cell, and a dict of the others to arrays (completions,).
-
-    Beside those of the file there are `judged`, whether there is a verdict, and `over_200_tokens`. Without a verdict,
-    `correct` and `answered` are False.
-    """
-    numbers = ["reward", "tokens", "truncated", *BEHAVIOURS]
-    table = pq.read_table(path, columns=["data_source", "cell", "correct", "answered", *numbers])
-    columns = {name: table[name].to_numpy() for name in numbers}
-    columns["judged"] = table["correct"].is_valid().to_numpy()
-    for name in ("correct", "answered"):
-        columns[name] = table[name].fill_null(False).to_numpy()
-    columns["over_200_tokens"] = columns["tokens"] > LONG
-    return table.select(["data_source", "cell"]), columns
 
 
 def mean(values):
-    return float(values.mean()) if len(values) else None
+    return float(values.to_numpy().mean()) if len(values) else None
 
 
-def accuracies(columns, judged, n):
-    """The accuracy, its interval and pass@k for k = 1, 2, 4, ... and n, over the judged problems."""
-    right = columns["correct"].reshape(-1, n).sum(1)[judged]  # (judged problems,)
-    powers_of_two = {2**i for i in range(n.bit_length())}
-    pass_at = {}
-    for k in sorted(powers_of_two | {n}):
-        chances = [pass_at_k(n, c, k) for c in right.tolist()]
-        pass_at[k] = sum(chances) / len(chances) if chances else None
-    return {
-        "accuracy": mean(columns["correct"][columns["judged"]]),
-        "accuracy_interval": accuracy_interval(right, n) if len(right) else None,
-        "pass@k": pass_at,
-    }
+def pass_at(k, right, n):
+    """Return pass@k over problems. right: how many of its n completions are right, for each."""
+    return sum(pass_at_k(n, c, k) for c in right) / len(right) if right else None
 
 
-def split_by(texts, columns, n):
-    """Problems, accuracy and the share of answers with * or / for each value of a column of texts."""
+def split_by(column, rows, judged, n):
+    """Return problems, accuracy and the share of answers with * or / for each value of a column, as a dict."""
     parts = {}
-    for value in sorted(texts.unique().drop_null().to_pylist()):
-        rows = pc.equal(texts, value).fill_null(False).to_numpy()
-        judged = rows & columns["judged"]
+    for value, part in rows.groupby(column):  # sorted, without None
+        own = judged[judged[column] == value]
         parts[value] = {
-            "problems": int(rows.sum()) // n,
-            "accuracy": mean(columns["correct"][judged]),
-            "answers_that_multiply": mean(columns["answer_multiplies"][judged & columns["answered"]]),
+            "problems": len(part) // n,
+            "accuracy": mean(own["correct"]),
+            "answers_that_multiply": mean(own[own["answered"]]["answer_multiplies"]),
         }
     return parts
 
 
-def behaviours_by_verdict(columns):
-    """Mean counts of behaviours in all completions, in the right ones and in the wrong ones."""
-    right, wrong = columns["judged"] & columns["correct"], columns["judged"] & ~columns["correct"]
-    means = {}
-    for name in [*BEHAVIOURS, "over_200_tokens"]:
-        counts = columns[name]
-        means[name] = {"all": mean(counts), "correct": mean(counts[right]), "incorrect": mean(counts[wrong])}
-    return means
-
-
 def print_table(results):
-    """results: dict of a model's name to its metrics, which get a column each."""
+    """Print a column for each model. results: dict of a model's name to its metrics."""
     first = next(iter(results.values()))
     title = f"{first['problems']:,} problems, {first['n']} completions each"
     caption = "Cells: accuracy, share of answers with * or /. Below: count a completion, all / correct / incorrect"
@@ -111,7 +81,7 @@ def print_table(results):
 
 
 def table_sections(metrics):
-    """What the table says of one model: its sections, each a dict of label to text."""
+    """Return the sections of one model's column, each a dict of label to text."""
     head = {"accuracy (95 % interval)": accuracy_text(metrics)}
     if metrics["n"] > 1:
         for k, share in metrics["pass@k"].items():
