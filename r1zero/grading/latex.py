@@ -1,17 +1,15 @@
-r"""Whether two maths answers in LaTeX are equal: as text, as exact numbers, by values, and only then by algebra.
+r"""Whether two maths answers in LaTeX are equal: as text, as exact numbers, and only then by computer algebra.
 
-Text and numbers decide nearly all answers, about a thousand times faster than computer algebra does. Formulas that
-have other values are different (r1zero/grading/numeric_answers.py), which decides most wrong ones a hundred times
-faster. What is left open goes to math-verify, which works in the helper process of r1zero/grading/algebra.py.
+Text and numbers decide nearly all answers, about a thousand times faster than computer algebra does. The rest goes to
+the helper process of r1zero/grading/algebra.py.
 """
 
 import functools
 import re
 from fractions import Fraction
 
-from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading import algebra
 from r1zero.grading.extract import braced
-from r1zero.grading.numeric_answers import known_different
 
 LONGEST_TEXT = 1000  # characters; a longer answer is compared as text only
 
@@ -274,10 +272,8 @@ def equal(golds, answers):
     for pair in pairs:
         if pair not in verdicts:
             verdicts[pair] = equal_exactly(*pair)
-            if verdicts[pair] is None and known_different(*pair):
-                verdicts[pair] = False
             if verdicts[pair] is None:
                 undecided.append(pair)
     if undecided:
-        verdicts.update(zip(undecided, symbolic_helper.ask_helper(undecided), strict=True))
+        verdicts.update(zip(undecided, algebra.ask_helper(undecided), strict=True))
     return [verdicts[pair] for pair in pairs]
