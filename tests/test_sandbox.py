@@ -1,7 +1,8 @@
 """Programs in the sandbox: right ones pass, hostile ones score 0.   bash tests/run.sh tests/test_sandbox.py
 
-Skipped if bubblewrap does not start, but a failure in continuous integration (CI=true). Programs that must pass have
-PATIENCE, which only a hang meets, even on a busy machine; what must be ended has little time.
+Most programs stand in tests/cases/programs.txt. Skipped if bubblewrap does not start, but a failure in continuous
+integration (CI=true). Programs that must pass have PATIENCE, which only a hang meets, even on a busy machine; what must
+be ended has little time.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from conftest import CASES
 
 from r1zero import ROOT
 from r1zero.grading import sandbox
@@ -83,10 +85,10 @@ def share(box, program, *cases):
     return box.share_passed([program], [(list(cases), None)])[0]
 
 
-def share_of_each(box, programs, case):
+def share_of_each(box, batch, case):
     """{name: share} of programs, given as {name: program}, that run side by side on one case."""
-    shares = box.share_passed(list(programs.values()), [([case], None)] * len(programs))
-    return dict(zip(programs, shares, strict=True))
+    shares = box.share_passed(list(batch.values()), [([case], None)] * len(batch))
+    return dict(zip(batch, shares, strict=True))
 
 
 def score_call(box, program, expected, *arguments):
@@ -102,68 +104,25 @@ def lines_printed(box, program):
     return output.decode().splitlines()
 
 
-# Ordinary programs
+def programs(*kinds):
+    """{name: program} of the programs of some kinds in tests/cases/programs.txt."""
+    found = {}
+    for part in (CASES / "programs.txt").read_text().split("\n### ")[1:]:
+        title, _, program = part.partition("\n")
+        kind, _, name = title.partition(": ")
+        if kind in kinds:
+            found[name] = program
+    assert found
+    return found
 
-SUM = "sum(map(int, input().split()))"
-DEPTH = "sys.setrecursionlimit(10**6)\n{}\ndef depth(n):\n    return n and 1 + depth(n - 1)\n"
-DATACLASS = (
-    "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Pair:\n    a: int\n"
-)
-RIGHT = {
-    "input()": f"print({SUM})",
-    "sys.stdin": "import sys\nprint(sum(map(int, sys.stdin.buffer.readline().split())))",
-    "open(0)": "print(sum(map(int, open(0).read().split())))",
-    "os.read": "import os\nprint(sum(map(int, os.read(0, os.fstat(0).st_size).split())))",
-    "whitespace at the end": f"print({SUM}, end='  \\r\\n\\n \\n')",
-    "exit() in a block for __main__": f"if __name__ == '__main__':\n    print({SUM})\n    exit()",
-    "a thread with a larger stack": "import sys, threading\nthreading.stack_size(2**27)\n"
-    + DEPTH.format("")
-    + f"thread = threading.Thread(target=lambda: print({SUM} + depth(10**5) - 10**5))\nthread.start()\nthread.join()",
-    "the standard library": "import bisect, collections, decimal, fractions, heapq, itertools, math, random, re, string\n"
-    f"print({SUM})",
-    "a dataclass with postponed annotations": f"{DATACLASS}print({SUM})",
-    "an end some time after the output is closed": "import os, time\n"
-    f"os.write(1, str({SUM}).encode())\nos.close(1)\ntime.sleep(1.2)\nos._exit(0)",
-}
-if sys.version_info[:2] not in ((3, 12), (3, 13)):  # which have a limit of their own that a program cannot raise
-    RIGHT["deep recursion through functools.cache"] = (
-        "import functools, sys\n" + DEPTH.format("@functools.cache") + f"print({SUM} + depth(10**5) - 10**5)"
-    )
-WRONG = {
-    "another number": "print(4)",
-    "an empty program": "",
-    "a syntax error": "print(3",
-    "a NUL character": "print(3)\n\0",
-    "an error after the right output": "print(3)\n1 / 0",
-    "an exit status after the right output": "import sys\nprint(3)\nsys.exit(1)",
-    "on stderr": "import sys\nprint(3, file=sys.stderr)",
-    "a package that is not part of Python": "import numpy\nprint(3)",
-    "too deep for the compiler": "(" * 10**5,
-    # Results that they would like to have
-    "a verdict is printed": "print(True)\nprint('1.0')\nprint('passed')",
-    "the driver's own message": "print('ready')",
-    "an exit without output": "import os\nos._exit(0)",
-    "an exit at exit": "import atexit, os\natexit.register(os._exit, 0)",
-    "written to every open file": """
-import os
-for fd in range(1024):
-    for text in (b"ready\\n", b"true\\n", b"{\\"passed\\": true}\\n", b"\\0" * 100):
-        try:
-            os.write(fd, text)
-        except OSError:
-            pass
-""",
-    "comparison is patched": """
-import builtins, json, sys
-json.dumps = json.loads = lambda *args, **kwargs: True
-builtins.print = builtins.all = builtins.any = builtins.exit = sys.exit = lambda *args, **kwargs: True
-class Equal(str):
-    __eq__ = lambda self, other: True
-    __hash__ = str.__hash__
-builtins.str = Equal
-print(Equal())
-""",
-}
+
+# Ordinary programs, and results that others would like to have
+
+RIGHT, WRONG, WRONG_FUNCTIONS = programs("right"), programs("wrong"), programs("wrong function")
+WRONG |= {"an empty program": "", "a NUL character": "print(3)\n\0", "a lone surrogate": "print(3)\ud800"}
+WRONG |= {"too deep for the compiler": "(" * 10**5, "an escape": "print('\x1b[2J3')", "a backspace": "print('3\b\b3')"}
+if sys.version_info[:2] in ((3, 12), (3, 13)):  # which have a limit of their own that a program cannot raise
+    del RIGHT["deep recursion through functools.cache"]
 
 
 @pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT)
@@ -174,6 +133,11 @@ def test_right_program_passes(program, shut_in):
 @pytest.mark.parametrize("program", WRONG.values(), ids=WRONG)
 def test_wrong_or_forging_program_scores_zero(program, shut_in):
     assert share(shut_in, program, ("1 2\n", "3")) == 0.0
+
+
+@pytest.mark.parametrize("program", WRONG_FUNCTIONS.values(), ids=WRONG_FUNCTIONS)
+def test_wrong_or_forging_function_scores_zero(program, shut_in):
+    assert score_call(shut_in, program, "[42]", 1, 2) == 0.0
 
 
 def test_share_of_passed_tests_is_the_score(shut_in, monkeypatch):
@@ -205,34 +169,11 @@ def test_text_of_any_script_and_size_passes_through_and_no_program_scores_zero(s
         pytest.param("def solve(a, b): return {1: a, 'b': b}", '{"1": [1, 2], "b": [3]}', id="a dictionary"),
         pytest.param("def solve(a, b): return 'text'", "text", id="a string that is no JSON"),
         pytest.param("def solve(a, b): return None", "null", id="None"),
-        pytest.param(f"{DATACLASS}def solve(a, b): return Pair(a + b).a", "[1, 2, 3]", id="a dataclass"),
     ],
 )
 def test_right_function_passes(program, expected, shut_in):
     assert score_call(shut_in, program, expected, [1, 2], [3]) == 1.0
     assert score_call(shut_in, program, "[1, 2, 3, 4]", [1, 2], [3]) == 0.0
-
-
-WRONG_FUNCTIONS = {
-    "another number of arguments": "def solve(a): return [42]",
-    "another name": "def other(a, b): return [42]",
-    "another name of the method": "class Solution:\n    def other(self, a, b): return [42]",
-    "no JSON": "def solve(a, b): return {42}",
-    "endless recursion": "def solve(a, b): return solve(a, b)",
-    "an exit": "def solve(a, b):\n    raise SystemExit(0)",
-    "True is returned": "def solve(a, b): return True",
-    "a result is printed": "print('true')\nprint('[42]')\ndef solve(a, b): return None",
-    "equal to all": "class Equal(int):\n    __eq__ = lambda self, other: True\ndef solve(a, b): return Equal(0)",
-    "json is patched": "import json\njson.dumps = lambda result: 'true'\ndef solve(a, b): return 0",
-    "too deep": "import json\njson.dumps = lambda result: '[' * 10**6\ndef solve(a, b): return 0",
-    "too long": "import json\njson.dumps = lambda result: '9' * 10**6\ndef solve(a, b): return 0",
-    "an exit before the call": "import os\nos.write(1, b'true')\nos._exit(0)",
-}
-
-
-@pytest.mark.parametrize("program", WRONG_FUNCTIONS.values(), ids=WRONG_FUNCTIONS)
-def test_wrong_or_forging_function_scores_zero(program, shut_in):
-    assert score_call(shut_in, program, "[42]", 1, 2) == 0.0
 
 
 def test_expected_output_is_nowhere_in_the_sandbox(shut_in):
@@ -407,52 +348,27 @@ except OSError:
 def test_program_cannot_kill_those_who_run_it(shut_in):
     targets = ["os.getppid(), 9", "0, 9", "1, 9", "-1, 9", "-1, 15", "-1, 19"]
     targets += [f"{os.getpid()}, 9", f"{-os.getpgid(0)}, 9"]
-    programs = {f"os.kill({target})": f"import os\nos.kill({target})\nprint('wrong')" for target in targets}
-    programs["good"] = "print('right')"
+    batch = {f"os.kill({target})": f"import os\nos.kill({target})\nprint('wrong')" for target in targets}
+    batch["good"] = "print('right')"
     with subprocess.Popen(["sleep", "1000"]) as bystander:
-        assert share_of_each(shut_in, programs, ("", "right")) == dict.fromkeys(programs, 0.0) | {"good": 1.0}
+        assert share_of_each(shut_in, batch, ("", "right")) == dict.fromkeys(batch, 0.0) | {"good": 1.0}
         assert bystander.poll() is None
         bystander.kill()
 
 
-# What hostile programs use up. Each bomb prints what is expected if nothing stops it.
-
-BOMBS = {
-    "the processor": "while time.process_time() < 10: pass",
-    "two gigabytes in parts": "x = []\nfor _ in range(2048): x.append(bytes(1 << 20))",
-    "lines without end": "while time.process_time() < 10: print('x' * 10**6)",
-    "threads without end": f"""
-import threading
-threading.stack_size(1 << 15)
-while time.monotonic() - started < {PATIENCE / 2}:
-    try:
-        threading.Thread(target=time.sleep, args=[10**6], daemon=True).start()
-    except RuntimeError:
-        time.sleep(1)
-""",
-}
-UNDETERRED = "while time.process_time() < 10:\n    try: {}\n    except (OSError, MemoryError): pass"
-SANDBOX_BOMBS = BOMBS | {
-    "forks without end": "while time.process_time() < 10: os.fork()",
-    "forks without end, undeterred": UNDETERRED.format("os.fork()"),
-    "two gigabytes at once": "x = bytearray(1 << 31)",
-    "memory without end, undeterred": "x = []\n" + UNDETERRED.format("x.append(bytearray(1 << 20))"),
-    "two gigabytes of shared memory": "import mmap\nmmap.mmap(-1, 1 << 31)",
-    "signals to everybody": "os.kill(-1, 9)\nos.kill(os.getppid(), 9)",
-}
-PLAIN_BOMBS = BOMBS | {"a file": "import tempfile\ntempfile.TemporaryFile().write(bytes(17 << 20))"}
+# What hostile programs use up
 
 
-@pytest.mark.parametrize(("box", "bombs"), [("shut_in", SANDBOX_BOMBS), ("plain", PLAIN_BOMBS)])
+@pytest.mark.parametrize(("box", "bombs"), [("shut_in", "bomb in the sandbox"), ("plain", "bomb in a plain process")])
 def test_bombs_score_zero_and_do_not_harm_the_good_programs_of_their_batch(request, monkeypatch, box, bombs):
     box = request.getfixturevalue(box)
     monkeypatch.setitem(sandbox.LIMITS, "RLIMIT_CPU", 1)
-    programs = {}
-    for name, bomb in bombs.items():
-        programs[name] = f"import os, time\nstarted = time.monotonic()\n{bomb}\nprint('done', flush=True)\nos._exit(0)"
-        programs[f"good, after {name}"] = "print('done')"
-    expected = {name: float(name.startswith("good")) for name in programs}
-    assert share_of_each(box, programs, ("", "done")) == expected
+    batch = {}
+    for name, bomb in programs("bomb", bombs).items():
+        batch[name] = f"import os, time\nstarted = time.monotonic()\n{bomb}\nprint('done', flush=True)\nos._exit(0)"
+        batch[f"good, after {name}"] = "print('done')"
+    expected = {name: float(name.startswith("good")) for name in batch}
+    assert share_of_each(box, batch, ("", "done")) == expected
 
 
 def test_more_output_than_expected_is_not_kept_in_memory(shut_in, monkeypatch):
@@ -467,24 +383,11 @@ def test_more_output_than_expected_is_not_kept_in_memory(shut_in, monkeypatch):
     assert share(shut_in, "print(input())", (text, text)) == 1.0, "as much as is expected is read"
 
 
-ENDLESS = {
-    "sleep": "import time\nprint('done', flush=True)\ntime.sleep(1000)",
-    "all signals ignored": "import os, signal\n"
-    "for number in {*range(1, 32)} - {9, 19}: signal.signal(number, signal.SIG_IGN)\n"
-    "print('done', flush=True)\nwhile True: signal.pause()",
-    "stopped by its own signal": "import os\nprint('done', flush=True)\nos.kill(os.getpid(), 19)",
-    "stdout closed": "import os, time\nprint('done', flush=True)\nos.close(1)\nos.close(2)\ntime.sleep(1000)",
-    "at exit": "import atexit, time\nprint('done')\natexit.register(time.sleep, 1000)",
-    "a thread that stays": "import threading, time\n"
-    "print('done')\nthreading.Thread(target=time.sleep, args=[1000]).start()",
-    "one long operation": "import sys\nsys.set_int_max_str_digits(0)\nprint('done', flush=True)\nstr(9**10**8)",
-}
-
-
 def test_endless_program_is_ended(shut_in, monkeypatch):
-    monkeypatch.setattr(sandbox, "workers", lambda: len(ENDLESS))  # all at a time
+    endless = programs("endless")
+    monkeypatch.setattr(sandbox, "workers", lambda: len(endless))  # all at a time
     shut_in.seconds = 1.5
-    assert share_of_each(shut_in, ENDLESS, ("", "done")) == dict.fromkeys(ENDLESS, 0.0)
+    assert share_of_each(shut_in, endless, ("", "done")) == dict.fromkeys(endless, 0.0)
     assert share(shut_in, "import time\ntime.sleep(0.1)", *[("", "")] * 100) < 0.5, "the time is for all of its tests"
 
 
@@ -499,7 +402,7 @@ ENDLESS_ONE = (8, math.inf)  # number of tests, seconds of each
 
 
 @pytest.mark.parametrize(
-    ("programs", "shares", "seconds"),
+    ("batch", "shares", "seconds"),
     [
         pytest.param([ENDLESS_ONE] * 64, [0] * 64, 256, id="endless ones"),
         pytest.param(
@@ -517,7 +420,7 @@ ENDLESS_ONE = (8, math.inf)  # number of tests, seconds of each
     ],
 )
 def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left(
-    no_bubblewrap, monkeypatch, programs, shares, seconds
+    no_bubblewrap, monkeypatch, batch, shares, seconds
 ):
     took = []
 
@@ -526,8 +429,8 @@ def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left
         return b"" if float(program) <= seconds else None, took[-1]
 
     monkeypatch.setattr(sandbox, "run_test", run_test)
-    tests = [([("", "")] * number, None) for number, _ in programs]
-    assert Sandbox(allow_unsandboxed=True).share_passed([str(each) for _, each in programs], tests) == shares
+    tests = [([("", "")] * number, None) for number, _ in batch]
+    assert Sandbox(allow_unsandboxed=True).share_passed([str(each) for _, each in batch], tests) == shares
     assert sum(took) == pytest.approx(seconds)
 
 
@@ -535,10 +438,10 @@ def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left
 def test_right_programs_pass_beside_64_endless_ones(shut_in, monkeypatch):
     monkeypatch.setattr(sandbox, "workers", lambda: 24)  # the endless ones sleep
     shut_in.batch_seconds = 2 * PATIENCE
-    programs = ["import time\ntime.sleep(1000)"] * 64
+    batch = ["import time\ntime.sleep(1000)"] * 64
     for place in (0, 20, 40, 67):
-        programs.insert(place, "print('right')")
-    shares = shut_in.share_passed(programs, [([("", "right")], None)] * 68)
+        batch.insert(place, "print('right')")
+    shares = shut_in.share_passed(batch, [([("", "right")], None)] * 68)
     assert [place for place, share in enumerate(shares) if share] == [0, 20, 40, 67]
 
 
