@@ -5,11 +5,12 @@ algebra decides it, and the reason.
 """
 
 import csv
+import doctest
 
 import pytest
 from conftest import CASES
 
-from r1zero.grading import algebra
+from r1zero.grading import algebra, behaviours, latex, program_tests
 from r1zero.grading.latex import equal, equal_exactly
 
 with open(CASES / "boxed_maths.tsv", newline="") as file:
@@ -44,3 +45,8 @@ def test_pair_that_stands_twice_in_a_batch_is_judged_once(monkeypatch):
     monkeypatch.setattr(algebra, "ask_helper", lambda pairs: asked.extend(pairs) or [None] * len(pairs))
     assert equal(["2x", "2", "2x"], ["x+x", "2", "x+x"]) == [None, True, None]
     assert asked == [("2x", "x+x")]
+
+
+@pytest.mark.parametrize("module", [behaviours, latex, program_tests], ids=lambda module: module.__name__)
+def test_examples_in_docstrings_hold(module):
+    assert doctest.testmod(module).failed == 0

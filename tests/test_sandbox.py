@@ -1,8 +1,8 @@
 """Programs in the sandbox: right ones pass, hostile ones score 0.   bash tests/run.sh tests/test_sandbox.py
 
 Most programs stand in tests/cases/programs.txt. Skipped if bubblewrap does not start, but a failure in continuous
-integration (CI=true). Programs that must pass have PATIENCE, which only a hang meets, even on a busy machine; what must
-be ended has little time.
+integration (CI=true). Programs that must pass have PATIENCE, which only a hang meets, even on a busy machine; programs
+that must be ended have little time.
 """
 
 import contextlib
