@@ -118,7 +118,8 @@ def programs(*kinds):
 
 # Ordinary programs, and results that others would like to have
 
-RIGHT, WRONG, WRONG_FUNCTIONS = programs("right"), programs("wrong"), programs("wrong function")
+RIGHT, WRONG = programs("right"), programs("wrong")
+RIGHT_FUNCTIONS, WRONG_FUNCTIONS = programs("right function"), programs("wrong function")
 WRONG |= {"an empty program": "", "a NUL character": "print(3)\n\0", "a lone surrogate": "print(3)\ud800"}
 WRONG |= {"too deep for the compiler": "(" * 10**5, "an escape": "print('\x1b[2J3')", "a backspace": "print('3\b\b3')"}
 if sys.version_info[:2] in ((3, 12), (3, 13)):  # which have a limit of their own that a program cannot raise
@@ -133,6 +134,12 @@ def test_right_program_passes(program, shut_in):
 @pytest.mark.parametrize("program", WRONG.values(), ids=WRONG)
 def test_wrong_or_forging_program_scores_zero(program, shut_in):
     assert share(shut_in, program, ("1 2\n", "3")) == 0.0
+
+
+@pytest.mark.parametrize("program", RIGHT_FUNCTIONS.values(), ids=RIGHT_FUNCTIONS)
+def test_right_function_passes(program, shut_in):
+    assert score_call(shut_in, program, "[1, 2, 3]", [1, 2], [3]) == 1.0
+    assert score_call(shut_in, program, "[1, 2, 3, 4]", [1, 2], [3]) == 0.0
 
 
 @pytest.mark.parametrize("program", WRONG_FUNCTIONS.values(), ids=WRONG_FUNCTIONS)
@@ -154,44 +161,8 @@ def test_text_of_any_script_and_size_passes_through_and_no_program_scores_zero(s
     assert shut_in.share_passed([], []) == []
 
 
-@pytest.mark.parametrize(
-    ("program", "expected"),
-    [
-        pytest.param("def solve(a, b): return tuple(a + b)", "[1, 2, 3]", id="a tuple counts as a list"),
-        pytest.param("def solve(a, b): return a + b", "[[1, 2, 3]]", id="an output in a list of its own"),
-        pytest.param(
-            "class Solution:\n    def solve(self, a: List[int], b: List[int]) -> Optional[List[int]]: return a + b",
-            "[1, 2, 3]",
-            id="a method with LeetCode's signature, without its import",
-        ),
-        pytest.param("def solve(a, b):\n    print('[0]')\n    return a + b", "[1, 2, 3]", id="prints are no result"),
-        pytest.param("def solve(a, b): return a + b\nif __name__ == '__main__': input()", "[1, 2, 3]", id="imported"),
-        pytest.param("def solve(a, b): return {1: a, 'b': b}", '{"1": [1, 2], "b": [3]}', id="a dictionary"),
-        pytest.param("def solve(a, b): return 'text'", "text", id="a string that is no JSON"),
-        pytest.param("def solve(a, b): return None", "null", id="None"),
-    ],
-)
-def test_right_function_passes(program, expected, shut_in):
-    assert score_call(shut_in, program, expected, [1, 2], [3]) == 1.0
-    assert score_call(shut_in, program, "[1, 2, 3, 4]", [1, 2], [3]) == 0.0
-
-
 def test_expected_output_is_nowhere_in_the_sandbox(shut_in):
-    program = """
-import gc, os, re, sys
-texts = [repr(sys.orig_argv), repr(sys.argv), repr(os.environ), repr(os.uname())]
-for fd in range(1024):
-    try:
-        texts.append(repr(os.pread(fd, 1 << 20, 0)))
-    except OSError:
-        pass
-frame = sys._getframe()
-while frame:
-    texts += [repr(frame.f_globals), repr(frame.f_locals)]
-    frame = frame.f_back
-texts += map(repr, gc.get_objects())
-print((re.findall("hidden-[0-9]+", "".join(texts)) or ["not found"])[0])
-"""
+    program = programs("search")["what looks like the expected output"]
     assert share(shut_in, program, ("hidden-123456", "hidden-123456")) == 1.0  # so it would be found
     assert share(shut_in, program, ("", "hidden-123456")) == 0.0
     assert share(shut_in, program, ("", "not found")) == 1.0
@@ -317,29 +288,8 @@ def test_filter_allows_threads_and_refuses_processes(machine, architecture, clon
 
 
 def test_program_can_write_only_to_a_tmp_of_its_own_with_sixteen_megabytes(shut_in, tmp_path):
-    """Tries the usual places and all folders that it finds, those within Python's packages left out."""
     name = f"new-{uuid.uuid4().hex}"
-    program = f"""
-import os
-folders = ["/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run", "/proc", {str(tmp_path)!r}]
-for folder, subfolders, _ in os.walk("/"):
-    folders.append(folder)
-    subfolders[:] = subfolders if folder.count("/") < 4 else []
-assert len(folders) > 20 and not os.listdir("/tmp")
-for folder in dict.fromkeys(folders):
-    try:
-        open(os.path.join(folder, {name!r}), "w")
-    except OSError:
-        continue
-    print(folder)
-written = 0
-try:
-    for i in range(64):
-        with open(f"/tmp/{{i}}", "wb", buffering=0) as file:
-            written += file.write(bytes(1 << 20))
-except OSError:
-    print(written >> 20)
-"""
+    program = programs("search")["places to write to"].replace("NAME", name).replace("FOLDER", str(tmp_path))
     assert lines_printed(shut_in, program) == ["/tmp", "16"]
     assert lines_printed(shut_in, program) == ["/tmp", "16"], "the second test does not find the first one's files"
     assert not [folder for folder in ("/tmp", "/var/tmp", "/dev/shm", tmp_path) if (Path(folder) / name).exists()]
