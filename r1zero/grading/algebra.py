@@ -164,9 +164,13 @@ def compare_values(gold, answer):
     Numbers are equal if their exact values are, or the first 40 digits of irrational ones. math-verify takes numbers
     below 1e-15 for zero. Formulas in variables differ if they differ at one point; there they are never called equal.
     """
-    from sympy import Expr, Float, Symbol, UnevaluatedExpr
+    from sympy import Eq, Expr, Float, Symbol, UnevaluatedExpr
 
-    pair = gold, answer
+    # As math-verify does, compare x = 5 with 5, and x = 5 with x = 6, by the right sides
+    names = {equation.lhs for equation in (gold, answer) if isinstance(equation, Eq)}
+    gold, answer = pair = [equation.rhs if isinstance(equation, Eq) else equation for equation in (gold, answer)]
+    if len(names) > 1 or any(not name.is_Symbol or any(side.has(name) for side in pair) for name in names):
+        return None
     if not all(isinstance(expression, Expr) for expression in pair):
         return None
     # math-verify rounds a decimal to six places, reads a name as a product of letters, and takes 9% for 9
@@ -186,12 +190,17 @@ def compare_values(gold, answer):
 def value(expression):
     """Return the value (sympy number) of an expression at a fixed rational point, or None if it has none there.
 
-    The value is exact if it is rational, and otherwise has 60 digits. A variable's value depends on its name alone.
+    The value is exact if it is rational, and otherwise has 60 digits. The value of a variable x or of x(t) depends on
+    its name alone.
     """
     from sympy import Float, Rational
+    from sympy.core.function import AppliedUndef
 
     decimals = {decimal: Rational(str(decimal)) for decimal in expression.atoms(Float)}
-    point = {name: Rational(1024 + zlib.crc32(str(name).encode()) % 2048, 4096) for name in expression.free_symbols}
+    calls = {call for call in expression.atoms(AppliedUndef) if all(argument.is_Atom for argument in call.args)}
+    point = {}
+    for name in calls | expression.free_symbols:
+        point[name] = Rational(1024 + zlib.crc32(str(name).encode()) % 2048, 4096)
     try:
         found = expression.xreplace(decimals).subs(point).doit()
         if not found.is_Rational:
