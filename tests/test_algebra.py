@@ -152,6 +152,16 @@ def test_works_off_the_main_thread(patient):
         assert pool.submit(ask_helper, GOOD).result(120) == [True] * len(GOOD)
 
 
+@pytest.mark.parametrize(
+    "answer", [r"\unknown{", "(1,2)", r"\{1,2\}", "x<5", r"\begin{pmatrix}1\\2\end{pmatrix}", "2=2", "A=B"]
+)
+def test_objects_of_any_kind_are_compared_without_an_error(answer):
+    """In a worker it would count as a wrong answer."""
+    for gold in ("2", "2x", "y=2x", "2x+y=1", r"\unknown{", "(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}", "x<5"):
+        assert isinstance(compare_symbolically(gold, answer), bool)
+        assert isinstance(compare_symbolically(answer, gold), bool)
+
+
 def test_worker_reads_a_gold_once(monkeypatch):
     read = []
     monkeypatch.setattr(math_verify, "parse", lambda text, *_, **__: read.append(text) or [sympy.Integer(len(read))])

@@ -300,10 +300,13 @@ def test_program_cannot_kill_those_who_run_it(shut_in):
     targets += [f"{os.getpid()}, 9", f"{-os.getpgid(0)}, 9"]
     batch = {f"os.kill({target})": f"import os\nos.kill({target})\nprint('wrong')" for target in targets}
     batch["good"] = "print('right')"
-    with subprocess.Popen(["sleep", "1000"]) as bystander:
+    bystander = subprocess.Popen(["sleep", "1000"])
+    try:
         assert share_of_each(shut_in, batch, ("", "right")) == dict.fromkeys(batch, 0.0) | {"good": 1.0}
         assert bystander.poll() is None
+    finally:
         bystander.kill()
+        bystander.wait()
 
 
 # What hostile programs use up

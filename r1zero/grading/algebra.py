@@ -167,11 +167,11 @@ def compare_values(gold, answer):
     from sympy import Eq, Expr, Float, Symbol, UnevaluatedExpr
 
     # As math-verify does, compare x = 5 with 5, and x = 5 with x = 6, by the right sides
-    names = {equation.lhs for equation in (gold, answer) if isinstance(equation, Eq)}
-    gold, answer = pair = [equation.rhs if isinstance(equation, Eq) else equation for equation in (gold, answer)]
-    if len(names) > 1 or any(not name.is_Symbol or any(side.has(name) for side in pair) for name in names):
-        return None
+    names = [equation.lhs for equation in (gold, answer) if isinstance(equation, Eq)]
+    gold, answer = pair = [each.rhs if isinstance(each, Eq) else each for each in (gold, answer)]
     if not all(isinstance(expression, Expr) for expression in pair):
+        return None
+    if any(not isinstance(name, Symbol) or name != names[0] or gold.has(name) or answer.has(name) for name in names):
         return None
     # math-verify rounds a decimal to six places, reads a name as a product of letters, and takes 9% for 9
     if any(isinstance(expression, (Float, Symbol)) or expression.has(UnevaluatedExpr) for expression in pair):
@@ -205,9 +205,9 @@ def value(expression):
         found = expression.xreplace(decimals).subs(point).doit()
         if not found.is_Rational:
             found = found.evalf(60, strict=True)  # raises PrecisionExhausted, an ArithmeticError, if it may be zero
+        return found if found.is_number and found.is_finite else None
     except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError, RecursionError):
         return None
-    return found if found.is_number and found.is_finite else None
 
 
 class Worker:
