@@ -19,6 +19,7 @@ from r1zero import ROOT  # noqa: E402
 from r1zero import tiny_model as tiny  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
+CASES = Path(__file__).parent / "cases"  # tables of inputs, expected outputs and reasons
 # One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 PATIENCE = 600  # seconds after which something hangs, however busy the machine is

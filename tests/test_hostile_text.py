@@ -1,55 +1,122 @@
 """Text that a model wrote is hostile: none breaks a reward, a count, the console or the page.
 
-The attacks stand in tests/hostile_texts.py.   bash tests/run.sh tests/test_hostile_text.py
-With --all, texts are as long as a megabyte, computer algebra takes part, and hypothesis makes up 20,000 more.
+The attacks stand in tests/cases/hostile_texts.tsv.   bash tests/run.sh tests/test_hostile_text.py
+With --all, texts are as long as a megabyte, computer algebra takes part, and hypothesis makes up 14,000 more.
 """
 
-import doctest
+import csv
 import html.parser
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import PATIENCE
-from hostile_texts import EXPRESSIONS, PIECES, TESTS, WHOLE, attacks, in_every_task, nothing_decided, rewarded, scored
+from conftest import CASES, PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1zero import ROOT
-from r1zero.grading import algebra as symbolic_helper
-from r1zero.grading import sandbox
-from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES
-from r1zero.grading.sandbox import Sandbox, why_unavailable
+from r1zero.grading import algebra, sandbox
+from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, count_behaviours, name_mistake
+from r1zero.grading.extract import extract_answer
 from r1zero.report import completions as completions_reader
 from r1zero.report import console
 from r1zero.report import page as report
 from r1zero.report.completions import LONGEST, visible
 from r1zero.report.run_folder import TABLES_BEFORE
-from rewards import code_reward
+from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
+TESTS = '{"inputs": ["1"], "outputs": ["2"]}'
+GRADED = {0.0, 0.1, 1.0}
+BOXED = {0.0, 0.1, 1.1}
 VALUES = {  # of each reward, as they are documented
-    "countdown": {0.0, 0.1, 1.0},
-    "multiplication": {0.0, 0.1, 1.0},
-    "boxed number": {0.0, 0.1, 1.1},
-    "boxed formula": {0.0, 0.1, 1.1},
-    "boxed equation": {0.0, 0.1, 1.1},
-    "code": {0.0, 0.5},  # which is what NoSandbox gives
+    "countdown": GRADED,
+    "multiplication": GRADED,
+    "boxed number": BOXED,
+    "boxed formula": BOXED,
+    "boxed equation": BOXED,
+    "code": {0.0, 0.5},  # of NoSandbox
 }
-LARGE, LARGER = 10**4, 10**6  # characters
 
 
-@pytest.fixture(autouse=True)
-def no_algebra(monkeypatch):
-    """Computer algebra decides nothing. It works in bounded time: see test_symbolic_helper.py."""
-    monkeypatch.setattr(symbolic_helper, "ask_helper", nothing_decided)
+def read_attacks():
+    """{kind: {name: text}}. In the file a text is JSON: a string, or a list of strings and how often they repeat."""
+    kinds = {"answer": {}, "completion": {}, "piece": {}}
+    with open(CASES / "hostile_texts.tsv", newline="") as file:
+        for kind, name, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            parts = json.loads(text)
+            parts = [parts] if isinstance(parts, str) else parts
+            joined = ""
+            for part, following in zip(parts, [*parts[1:], ""], strict=True):
+                if isinstance(part, str):
+                    joined += part * (following if isinstance(following, int) else 1)
+            kinds[kind][name] = joined
+    return kinds
+
+
+ATTACKS = read_attacks()
+PIECES = list(ATTACKS["piece"].values())
+
+
+def in_every_task(text):
+    """A completion in which a text is an equation's side, a Countdown answer, a boxed answer and a program."""
+    return f"1+1 = {text}\n```python\n{text}\n```\n\\boxed{{{text}}} <answer>{text}</answer>"
+
+
+def attacks(size):
+    """All attacks as completions. size: of a text that is made of a repeated piece, in characters."""
+    texts = [*ATTACKS["completion"].values(), *map(in_every_task, ATTACKS["answer"].values())]
+    for piece in PIECES:
+        repeated = piece * (size // len(piece))
+        # Boxed answers of more than 1,000 characters are compared as text only
+        texts += [repeated, in_every_task(repeated[:900]), in_every_task(repeated[: size // 4])]
+    return texts
+
+
+class NoSandbox:
+    """What stands for the sandbox: a process for each program would take too long."""
+
+    def share_passed(self, programs, tests):
+        return [0.0 if program is None else 0.5 for program in programs]
+
+
+def rewarded(completions):
+    """What every reward makes of some completions: {name: a value for each}."""
+    number = len(completions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "SHARED", [NoSandbox()])
+        code = code_reward(completions, [TESTS] * number)
+    return {
+        "countdown": countdown_reward(completions, [[9, 9, 9]] * number, [9] * number),
+        "multiplication": multiplication_reward(completions, ["391"] * number),
+        "boxed number": boxed_math_reward(completions, ["391"] * number),
+        "boxed formula": boxed_math_reward(completions, [r"x^2-\frac{1}{3}"] * number),
+        "boxed equation": boxed_math_reward(completions, ["y=2x+7"] * number),
+        "code": code,
+    }
+
+
+def scored(texts):
+    """What the rewards, the counts, the console and the page make of some texts: {name: a value for each}."""
+    return rewarded(texts) | {
+        "behaviours": [count_behaviours(text) for text in texts],
+        "mistakes": [name_mistake(text, 9) for text in texts],
+        "console": [console.completion_lines(row_of(text)) for text in texts],
+        "page": [completions_reader.read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
+    }
+
+
+def row_of(text):
+    """A row of the table of completions."""
+    return {"completion": text, "equation": extract_answer(text), "target": 9, "numbers": "[9]", "verdict": "wrong"}
 
 
 def check(found):
-    """Asserts that all values that scored() has returned are among those that are documented."""
+    """Asserts that all that scored() has returned is as documented."""
     for name, values in VALUES.items():
         assert set(found[name]) <= values, name
     for counts in found["behaviours"]:
@@ -57,6 +124,9 @@ def check(found):
         assert all(type(count) is int and count >= 0 for count in counts.values())
         assert counts["true_equations"] <= counts["equations"] and counts["answer_multiplies"] <= 1
     assert set(found["mistakes"]) <= set(MISTAKES)
+    for lines in found["console"]:
+        assert is_harmless(lines, 3 * console.LONGEST_SHOWN)
+        lines.encode()  # without surrogates, which no terminal takes
     for completion in found["page"]:
         assert is_harmless(completion["text"]) and is_harmless(completion["answer"] or "")
         json.dumps(completion, allow_nan=False)
@@ -68,25 +138,35 @@ def is_harmless(text, longest=LONGEST):
     return text.replace("\n", "").replace("\t", "").isprintable() and len(text) <= escapes * (longest + 100)
 
 
-# Every attack, in every reader
+def in_one(found):
+    """What scored() has returned for single texts as it would return it for all of them at once."""
+    return {name: [each[name][0] for each in found] for name in found[0]}
+
+
+def nothing_decided(pairs):
+    return [None] * len(pairs)
+
+
+@pytest.fixture(autouse=True)
+def no_algebra(monkeypatch):
+    """Computer algebra decides nothing. It works in bounded time: see test_algebra.py."""
+    monkeypatch.setattr(algebra, "ask_helper", nothing_decided)
 
 
 @pytest.fixture(scope="module")
 def texts():
-    return list(attacks(LARGE).values())
+    return attacks(10**4)
 
 
 @pytest.fixture(scope="module")
 def found(texts):
     """What is made of each attack by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(symbolic_helper, "ask_helper", nothing_decided)
+        patch.setattr(algebra, "ask_helper", nothing_decided)
         return [scored([text]) for text in texts]
 
 
-def in_one(found):
-    """What scored() has returned for single texts as it would return it for all of them at once."""
-    return {name: [each[name][0] for each in found] for name in found[0]}
+# What is made of a text is as documented, and depends on this text alone
 
 
 def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented(found):
@@ -95,16 +175,28 @@ def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented(found)
     assert max(max(in_one(found)[name]) for name in VALUES) < 1
 
 
-def test_attacks_get_the_same_in_one_batch_as_one_by_one(texts, found):
-    assert scored(texts) == in_one(found)
+@pytest.mark.parametrize("examples", [250, pytest.param(14_000, marks=pytest.mark.slow)])
+def test_any_text_gets_a_documented_value_the_same_in_any_batch(examples):
+    answers, completions = ATTACKS["answer"].values(), ATTACKS["completion"].values()
+    near_answers = ["Let me check: ", "3*7 = 21", "21-5 = 16 yes", "+", "/", "16", "391", "0", "10^{", "x^2", "|", "%"]
+    near_answers += [r"-\frac{1}{3}", "y=2x+7", r"\pi", r"\sin ", r"\cdot ", r"\log_", "[", "]", ":", ";", "?", "d"]
+    snippets = [*PIECES, *near_answers, *answers, *(text for text in completions if len(text) < 100)]
+    hostile = st.lists(st.sampled_from(snippets) | st.text(max_size=5), max_size=12).map("".join)
+    framed = hostile | hostile.map(in_every_task) | hostile.map(lambda text: f"<answer>{text[:60]}</answer>")
+
+    @settings(max_examples=examples)
+    @given(framed, framed)
+    def holds(text, other):
+        one, another = scored([text]), scored([other])
+        check(one)
+        assert scored([other, text, text]) == in_one([another, one, one])
+
+    holds()
 
 
-def test_attacks_get_the_same_in_chat_messages(texts):
+def test_attacks_get_the_same_in_chat_messages_and_in_other_threads(texts, found):
     chats = [[{"role": "assistant", "content": text}] for text in texts]
-    assert rewarded(chats) == rewarded(texts)
-
-
-def test_attacks_get_the_same_in_other_threads(texts, found):
+    assert rewarded(chats).items() <= in_one(found).items()
     shares = [slice(0, None, 3), slice(1, None, 3), slice(2, None, 3), slice(0, None, 3)]
     with ThreadPoolExecutor(len(shares)) as pool:
         for share, other in zip(shares, pool.map(lambda share: scored(texts[share]), shares), strict=True):
@@ -113,32 +205,41 @@ def test_attacks_get_the_same_in_other_threads(texts, found):
 
 def in_another_process(size, *flags):
     """What another process makes of all attacks, with other hashes, and what it writes to the terminal."""
-    command = [sys.executable, "tests/hostile_texts.py", str(size), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    command = [sys.executable, __file__, str(size), *flags]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, f"{run.returncode}: -24 is the end of its processor time\n{run.stderr[-4000:]}"
     return json.loads(run.stdout), run.stderr
 
 
+def main(size, *flags):
+    """Prints what is made of all attacks. A process that works longer than only a hang could is ended."""
+    resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
+    if "--algebra" in flags:
+        algebra.BATCH_SECONDS = 3
+    else:
+        algebra.ask_helper = nothing_decided
+    print(json.dumps(scored(attacks(int(size)))))
+
+
 def test_attacks_get_the_same_in_another_process(found):
-    assert in_another_process(LARGE)[0] == in_one(found)
+    assert in_another_process(10**4)[0] == in_one(found)
 
 
 @pytest.mark.slow
 def test_attacks_are_wrong_to_computer_algebra_too_and_nothing_of_them_reaches_the_terminal(found):
-    """The rewards, that is: its columns tell apart what is wrong and what was not decided."""
-    scores, written = in_another_process(LARGE, "--algebra")
+    scores, written = in_another_process(10**4, "--algebra")
     assert scores == in_one(found)
-    assert is_harmless(written)
+    assert is_harmless(written) and "Traceback" not in written
+
+
+# The work grows no faster than the text
 
 
 @pytest.mark.slow
 def test_a_megabyte_of_anything_is_read_in_linear_time():
-    """A pattern that were not linear would take the process's time many times over."""
-    check(in_another_process(LARGER)[0])
-
-
-# Work that is counted: what Python itself repeats, which no clock has to tell
+    """A pattern that is not linear would take the process's time many times over."""
+    check(in_another_process(10**6)[0])
 
 
 def lines_run(function, *arguments):
@@ -160,84 +261,21 @@ def lines_run(function, *arguments):
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=ascii)
-def test_work_grows_no_faster_than_the_text(piece):
+def test_lines_of_python_that_run_grow_no_faster_than_the_text(piece):
     short, long = (in_every_task(piece * (size // len(piece))) for size in (2000, 4000))
     assert lines_run(scored, [long]) <= 2.2 * lines_run(scored, [short])
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
-def test_no_short_text_makes_much_work(expression):
-    assert lines_run(scored, [in_every_task(expression)]) < 200_000  # mpmath's own lines with them
+@pytest.mark.parametrize("answer", ATTACKS["answer"].values(), ids=ATTACKS["answer"])
+def test_no_short_text_makes_much_work(answer):
+    assert lines_run(scored, [in_every_task(answer)]) < 60_000
 
 
-def test_count_of_lines_sees_work_that_is_not_linear():
-    def quadratic(text):
-        for _ in text:
-            for _ in text:
-                pass
-
-    assert lines_run(quadratic, "9" * 200) > 3.9 * lines_run(quadratic, "9" * 100)
-
-
-# Texts that hypothesis makes up
-
-SNIPPETS = [
-    *PIECES,
-    *("Let me check: ", "3*7 = 21", "21-5 = 16 yes", "</think>", "Wait", "+", "*", "/", "^", "16", "391", "0", "10^{"),
-    *("x^2", r"-\frac{1}{3}", "y=2x+7", r"\pi", r"\sin ", r"\cdot ", r"\log_", "[", "]", "|", ":", ";", "?", "%", "d"),
-    *EXPRESSIONS.values(),
-    *(text for text in WHOLE.values() if len(text) < 100),
-]
-hostile = st.lists(st.sampled_from(SNIPPETS) | st.text(max_size=5), max_size=12).map("".join)
-framed = hostile | hostile.map(in_every_task) | hostile.map(lambda text: f"<answer>{text[:60]}</answer>")
-
-
-def number_of_examples(few, many):
-    """Runs a test with a few examples, and with many where slow tests are run."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
-
-
-@number_of_examples(250, 14_000)
-def test_any_text_gets_a_documented_value_the_same_in_any_batch(examples):
-    @settings(max_examples=examples)
-    @given(framed, framed)
-    def holds(text, other):
-        one, another = scored([text]), scored([other])
-        check(one)
-        assert scored([other, text, text]) == in_one([another, one, one])
-
-    holds()
-
-
-@number_of_examples(100, 6_000)
-def test_any_text_can_be_shown_on_the_console(examples):
-    @settings(max_examples=examples)
-    @given(framed)
-    def holds(text):
-        lines = console.completion_lines({"completion": text, "equation": text})
-        assert is_harmless(lines, 3 * console.LONGEST_SHOWN)
-        if is_harmless(text) and len(text) <= console.LONGEST_SHOWN:
-            assert text in lines
-
-    holds()
-
-
-# The terminal and the page
-
-
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(completions_reader).failed == 0
-
-
-def test_nothing_of_an_attack_reaches_the_terminal_but_characters_that_print(texts):
-    for text in [*texts, "\x1b[2J\u202e" * LARGER]:
-        lines = console.completion_lines({"completion": text, "equation": text, "verdict": "wrong"})
-        assert is_harmless(lines, 3 * console.LONGEST_SHOWN)
-        lines.encode()  # without surrogates, which no terminal takes
+# The page
 
 
 def test_of_a_megabyte_the_middle_is_left_out_and_said_so():
-    text = "begin" + "x" * LARGER + "end"
+    text = "begin" + "x" * 10**6 + "end"
     shown = visible(text)
     assert shown.startswith("begin") and shown.endswith("end") and len(shown) < LONGEST + 100
     assert f"\n[{len(text) - LONGEST:,} characters are left out here]\n" in shown
@@ -270,8 +308,7 @@ def page_of(texts, path):
     """The page (str) of a run whose completions are these texts."""
     problems = []
     for text in texts:
-        row = {"completion": text, "equation": text, "numbers": "[9]", "target": 9, "verdict": "wrong"}
-        about, completion = completions_reader.read_completion(row, TABLES_BEFORE)
+        about, completion = completions_reader.read_completion(row_of(text), TABLES_BEFORE)
         problems.append({"prompt": "3*3 = ", "about": about, "at": {0: completion}})
     reader = {"steps": [0], "problems": problems, "of": len(problems)}
     report.render(path, title="a run", about="", tables=[], charts=[], reader=reader, configs={})
@@ -289,7 +326,7 @@ def test_page_has_the_same_elements_whatever_the_completions_are(texts, tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here: apt-get install chromium")
 def test_browser_shows_attacks_and_runs_none(tmp_path):
-    attack = "\n".join([*WHOLE.values(), *map(in_every_task, EXPRESSIONS.values())])
+    attack = "\n".join([*ATTACKS["completion"].values(), *map(in_every_task, ATTACKS["answer"].values())])
     path = tmp_path / "page.html"
 
     def opened(text):
@@ -305,16 +342,5 @@ def test_browser_shows_attacks_and_runs_none(tmp_path):
     assert visible(attack).strip() in "".join(hostile.texts)
 
 
-# Programs
-
-
-def test_hostile_programs_score_zero_beside_a_right_one(monkeypatch):
-    monkeypatch.setitem(sandbox.LIMITS, "RLIMIT_CPU", 1)
-    if why_unavailable() and os.environ.get("CI") != "true":
-        pytest.skip(why_unavailable())
-    programs = [*EXPRESSIONS.values()][:12] + ["print(2)\ud800", "print(2)\0", "\u202eprint(2)", "print(" * 10**4]
-    programs += ["#" * LARGER + "\nprint(3)", "print('\\x1b[2J2')", "print('2\\b\\b2')"]
-    completions = [f"```python\n{program}\n```" for program in programs]
-    right = "```python\nprint(2)\n```"
-    box = Sandbox(seconds=PATIENCE, batch_seconds=100 * PATIENCE)
-    assert code_reward([*completions, right], [TESTS] * (len(programs) + 1), box) == [0.0] * len(programs) + [1.0]
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,14 +1,15 @@
-"""Computer algebra (math-verify) in a helper process, in bounded time and from any thread.
+"""Compare LaTeX answers by computer algebra (math-verify) in a helper process, in bounded time, from any thread.
 
-math-verify bounds its time by signals, which work in the main thread only and bound one comparison, not a batch. So it
-runs elsewhere: one helper process (`python -m r1zero.symbolic_helper`) has it loaded, forks a few workers, and kills
-those that take too long. The helper starts with the first answer that needs it and ends with the process that started
-it, however that ends. It needs a system with fork: Linux, macOS or WSL.
+math-verify bounds its time by signals: these work only in the main thread, and bound one comparison, not a batch. So
+one helper process (`python -m r1zero.grading.algebra`) loads it, forks a few workers, and kills those that take too
+long. The helper starts with the first answer that needs it, and ends with the process that started it, however that
+ends. It needs a system with fork: Linux, macOS or WSL.
 """
 
 import atexit
 import collections
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -20,19 +21,20 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from multiprocessing import connection
 
 from r1zero import ROOT
 from r1zero.processes import end_with_parent, share_of_cores
 
 BATCH_SECONDS = 6.0  # bound on the computer algebra of a batch, for every 64 pairs begun
-FIRST_SECONDS = 0.2  # a pair's first try; then those that overran share what is left of the batch's time
-START_SECONDS = 120  # within which a helper must have loaded math-verify
-GRACE_SECONDS = 60  # beyond a batch's time, after which a helper counts as hung
+FIRST_SECONDS = 0.2  # a pair's first try; the pairs that overran share what is left of the batch's time
+START_SECONDS = 120  # bound on loading math-verify
+GRACE_SECONDS = 60  # a helper that overruns a batch's time by more has hung
 WORKER_BYTES = 2 << 30  # address space of a worker
 MOST_WORKERS = 8
 
-WARM_UP = [  # what a fresh worker would be slow at
+WARM_UP = [  # fills the caches of the parser before the workers are forked
     (r"x^2-1", r"(x-1)(x+1)"),
     (r"\frac{2\pi}{3}", r"-\frac{\sqrt{4}}{\sqrt[3]{x}}\pi"),
     (r"[0,1)\cup(2,\infty)", r"(-\infty,1]\cup\{2\}"),
@@ -44,30 +46,30 @@ WARM_UP = [  # what a fresh worker would be slow at
 
 
 class Client:
-    """This process's side: it starts the helper where there is none, and asks it one batch at a time."""
+    """Start the helper if it does not run, and ask it one batch at a time."""
 
     def __init__(self):
-        self.process = None  # the helper, Popen
+        self.process = None  # Popen of the helper
         self.owner = None  # the id of the process that started it: a fork of ours must start its own
         self.lock = threading.Lock()
 
     def ask(self, pairs):
-        """What computer algebra says of each pair: list of True, False or None. Raises RuntimeError."""
+        """Return the verdict on each pair: see ask_helper."""
         seconds = BATCH_SECONDS * math.ceil(len(pairs) / 64)
         with self.lock:
-            for _ in range(2):  # a helper that has died since, say for want of memory, is started again once
+            for _ in range(2):  # start a helper that has died since, say for want of memory, once more
                 try:
                     return self.try_to_ask(pairs, seconds)
                 except (OSError, EOFError, TimeoutError) as error:
                     reason = error
                     self.stop()
-                except BaseException:  # Ctrl-C: the helper's answer would be taken for that of the next batch
+                except BaseException:  # Ctrl-C: the helper's reply would be read as that of the next batch
                     self.stop()
                     raise
         raise RuntimeError(f"the helper process r1zero/grading/algebra.py does not work ({reason}): is memory short?")
 
     def try_to_ask(self, pairs, seconds):
-        """Sends one batch and waits for its verdicts."""
+        """Send one batch and return its verdicts."""
         if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
             self.start()
         request = {"pairs": pairs, "seconds": seconds}
@@ -76,7 +78,7 @@ class Client:
         return json.loads(read_line(self.process, seconds + GRACE_SECONDS))
 
     def start(self):
-        """Starts the helper, in a session of its own, so that Ctrl-C reaches it through us alone."""
+        """Start the helper, in a session of its own: Ctrl-C must reach it through this process alone."""
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "r1zero.grading.algebra"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *python_path()])},
@@ -88,7 +90,7 @@ class Client:
         read_line(self.process, START_SECONDS)  # its "ready"
 
     def stop(self):
-        """Kills the helper and its workers, if they are ours."""
+        """Kill the helper and its workers, if this process started them."""
         if self.process is not None and self.owner == os.getpid():
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -96,7 +98,7 @@ class Client:
                 pass
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(BrokenPipeError):  # of a batch that it did not read to the end
+                with contextlib.suppress(BrokenPipeError):  # it did not read its last batch to the end
                     pipe.close()
         self.process = None
 
@@ -106,22 +108,22 @@ atexit.register(CLIENT.stop)
 
 
 def ask_helper(pairs):
-    """What computer algebra says of each pair of LaTeX answers, in bounded time, from any thread.
+    """Return whether each pair of LaTeX answers is equal, in bounded time, from any thread.
 
-    pairs: list of (gold, answer). Returns as many of True, False or None, which stands for a pair that was not decided
-    in its time. Raises RuntimeError where the helper does not work.
+    pairs: list of (gold, answer). Returns a list of True, False, or None for a pair that was not decided in its time.
+    Raises RuntimeError if the helper does not work.
     """
     return CLIENT.ask(pairs)
 
 
 def python_path():
-    """The folders that the environment variable PYTHONPATH lists."""
+    """Return the folders in the environment variable PYTHONPATH."""
     listed = os.environ.get("PYTHONPATH", "")
     return listed.split(os.pathsep) if listed else []
 
 
 def read_line(process, seconds):
-    """The next line (bytes) that a process prints. Raises TimeoutError, or EOFError where it has ended."""
+    """Return the next line (bytes) that a process prints. Raises TimeoutError, or EOFError if it has ended."""
     line, deadline = b"", time.monotonic() + seconds
     while not line.endswith(b"\n"):
         left = max(0, deadline - time.monotonic())
@@ -136,19 +138,81 @@ def read_line(process, seconds):
 
 
 def compare_symbolically(gold, answer):
-    """Whether math-verify finds two LaTeX answers equal. Only its LaTeX parser: the other one is Python's `eval`."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    """Return whether two LaTeX answers are equal: by their values, or if these do not decide it by math-verify."""
+    from math_verify import verify
 
-    extraction = [LatexExtractionConfig()]
-    gold = parse(f"${gold}$", extraction, parsing_timeout=None)
-    answer = parse(f"${answer}$", extraction, parsing_timeout=None)
+    gold, answer = read(gold), read(answer)
     if not gold or not answer:
         return False
-    return verify(gold, answer, timeout_seconds=None)
+    verdict = compare_values(gold[0], answer[0])
+    return verify(gold, answer, timeout_seconds=None) if verdict is None else verdict
+
+
+@functools.lru_cache(maxsize=1024)
+def read(latex):
+    """Return what math-verify reads in an answer, a sympy object and a text, or [] if it can read nothing.
+
+    Only its LaTeX parser is used: the other one is Python's `eval`.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)
+
+
+def compare_values(gold, answer):
+    """Return whether two sympy objects have the same value: True, False, or None if their values do not decide it.
+
+    Numbers are equal if their exact values are, or the first 40 digits of irrational ones. math-verify takes numbers
+    below 1e-15 for zero. Formulas in variables differ if they differ at one point; there they are never called equal.
+    """
+    from sympy import Eq, Expr, Float, Symbol, UnevaluatedExpr
+
+    # As math-verify does, compare x = 5 with 5, and x = 5 with x = 6, by the right sides
+    names = [equation.lhs for equation in (gold, answer) if isinstance(equation, Eq)]
+    gold, answer = pair = [each.rhs if isinstance(each, Eq) else each for each in (gold, answer)]
+    if not all(isinstance(expression, Expr) for expression in pair):
+        return None
+    if any(not isinstance(name, Symbol) or name != names[0] or gold.has(name) or answer.has(name) for name in names):
+        return None
+    # math-verify rounds a decimal to six places, reads a name as a product of letters, and takes 9% for 9
+    if any(isinstance(expression, (Float, Symbol)) or expression.has(UnevaluatedExpr) for expression in pair):
+        return None
+    one, other = value(gold), value(answer)
+    if one is None or other is None:
+        return None
+    if one.is_Rational and other.is_Rational:
+        same = one == other
+    else:
+        same = abs(one - other) < 1e-40 * max(abs(one), abs(other))
+    is_formula = gold.free_symbols or answer.free_symbols
+    return None if same and is_formula else bool(same)
+
+
+def value(expression):
+    """Return the value (sympy number) of an expression at a fixed rational point, or None if it has none there.
+
+    The value is exact if it is rational, and otherwise has 60 digits. The value of a variable x or of x(t) depends on
+    its name alone.
+    """
+    from sympy import Float, Rational
+    from sympy.core.function import AppliedUndef
+
+    decimals = {decimal: Rational(str(decimal)) for decimal in expression.atoms(Float)}
+    calls = {call for call in expression.atoms(AppliedUndef) if all(argument.is_Atom for argument in call.args)}
+    point = {}
+    for name in calls | expression.free_symbols:
+        point[name] = Rational(1024 + zlib.crc32(str(name).encode()) % 2048, 4096)
+    try:
+        found = expression.xreplace(decimals).subs(point).doit()
+        if not found.is_Rational:
+            found = found.evalf(60, strict=True)  # raises PrecisionExhausted, an ArithmeticError, if it may be zero
+        return found if found.is_number and found.is_finite else None
+    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError, RecursionError):
+        return None
 
 
 class Worker:
-    """A forked process that compares one pair after another, and can be killed in the middle of one."""
+    """Compare one pair after another in a forked process that can be killed at any time."""
 
     def __init__(self, compare):
         self.pipe, theirs = connection.Pipe()
@@ -156,44 +220,44 @@ class Worker:
         self.process = fork.Process(target=self.work, args=(compare, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.position = None  # of the pair at work, in its batch
+        self.position = None  # index in the batch of the pair that it compares
         self.deadline = None
 
     def work(self, compare, pipe):
-        """The forked process's side: it ends by a signal, or when nobody holds the pipe any more."""
+        """Compare what comes through the pipe (in the forked process), until a signal or the closed pipe ends it."""
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-        if sys.platform == "linux":  # should the helper be killed; elsewhere the closed pipe ends us
+        if sys.platform == "linux":  # in case the helper is killed; elsewhere the closed pipe ends it
             end_with_parent(signal.SIGKILL)
         while True:
             pipe.send(compare(*pipe.recv()))
 
     def kill(self):
-        """Ends the process, whatever it is at."""
+        """End the process, whatever it does."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
 
 class Pool:
-    """Workers that compare pairs side by side. One that takes too long, or dies, is replaced."""
+    """Compare pairs side by side in workers. Replace a worker that takes too long or dies."""
 
     def __init__(self, size, compare=compare_symbolically):
         self.compare = compare
         self.workers = [Worker(compare) for _ in range(size)]
 
     def busy(self):
-        """The workers that have a pair to compare."""
+        """Return the workers that have a pair to compare."""
         return [worker for worker in self.workers if worker.position is not None]
 
     def replace(self, worker):
-        """Puts a fresh worker in the place of one that hangs or is dead."""
+        """Put a fresh worker in the place of one that hangs or is dead."""
         worker.kill()
         self.workers[self.workers.index(worker)] = Worker(self.compare)
 
     def assign(self, waiting, pairs, limit, end):
-        """Gives each idle worker the next position of `waiting` (deque), for `limit` seconds at most, until `end`."""
+        """Give each idle worker the next position of `waiting` (deque), for `limit` seconds at most, until `end`."""
         now = time.monotonic()
         for worker in self.workers:
             if worker.position is None and waiting and now < end:
@@ -202,7 +266,7 @@ class Pool:
                 worker.pipe.send(pairs[worker.position])
 
     def collect(self):
-        """dict of position to verdict of the pairs that are decided by the next deadline, perhaps none."""
+        """Wait until the next deadline. Return the first verdicts until then as a dict {position: verdict}."""
         verdicts = {}
         at_work = {worker.pipe: worker for worker in self.busy()}
         next_deadline = min(worker.deadline for worker in at_work.values())
@@ -212,13 +276,13 @@ class Pool:
             try:
                 verdicts[worker.position] = pipe.recv()
                 worker.position = None
-            except EOFError:  # it died, say in the depths of a parser written in C
+            except EOFError:  # it died, say of a stack overflow in C
                 verdicts[worker.position] = False
                 self.replace(worker)
         return verdicts
 
     def replace_overdue(self):
-        """The positions of the pairs whose time is over. Their workers are killed and replaced."""
+        """Replace the workers whose time is over. Return the positions of their pairs."""
         overran = []
         now = time.monotonic()
         for worker in self.busy():
@@ -229,9 +293,9 @@ class Pool:
 
 
 def judge(pairs, seconds, pool, listening):
-    """Verdicts of all pairs within `seconds`: a short try for each, then a longer one for those that overran.
+    """Compare all pairs within `seconds`: a short try for each, then a longer one for those that overran.
 
-    Returns a list of True, False or None, for undecided. listening() raises SystemExit where the parent has gone.
+    Returns a list of True, False, or None for undecided. listening() raises SystemExit if the parent has gone.
     """
     end = time.monotonic() + seconds
     verdicts = {}  # of position
@@ -254,22 +318,22 @@ def judge(pairs, seconds, pool, listening):
 
 
 def worker_count():
-    """This process's share of the machine's cores, where several processes train on it, between 1 and MOST_WORKERS."""
+    """Return this process's share of the machine's cores, at most MOST_WORKERS."""
     return min(share_of_cores(), MOST_WORKERS)
 
 
 def serve():
-    """The helper process: reads batches of pairs as lines of JSON, and answers each with a line of verdicts."""
+    """Run the helper process: read batches of pairs as lines of JSON, and answer each with a line of verdicts."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a stray print is no answer
-    for gold, answer in WARM_UP:  # fills the parser's caches, which the workers inherit
+    os.dup2(2, 1)  # so that a stray print is not read as verdicts
+    for gold, answer in WARM_UP:
         compare_symbolically(gold, answer)
 
     def listening():
-        if os.getppid() != parent or select.select([0], [], [], 0)[0]:  # in a batch nothing but the end can come
+        if os.getppid() != parent or select.select([0], [], [], 0)[0]:  # within a batch, only the end of stdin comes
             sys.exit()  # multiprocessing ends the workers
 
     pool = Pool(worker_count())

@@ -1,6 +1,6 @@
-"""Expressions of whole numbers and + - * / ( ), read and worked out exactly. Nothing a model wrote is run.
+"""Work out expressions of whole numbers and + - * / ( ) exactly, without running what a model wrote.
 
-An expression is split into tokens, parsed, and worked out in integers and fractions, so that a near miss is a miss.
+An expression is split into tokens, parsed, and worked out in integers and fractions, so a near miss is a miss.
 """
 
 import operator
@@ -8,19 +8,19 @@ import re
 from fractions import Fraction
 
 TOKEN = re.compile(r"[0-9]+|[-+*/()]")
-TOKEN_CHARACTERS = "0123456789+-*/() \t\r\n"  # ASCII on purpose: any other character makes the answer wrong
+TOKEN_CHARACTERS = "0123456789+-*/() \t\r\n"  # ASCII alone: any other character makes the answer wrong
 SIGN_PRECEDENCE = 3  # of a sign, which binds tighter than every binary operator
 
 
 def tokenize(text):
-    """Numbers, operators and parentheses as list[str]; ValueError where anything but them and whitespace is there."""
+    """Return numbers, operators and parentheses (list[str]). Raises ValueError for all else but whitespace."""
     if text.strip(TOKEN_CHARACTERS):
         raise ValueError("a character that is no part of an expression")
     return TOKEN.findall(text)
 
 
 def divide(a, b):
-    """The exact quotient: an int where it is whole, for speed, otherwise a Fraction."""
+    """Return the exact quotient: an int if it is whole, for speed, otherwise a Fraction."""
     if type(a) is type(b) is int and a % b == 0:
         return a // b
     return Fraction(a, b)
@@ -31,7 +31,7 @@ SIGN = {"+": (SIGN_PRECEDENCE, operator.pos), "-": (SIGN_PRECEDENCE, operator.ne
 
 
 def apply_down_to(precedence, values, pending):
-    """Carries out the operators on top of the stack `pending` that bind at least as tightly as `precedence`."""
+    """Carry out the operators on top of the stack `pending` that bind at least as tightly as `precedence`."""
     while pending and pending[-1] and pending[-1][0] >= precedence:
         rank, function = pending.pop()
         if rank == SIGN_PRECEDENCE:
@@ -42,10 +42,10 @@ def apply_down_to(precedence, values, pending):
 
 
 def exact_value(tokens):
-    """The exact value of an infix expression (list[str] of tokenize), an int or a Fraction.
+    """Return the exact value, an int or a Fraction, of an infix expression (list[str] of tokenize).
 
-    Shunting-yard on two stacks rather than recursion, so that no depth of parentheses can exhaust the interpreter.
-    Raises ValueError where the expression is malformed and ZeroDivisionError where it divides by zero.
+    Shunting-yard on two stacks instead of recursion, so that no depth of parentheses can exhaust the interpreter.
+    Raises ValueError if the expression is malformed, and ZeroDivisionError.
 
     >>> exact_value(tokenize("8 / (3 - 8/3)"))
     Fraction(24, 1)
@@ -83,14 +83,14 @@ def exact_value(tokens):
 
 
 def solves_countdown(answer, nums, target):
-    """Whether `answer` (str) is an expression in exactly the numbers `nums` (list[int]) whose value is `target` (int).
+    """Return whether `answer` (str) is an expression in exactly the numbers `nums` (ints) of the value `target` (int).
 
     >>> solves_countdown("(25 - 3) * 2", [2, 3, 25], 44), solves_countdown("25 + 2*9", [2, 9, 25, 3], 43)
     (True, False)
     """
     try:
         tokens = tokenize(answer)
-        # Compared as text before anything is worked out: 07 is not 7, and no number is larger than those given.
+        # Compare as text before anything is worked out: 07 is not 7, and no number is larger than those given.
         used = [token for token in tokens if token.isdigit()]
         if sorted(used) != sorted(map(str, nums)):
             return False

@@ -1,8 +1,8 @@
-"""What R1-Zero is said to show, counted in a completion's text.
+"""Count in a completion's text what R1-Zero is said to show, and name the mistake of a wrong one.
 
 The first four behaviours are those of Gandhi et al. 2025 (arXiv 2503.01307), who had a language model find them. Here
-they are fixed phrases, which is coarser, and the same in every run. What can be counted exactly is: the equations that
-a text states are parsed and worked out by r1zero/grading/arithmetic.py. All of it is linear in the length of the text.
+they are fixed phrases: coarser, but the same in every run. What can be counted exactly is: the equations that a text
+states are parsed and worked out by r1zero/grading/arithmetic.py. The work is linear in the length of the text.
 """
 
 import functools
@@ -13,91 +13,36 @@ from itertools import pairwise
 from r1zero.grading.arithmetic import exact_value, tokenize
 from r1zero.grading.extract import extract_answer
 
-BEHAVIOURS = (  # the names of what count_behaviours counts
-    "verification",
-    "backtracking",
-    "subgoals",
-    "backward_chaining",
-    "restarts",
-    "equations",
-    "true_equations",
-    "answer_multiplies",
-)
-
 MISTAKES = ("no_answer", "bent_equation", "false_yes", "another_answer", "gave_up", "other")  # of name_mistake
 
-# Looked for in lower case, with " not" for n't, a single space for each whitespace, and one at both ends. No phrase is
-# part of another, so that none counts twice.
+# Searched for in lower case, with " not" for n't, one space for each whitespace, and one at both ends of the text. No
+# phrase is part of another, so none counts twice.
+# fmt: off
 PHRASES = {
     "verification": [
-        "check",
-        "verify",
-        "make sure",
-        "see if",
-        "let me confirm",
-        "which equals",
-        "which is equal to",
-        "matches the target",
-        "equals the target",
-        "that works",
-        "this works",
-        "it works",
-        "is correct",
-        "that's correct",
-        "that right",
-        "this right",
+        "check", "verify", "make sure", "see if", "let me confirm", "which equals", "which is equal to",
+        "matches the target", "equals the target", "that works", "this works", "it works", "is correct",
+        "that's correct", "that right", "this right",
     ],
     "backtracking": [
-        "incorrect",
-        "wrong",
-        "too big",
-        "too large",
-        "too high",
-        "too small",
-        "too low",
-        "dead end",
-        "backtrack",
+        "incorrect", "wrong", "too big", "too large", "too high", "too small", "too low", "dead end", "backtrack",
         "go back",
     ],
     "subgoals": [
-        "subgoal",
-        "sub-goal",
-        "step 1",
-        "step 2",
-        "step 3",
-        "first, let",
-        "first, i",
-        "first, we",
-        "try to get",
-        "aim for",
-        "closer to",
-        "multiple of",
-        "next, ",
+        "subgoal", "sub-goal", "step 1", "step 2", "step 3", "first, let", "first, i", "first, we", "try to get",
+        "aim for", "closer to", "multiple of", "next, ",
     ],
     "backward_chaining": [
-        "work backward",
-        "working backward",
-        "from the target",
-        "with the target",
-        "factor of",
-        "factors of",
-        "divisor of",
-        "divisors of",
+        "work backward", "working backward", "from the target", "with the target", "factor of", "factors of",
+        "divisor of", "divisors of",
     ],
     "restarts": [
-        " hmm",
-        "alternatively",
-        "try again",
-        "try another",
-        "try something",
-        "different approach",
-        "different way",
-        "different combination",
-        "start over",
-        "starting over",
+        " hmm", "alternatively", "try again", "try another", "try something", "different approach", "different way",
+        "different combination", "start over", "starting over",
     ],
 }
-# The same for what needs a look around. " 26 no, ... 16 yes" are the verdicts of the embedded default's traces.
+# fmt: on
+# Phrases that depend on what stands beside them. "26 no, ... 16 yes" are verdicts in the embedded default's traces.
 PATTERNS = {
     "verification": re.compile(r" yes(?<=[0-9] yes)(?![a-z])"),
     "backtracking": re.compile(
@@ -107,65 +52,44 @@ PATTERNS = {
     "restarts": re.compile(r" wait(?![a-z])"),
 }
 
-PLAIN_SIGNS = {
-    "×": "*",
-    "·": "*",
-    "÷": "/",
-    "−": "-",
-    r"\times": "*",
-    r"\cdot": "*",
-    r"\div": "/",
-    " equals ": " = ",
-}
+BEHAVIOURS = (*PHRASES, "equations", "true_equations", "answer_multiplies")  # what count_behaviours counts
+PLAIN_SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", r"\times": "*", r"\cdot": "*", r"\div": "/", " equals ": " = "}
+LAST_VERDICT = re.compile(r".*= ?([0-9]{1,9}) (yes|no)(?![a-z])", re.DOTALL)
 SIDE_CHARACTERS = "0123456789+-*/(). \t"  # of one side of an equation; a new line ends it
-DECIMAL_NUMBER = re.compile(r"\s*[-+]?[0-9]*\.[0-9]*\s*")  # without the exponent that Fraction would read as well
-LONG = 200  # tokens: a completion with more is counted as long
-LONGEST_SIDE = 200  # characters: a longer one is no equation, so that no number grows without bounds
+DECIMAL_NUMBER = re.compile(r"\s*[-+]?[0-9]*\.[0-9]*\s*")  # without an exponent, which Fraction reads too
+LONG = 200  # tokens; a completion with more counts as long
+LONGEST_SIDE = 200  # characters of one side of an equation, so that no number grows without bounds
 
 
 def count_behaviours(text):
-    """Counts in one completion (str), as a dict of name to int; the mean over completions is a rate.
+    """Count each of BEHAVIOURS in one completion (str). Return {name: int}; the mean over completions is a rate.
 
-    verification, backtracking, subgoals, backward_chaining, restarts: phrases and verdicts; equations, true_equations:
-    different equations stated, and those of them that are true; answer_multiplies: 1 if the answer is an expression
-    with * or /.
+    verification, backtracking, subgoals, backward_chaining, restarts: phrases and verdicts. equations, true_equations:
+    different equations stated, and how many of them are true. answer_multiplies: 1 if the answer is an expression with
+    * or /.
 
     >>> counts = count_behaviours("6*2 = 12, 12+8 = 21 no. Wait, let me check: 12+8 = 20. <answer>6*2+8</answer>")
     >>> {name: count for name, count in counts.items() if count}
     {'verification': 1, 'backtracking': 1, 'restarts': 1, 'equations': 3, 'true_equations': 2, 'answer_multiplies': 1}
     """
-    flat = flatten(text)
-    counts = {}
-    for behaviour, phrases in PHRASES.items():
-        counts[behaviour] = sum(flat.count(phrase) for phrase in phrases)
+    words = text.lower().replace("’", "'").replace("n't", " not").split()
+    flat = f" {' '.join(words)} "
+    counts = {behaviour: sum(map(flat.count, phrases)) for behaviour, phrases in PHRASES.items()}
     for behaviour, pattern in PATTERNS.items():
         counts[behaviour] += len(pattern.findall(flat))
     stated = equations(text)
     counts["equations"] = len(stated)
     counts["true_equations"] = sum(stated.values())
-    counts["answer_multiplies"] = int(answer_multiplies(text))
+    answer = extract_answer(text) or ""
+    counts["answer_multiplies"] = int(("*" in answer or "/" in answer) and expression_value(answer) is not None)
     return counts
 
 
-def flatten(text):
-    """The text as phrases are looked for in it: lower case, n't written out, single spaces and one at both ends."""
-    text = text.lower().replace("’", "'").replace("n't", " not")
-    return f" {' '.join(text.split())} "
-
-
-def answer_multiplies(text):
-    """Whether the text's last answer is an expression with * or / in it."""
-    answer = extract_answer(text) or ""
-    if "*" not in answer and "/" not in answer:
-        return False
-    return expression_value(answer) is not None
-
-
 def equations(text):
-    """dict of the different equations that a text states, without spaces, to whether each is true.
+    """Return {equation: whether it is true} for the different equations that a text states, without their spaces.
 
-    The left side is an expression, the right side a number or, in a chain, an expression. Different means a different
-    text: 3+7=10 and 7+3=10 are two. An approximate right side (10/3 = 3.33) is false.
+    The left side is an expression, the right side a number or, in a chain, an expression. 3+7=10 and 7+3=10 are two
+    equations. An approximate right side (10/3 = 3.33) is false.
 
     >>> equations("3*7 = 21: 21+5 = 26 no, 21-5 = 15 yes; again 3 × 7 equals 21")
     {'3*7=21': True, '21+5=26': True, '21-5=15': False}
@@ -185,15 +109,13 @@ def equations(text):
     return found
 
 
-LAST_VERDICT = re.compile(r".*= ?([0-9]{1,9}) (yes|no)(?![a-z])", re.DOTALL)
-
-
 def name_mistake(text, target):
-    """Why a wrong completion (str) of a Countdown problem with this target (int) is wrong: one of MISTAKES.
+    """Return why a wrong completion (str) of a Countdown problem with this target (int) is wrong: one of MISTAKES.
 
-    no_answer: it was cut off, or has no <answer>. bent_equation: it states the target as the value of something else,
-    `72+6 = 12` for 12. false_yes: it takes another value for the target, `26 yes` for 12. another_answer: it finds the
-    target by a true equation and answers something else. gave_up: its last verdict is no. The first that holds counts.
+    The first that holds counts. no_answer: it was cut off, or has no <answer>. bent_equation: it gives another
+    expression the target as its value, `72+6 = 12` for 12. false_yes: it takes another value for the target, `26 yes`
+    for 12. another_answer: it finds the target by a true equation and answers something else. gave_up: its last
+    verdict is no.
 
     >>> name_mistake("72+6 = 12 yes</think> <answer>72+6</answer>", 12)
     'bent_equation'
@@ -219,10 +141,10 @@ def name_mistake(text, target):
 
 @functools.lru_cache(1 << 14)
 def read_equation(left, right):
-    """(equation, whether it is true) from the text on both sides of an equals sign, or None where there is none.
+    """Return (equation, whether it is true) for the text on both sides of an equals sign, None if it is no equation.
 
-    What surrounds an equation is left off: the end of a sentence before it or the beginning of one after it, the dash
-    of a list, markdown's asterisks, and parentheses that open or close beyond it.
+    Leave off what surrounds it: the end of a sentence before it and the beginning of one after it, the dash of a list,
+    markdown's asterisks, and parentheses that open or close beyond it.
 
     >>> read_equation("1. (44 - 19) * 3 ", " 75. 3 "), read_equation("- 44+19", " 62)"), read_equation("2 4", " 6")
     (('(44-19)*3=75', True), ('44+19=62', False), None)
@@ -245,9 +167,9 @@ def read_equation(left, right):
 
 
 def expression_value(text):
-    """The exact value of an expression or a decimal number, a side of an equation, or None where it is neither.
+    """Return the exact value of an expression or a decimal number, None if a text (str) is neither.
 
-    So is what is longer than LONGEST_SIDE, so that the value never has more digits than a page can hold.
+    A text longer than LONGEST_SIDE is neither, so the value never has more digits than a page can hold.
     """
     if len(text) > LONGEST_SIDE:
         return None

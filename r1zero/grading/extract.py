@@ -1,4 +1,4 @@
-"""Where the answer stands in a completion: between tags, in a box, in a block of Python. All of it is linear."""
+"""Extract the answer of a completion: between tags, in a box, or in a block of Python. All of it in linear time."""
 
 import re
 
@@ -8,12 +8,12 @@ UNBRACED = re.compile(r"[^\s$]*")
 
 
 def completion_text(completion):
-    """The text of a completion that TRL gives as a string or as a list of chat messages."""
+    """Return the text of a completion, which TRL gives as a string or as a list of chat messages."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def extract_answer(text):
-    """The content of the last complete <answer>...</answer>, stripped, or None where there is none.
+    """Return the content of the last complete <answer>...</answer>, stripped, or None if there is none.
 
     >>> extract_answer("<answer>1+2</answer> no, wait: <answer> 2*3 </answer>")
     '2*3'
@@ -29,9 +29,9 @@ def extract_answer(text):
 
 
 def last_box(text):
-    r"""The content, stripped, of the last \boxed{...} or \fbox{...} that closes and has content, or None.
+    r"""Return the content, stripped, of the last \boxed{...} or \fbox{...} that closes and has content, or None.
 
-    Braces may nest to any depth, escaped ones do not count, and `\boxed 5` is a box too.
+    Braces may nest to any depth. Escaped braces do not count. `\boxed 5` is a box too.
 
     >>> last_box(r"\boxed{1} so \boxed{\frac{1}{2}}, that is \boxed{"), last_box(r"\boxed 5."), last_box(r"\boxed{ }")
     ('\\frac{1}{2}', '5', None)
@@ -42,7 +42,7 @@ def last_box(text):
         if text.startswith("{", start):
             content = braced(text, start, end)
             if content is None:
-                end = command.start()  # what opens before this and has not closed here never closes
+                end = command.start()  # a brace that opens before this and has not closed here never closes
         else:
             content = UNBRACED.match(text, start)[0].rstrip(".,;:")
         if content:
@@ -51,7 +51,7 @@ def last_box(text):
 
 
 def braced(text, start, end):
-    """What stands, stripped, between the brace at `start` and the one that closes it before `end`, or None."""
+    """Return the text, stripped, between the brace at `start` and the one that closes it before `end`, or None."""
     depth = 0
     for token in BRACE.finditer(text, start, end):
         if token[0] == "{":
@@ -64,7 +64,7 @@ def braced(text, start, end):
 
 
 def python_block(text):
-    """The content of the last complete ```python block, or None where there is none. A fence ends or begins a line.
+    """Return the content of the last complete ```python block, or None. A fence begins or ends a line.
 
     >>> python_block("First:\\n```python\\nprint(1)\\n```\\nBetter:\\n```python\\nprint(2)\\n```\\n")
     'print(2)'

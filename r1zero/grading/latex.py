@@ -1,24 +1,22 @@
-r"""Whether two maths answers in LaTeX are equal: as text, as exact numbers, by values, and only then by algebra.
+r"""Compare maths answers in LaTeX: as text, as exact numbers, and only then by computer algebra.
 
-Text and numbers decide nearly all answers, about a thousand times faster than computer algebra does. Formulas that
-have other values are different (r1zero/grading/numeric_answers.py), which decides most wrong ones a hundred times
-faster. What is left open goes to math-verify, which works in the helper process of r1zero/grading/algebra.py.
+Text and numbers decide nearly all answers, about a thousand times faster than computer algebra. The rest goes to the
+helper process of r1zero/grading/algebra.py.
 """
 
 import functools
 import re
 from fractions import Fraction
 
-from r1zero.grading import algebra as symbolic_helper
+from r1zero.grading import algebra
 from r1zero.grading.extract import braced
-from r1zero.grading.numeric_answers import known_different
 
-LONGEST_TEXT = 1000  # characters; a longer answer is compared as text only
+LONGEST_TEXT = 1000  # characters; longer answers are compared as text only
 
 SPACING = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|~|\\?\$|\s+")
 INNER_SPACE = re.compile(r"(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])")
 TEXT_GROUP = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-REWRITES = [  # what is written in two ways and means the same
+REWRITES = [  # two ways to write the same
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\{[^{}]*\})\s*(\w)"), r"\\frac\1{\2}"),
@@ -35,33 +33,33 @@ WHOLE = re.compile(r"[0-9]+")
 MIXED = re.compile(r"([0-9]+)(\\frac\{[0-9]+\}\{[0-9]+\})")
 SLASH = re.compile(r"([0-9]+)/([+-]?[0-9]+)")
 DECIMAL = re.compile(
-    r"""(?P<digits>[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)?   # with thousands apart or not
+    r"""(?P<digits>[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)?   # with or without thousands separators
         (?:\.(?P<decimals>[0-9]*))?
         (?:[eE](?P<e>[+-]?[0-9]{1,3})
           |(?:\\times|\\cdot|\*)[ ]?10\^(?:(?P<digit>[0-9])|\{(?P<power>[+-]?[0-9]{1,3})\}))?""",
     re.VERBOSE,
 )
 
-UNIT = "\N{SECTION SIGN}"  # stands for words of a \text{...} where a number is looked for beside them
+UNIT = "\N{SECTION SIGN}"  # replaces the words of a \text{...} while the number beside them is read
 WORDS = re.compile(r"[^\W\d_](?:\^-?\d|[^\d{}])*")  # m/s^2 too
 FACTORS = ("not", "dozen", "hundred", "thousand", "million", "billion", "trillion")  # make another number of a number
-NO_UNITS = {"i", "e", "and", "or", *FACTORS}  # with constants, and what stands between two answers
-CONSTANT = re.compile(r"\\(?:mathrm|text)\s*\{([ie])\}")  # that math-verify would take for a unit
-LIST = re.compile(r"[0-9],\s+[0-9]")  # and no thousands apart
+NO_UNITS = {"i", "e", "and", "or", *FACTORS}  # constants, and what stands between two answers, too
+CONSTANT = re.compile(r"\\(?:mathrm|text)\s*\{([ie])\}")  # math-verify would take it for a unit
+LIST = re.compile(r"[0-9],\s+[0-9]")  # not a thousands separator
 FACTOR = re.compile(rf"(?:{'|'.join(FACTORS)})(?![a-z])")
 SEVERAL_UNITS = re.compile(rf"[0-9] ?{UNIT} ?[0-9]")  # 7 hours 30 minutes
 NAME_IS = re.compile(r"[A-Za-z\\][\w\\{}()']*=")
-# In an answer to a question whose answer is a plain number: signs of arithmetic left undone
+# Signs of arithmetic left undone, in an answer to a question whose answer is a plain number
 UNDONE = re.compile(
     r"[0-9.)}\]!]\s*[-+*/^:]\s*[-+]?[({\[\s]*[0-9.]|[0-9)}]!|[0-9.]\s*\(|[)}]\s*[0-9({]|[0-9.]\s+[0-9.]"
     r"|\\(?!(?:approx|sim|simeq|prime|mu|Omega|AA|l?dots|[%{}])(?![a-zA-Z]))"
 )
-BASE = re.compile(r"[0-9]_(?:\{\(?(\w+)\)?\}|([0-9]|[A-Za-z]+))")  # the base that a number is written in: 1101_{2}
+BASE = re.compile(r"[0-9]_(?:\{\(?(\w+)\)?\}|([0-9]|[A-Za-z]+))")  # of a number: 1101_{2}
 
 
 @functools.lru_cache(maxsize=4096)
 def normalize(latex):
-    r"""The text of an answer without what does not change its meaning: spacing, $, \left, \text{...}, a final stop.
+    r"""Return an answer without what does not change its meaning: spacing, $, \left, \text{...}, a final stop.
 
     >>> normalize(r" \dfrac 12 ,\; \text{east}. ")
     '\\frac{1}{2},east'
@@ -75,10 +73,10 @@ def normalize(latex):
 
 @functools.lru_cache(maxsize=4096)
 def number(text):
-    r"""The exact value (Fraction) of a normalised number, or None where it is none, or a division not carried out.
+    r"""Return the exact value (Fraction) of a normalised number, None if it is none or a division left undone.
 
-    A number is an integer or a decimal number, with thousands apart or not, in scientific notation or not, a fraction
-    or a mixed number. A fraction may have signs and fractions in it, but its value must not be a whole number.
+    A number is an integer or a decimal number, with or without thousands separators, in scientific notation or not, a
+    fraction or a mixed number. A fraction may have signs and fractions in it; its value must not be a whole number.
 
     >>> number("1,234.5"), number(r"-1\frac{1}{2}"), number(r"4.5\times10^{3}"), number(r"\frac{10}{2}"), number("2+3")
     (Fraction(2469, 2), Fraction(-3, 2), Fraction(4500, 1), None, None)
@@ -87,88 +85,55 @@ def number(text):
     """
     if len(text) > LONGEST_TEXT:
         return None
-    sign, unsigned = split_sign(text)
-    value = decimal_value(unsigned)
-    if value is None:
-        value = fraction_value(unsigned)
-    if value is None:
+    sign, text = split_sign(text)
+    decimal = DECIMAL.fullmatch(text)
+    if decimal and (decimal["digits"] or decimal["decimals"]):
+        digits, decimals = re.sub("[, ]", "", decimal["digits"] or ""), decimal["decimals"] or ""
+        exponent = int(decimal["e"] or decimal["digit"] or decimal["power"] or 0)
+        return sign * int(digits + decimals) * Fraction(10) ** (exponent - len(decimals))
+    mixed = MIXED.fullmatch(text)
+    whole, text = (int(mixed[1]), mixed[2]) if mixed else (0, text)
+    quotient = quotient_value(text)
+    if quotient is None or quotient.denominator == 1:
         return None
-    return sign * value
+    return sign * (whole + quotient)
 
 
 def split_sign(text):
-    """The sign that a text begins with, 1 or -1, and what follows it."""
+    """Return the sign that a text begins with, 1 or -1, and what follows it."""
     if text.startswith("-"):
         return -1, text[1:]
     return 1, text.removeprefix("+")
 
 
-def decimal_value(text):
-    """The value of an integer, a decimal number or scientific notation without a sign, or None where it is none."""
-    match = DECIMAL.fullmatch(text)
-    if match is None:
-        return None
-    digits = re.sub("[, ]", "", match["digits"] or "")
-    decimals = match["decimals"] or ""
-    if not digits + decimals:
-        return None
-    exponent = int(match["e"] or match["digit"] or match["power"] or 0)
-    return int(digits + decimals) * Fraction(10) ** (exponent - len(decimals))
-
-
-def fraction_value(text):
-    """The value of a fraction or a mixed number without a sign before it, or None where it is whole or none."""
-    whole = 0
-    mixed = MIXED.fullmatch(text)
-    if mixed:
-        whole, text = int(mixed[1]), mixed[2]
-    quotient = quotient_value(text)
-    if quotient is None or quotient.denominator == 1:
-        return None
-    return whole + quotient
-
-
 def quotient_value(text):
-    """The value of a fraction without a sign before it, or None where it is none or divides by zero."""
-    parts = fraction_parts(text)
-    if parts is None:
-        return None
-    top, bottom = term_value(parts[0]), term_value(parts[1])
+    r"""Return the value of a/b or \frac{a}{b} without a sign before it, or None (also for a division by zero)."""
+    slash = SLASH.fullmatch(text)
+    if slash:
+        top, bottom = slash.groups()
+    else:
+        top = braced(text, len(r"\frac"), len(text)) if text.startswith(r"\frac{") else None
+        if top is None:
+            return None
+        below = text[len(r"\frac{}") + len(top) :]
+        bottom = braced(below, 0, len(below))
+        if below != f"{{{bottom}}}":
+            return None
+    top, bottom = term_value(top), term_value(bottom)
     if top is None or bottom is None or bottom == 0:
         return None
     return top / bottom
 
 
-def fraction_parts(text):
-    r"""What stands above and below in a/b or in \frac{a}{b}, as two strs, or None where the text is neither."""
-    slash = SLASH.fullmatch(text)
-    if slash:
-        return slash.groups()
-    if not text.startswith(r"\frac{"):
-        return None
-    top = braced(text, len(r"\frac"), len(text))
-    if top is None:
-        return None
-    below = text[len(r"\frac{}") + len(top) :]
-    bottom = braced(below, 0, len(below))
-    if below != f"{{{bottom}}}":
-        return None
-    return top, bottom
-
-
 def term_value(text):
-    """The value of what stands above or below in a fraction, a whole number or a fraction, or None."""
-    sign, unsigned = split_sign(text)
-    if WHOLE.fullmatch(unsigned):
-        return sign * Fraction(int(unsigned))
-    value = quotient_value(unsigned)
-    if value is None:
-        return None
-    return sign * value
+    """Return the value of what stands above or below in a fraction, a whole number or a fraction, or None."""
+    sign, text = split_sign(text)
+    value = Fraction(int(text)) if WHOLE.fullmatch(text) else quotient_value(text)
+    return None if value is None else sign * value
 
 
 def stated_number(latex):
-    r"""The number that an answer states, alone or beside words, units and the name of a variable, or None.
+    r"""Return the number that an answer states, alone or beside words, units and the name of a variable, or None.
 
     >>> stated_number(r"x = 5\text{ cm}"), stated_number(r"5\text{ or }6")
     (Fraction(5, 1), None)
@@ -181,7 +146,7 @@ def stated_number(latex):
 
 @functools.lru_cache(maxsize=4096)
 def without_units(latex):
-    r"""The text of an answer, normalised, with UNIT in the place of words that are no part of a formula.
+    r"""Return the normalised text of an answer, with UNIT in the place of words that are no part of a formula.
 
     >>> without_units(r"5\text{ cm}") == "5" + UNIT, without_units(r"5\text{7}"), without_units(r"\text{-}5")
     (True, '57', '-5')
@@ -190,7 +155,7 @@ def without_units(latex):
 
 
 def unit_or_content(match):
-    """What stands for a \\text{...} in without_units. match: of TEXT_GROUP."""
+    """Return what replaces a \\text{...} in without_units. match: of TEXT_GROUP."""
     content = match[1]
     is_no_unit = not NO_UNITS.isdisjoint(content.split()) and not re.search("[0-9]", content)
     if is_no_unit or match[0].startswith(r"\operatorname"):
@@ -199,30 +164,19 @@ def unit_or_content(match):
 
 
 def leaves_arithmetic_undone(latex):
-    """Whether an answer, after the name of a variable, has arithmetic in it that could still be carried out."""
+    """Return whether an answer, after the name of a variable, has arithmetic in it that can still be carried out."""
     text = without_units(latex)
     return UNDONE.search(text.rpartition("=")[2]) is not None
 
 
-def in_other_bases(gold, answer):
-    """Whether two normalised answers write as many numbers, but in other bases: 1101_2 and 1101_3."""
-    bases, others = stated_bases(gold), stated_bases(answer)
-    return len(bases) == len(others) and bases != others
-
-
-def stated_bases(text):
-    """The bases, sorted strs, that the numbers in a normalised answer are written in."""
-    return sorted(braces or bare for braces, bare in BASE.findall(text))
-
-
 def equal_exactly(gold, answer):
-    r"""True or False where text or exact numbers decide whether two LaTeX answers (str) are equal, otherwise None.
+    r"""Return whether two LaTeX answers (str) are equal: True, False, or None if text and exact numbers do not decide.
 
     A gold that is a plain number refuses an answer that leaves arithmetic undone: a question restated is no answer.
-    So unreduced answers count as wrong on purpose, as OpenAI's and PRIME's graders have it: 45/9 for 5, 31.95/2 for
-    15.975, 7! \times 2! for 10080. A fraction is no division left undone where its value is not a whole number: so 2/4
-    is right for 1/2 and, as with those graders, \frac{1}{-2} for -1/2 and the nested \frac{\frac{1}{2}}{3} for 1/6,
-    while \frac{1}{\frac{1}{2}} for 2 is wrong. A number in another base is another number: 1101_3 is not 1101_2.
+    So unreduced answers are wrong on purpose, as in OpenAI's and PRIME's graders: 45/9 for 5, 31.95/2 for 15.975,
+    7! \times 2! for 10080. A fraction is no division left undone unless its value is a whole number: so 2/4 is right
+    for 1/2 and, as in those graders, \frac{1}{-2} for -1/2 and the nested \frac{\frac{1}{2}}{3} for 1/6, while
+    \frac{1}{\frac{1}{2}} for 2 is wrong. A number in another base is another number: 1101_3 is not 1101_2.
 
     >>> equal_exactly("0.5", r"\frac12"), equal_exactly("6", r"2\cdot3"), equal_exactly(r"2\pi", r"\pi+\pi")
     (True, False, None)
@@ -231,7 +185,7 @@ def equal_exactly(gold, answer):
         return bool(gold.strip())
     if max(len(gold), len(answer)) > LONGEST_TEXT:
         return gold.split() == answer.split()
-    if WHOLE.fullmatch(gold) and WHOLE.fullmatch(answer):  # the most frequent case, made quick
+    if WHOLE.fullmatch(gold) and WHOLE.fullmatch(answer):  # the most frequent case, for speed
         return int(gold) == int(answer)
 
     normal_gold, normal = normalize(gold), normalize(answer)
@@ -247,24 +201,24 @@ def equal_exactly(gold, answer):
             return found == value
         if leaves_arithmetic_undone(answer):
             return False
-    if in_other_bases(normal_gold, normal):
+    bases = [sorted(braces or bare for braces, bare in BASE.findall(text)) for text in (normal_gold, normal)]
+    if len(bases[0]) == len(bases[1]) and bases[0] != bases[1]:
         return False
     units = [without_units(gold), without_units(answer)]
     if any(SEVERAL_UNITS.search(text) for text in units) or FACTOR.findall(units[0]) != FACTOR.findall(units[1]):
-        return False  # math-verify would take the first number, and leave out what follows
+        return False  # math-verify would take the first number and leave out what follows
 
     words = TEXT_GROUP.fullmatch(gold.strip())
     if words and words[1].strip("() ").replace(" ", "").isalpha():
-        # math-verify would take the words for products of letters.
+        # math-verify would take the words for products of letters
         return normal.strip("()").casefold() == normal_gold.strip("()").casefold()
     return None
 
 
 def equal(golds, answers):
-    """Whether each pair of LaTeX answers is equal.
+    """Return whether each pair of LaTeX answers is equal: B bools, None for a pair not decided in its time.
 
-    golds, answers: B strs each, without their boxes. Returns B bools, with None for a pair that computer algebra did
-    not decide in its time. Raises RuntimeError where its helper process cannot work.
+    golds, answers: B strs each, without their boxes. Raises RuntimeError if the helper process does not work.
     """
     pairs = []
     for gold, answer in zip(golds, answers, strict=True):
@@ -274,10 +228,8 @@ def equal(golds, answers):
     for pair in pairs:
         if pair not in verdicts:
             verdicts[pair] = equal_exactly(*pair)
-            if verdicts[pair] is None and known_different(*pair):
-                verdicts[pair] = False
             if verdicts[pair] is None:
                 undecided.append(pair)
     if undecided:
-        verdicts.update(zip(undecided, symbolic_helper.ask_helper(undecided), strict=True))
+        verdicts.update(zip(undecided, algebra.ask_helper(undecided), strict=True))
     return [verdicts[pair] for pair in pairs]

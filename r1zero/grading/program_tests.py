@@ -1,15 +1,16 @@
-"""The tests of a row of code: how they are read, and whether the output of a program is what they expect."""
+"""Read the tests of a row of code, and compare the output of a program with what they expect."""
 
 import contextlib
 import json
 
 
 def parse_tests(text):
-    """Reads a row's tests: (cases, fn_name), where cases is a list of (stdin, expected) and fn_name a str or None.
+    """Return (cases, fn_name) of a row's tests (str): a list of (stdin, expected), and a str or None.
 
-    Without fn_name both are text; given as a list, its lines. With it, stdin is the JSON list of arguments, given as a
-    list or as text with one JSON value a line, and expected holds the accepted results: the output as it stands, and
-    as the JSON that it may be. Raises ValueError where the text is not of this form.
+    Without fn_name, both are text; a list in the data is a list of lines. With fn_name, stdin is the JSON list of the
+    arguments, which the data give as a list or as text with one JSON value a line. expected is the list of results
+    that are right: the output as it stands and, if it is JSON, its value. Raises ValueError if the text has another
+    form.
 
     >>> parse_tests('{"inputs": ["1 2"], "outputs": ["3"]}')
     ([('1 2', '3')], None)
@@ -35,7 +36,7 @@ def parse_tests(text):
 
 
 def as_text(value):
-    """The text (str) of an input or output that is given as it stands or as a list of its lines."""
+    """Return an input or output as text (str). value: that text, or a list of its lines."""
     lines = value if isinstance(value, list) else [value]
     if not all(isinstance(line, str) for line in lines):
         raise ValueError(f"a test has {str(value)[:80]}, wanted text or a list of lines")
@@ -43,7 +44,7 @@ def as_text(value):
 
 
 def as_arguments(value):
-    """The JSON list (str) of a call's arguments."""
+    """Return the JSON list (str) of a call's arguments. value: that list, or a text with one JSON value a line."""
     arguments = value
     if isinstance(value, str):
         lines = [line for line in value.split("\n") if line.strip()]
@@ -57,7 +58,7 @@ def as_arguments(value):
 
 
 def as_results(value):
-    """The results (list) that are right where a call's output is given as `value`."""
+    """Return the results (list) that are right if the data give a call's output as `value`."""
     results = [value]
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -66,14 +67,14 @@ def as_results(value):
 
 
 def text_lines(text):
-    """Lines without the whitespace that follows them, and without the empty ones at the end."""
+    """Return the lines without whitespace at their ends, and without empty lines at the end."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def is_expected(output, expected, fn_name):
-    """Whether an output (bytes) is the expected text, or with fn_name the JSON of one of the expected values.
+    """Return whether an output (bytes) is the expected text, or with fn_name the JSON of one of the expected values.
 
-    A result is also right where it is the only item of an expected list: some data sets wrap each output once more.
+    A result is also right if it is the only item of an expected list: some data sets wrap each output once more.
 
     >>> is_expected(b"3 \\n", "3", None), is_expected(b"[3]", ["[3]", [3]], "f"), is_expected(b"4", ["3", 3], "f")
     (True, True, False)

@@ -1,12 +1,13 @@
-"""Runs the Python programs that a model wrote on their tests, shut in by bubblewrap. Used by rewards.code_reward.
+"""Run the Python programs that a model wrote on their tests, shut in by bubblewrap.
 
-Each test is one process in a sandbox of its own. No file but Python's own is there, and none can be written but in a
-small /tmp that goes with it. There is no network, no /proc, no environment, no second process, and nothing of the
-expected output: comparison happens here. Not covered: holes in the kernel, and load (os.cpu_count() tests at a time,
-each up to 1 GiB, and as much again in the kernel for a million empty files in /tmp; Sandbox says for how long).
+Each test is one process in a sandbox of its own. The process sees no file but Python's own and can write only to a
+small /tmp of its own. It has no network, no /proc, no environment, no second process, and nothing of the expected
+output, which is compared outside. Not covered: holes in the kernel, and load (os.cpu_count() tests at a time, each
+with up to 1 GiB, and as much again in the kernel for a million empty files in /tmp).
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -16,6 +17,7 @@ import platform
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,15 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.grading.program_tests import is_expected
-from r1zero.grading.seccomp_filter import MACHINES, filter_program
 from r1zero.processes import share_of_cores
 
-SECONDS = 10  # that a program has for all of its tests together
+SECONDS = 10  # of a program, for all of its tests together
 BATCH = 64  # programs
-BATCH_SECONDS = 256  # that the programs of a batch have together, for every BATCH of them begun
-START_SECONDS = 60  # within which a sandbox must have started
+BATCH_SECONDS = 256  # of all programs of a batch together, for every BATCH of them begun
+START_SECONDS = 60  # bound on the start of a sandbox
 OUTPUT = 4 << 20  # bytes of a test's output that are read, or four for each expected character if that is more
-THREADS = 128  # that a test may have at a time; RLIMIT_NPROC would not bind root
+THREADS = 128  # of a test at a time; RLIMIT_NPROC would not bind root
 POLL = 0.05  # seconds between two looks at a running test
 LIMITS = {  # of each test's process
     "RLIMIT_AS": 1 << 30,  # bytes of memory
@@ -45,8 +46,30 @@ LIMITS = {  # of each test's process
     "RLIMIT_CORE": 0,
 }
 
+# The filter of system calls: no second process, no socket, no memory that RLIMIT_AS does not count
+# fmt: off
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column below, AUDIT_ARCH_* of linux/audit.h
+CLONE, CLONE3 = (56, 220), 435
+REFUSED = {  # system calls: number on x86_64, on aarch64 (asm/unistd_64.h, asm-generic/unistd.h)
+    "fork": (57, None), "vfork": (58, None), "unshare": (272, 97), "setns": (308, 268),  # processes and namespaces
+    "socket": (41, 198), "socketpair": (53, 199),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),  # memory that RLIMIT_AS does not count, down to mq_open
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),  # the sandbox's process 1
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),  # keys belong to the user, not the sandbox
+    "io_uring_setup": (425, 425), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+}
+# fmt: on
+
+# The codes of a filter's steps, and what it may return. Source: linux/filter.h, linux/bpf_common.h, linux/seccomp.h.
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+KILL, REFUSE, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # where they stand in struct seccomp_data, in bytes
+X32 = 0x40000000  # the lowest number of x86_64's second numbering of the same calls
+CLONE_THREAD = 0x10000  # the flag of clone that makes a thread, not a process
+
 # What Python runs in the sandbox, with LIMITS and READY set. A program reads its input from stdin, writes to stdout.
-# With the name of a function, stdin holds the arguments as a JSON list and stdout the result as JSON, as if imported.
+# With the name of a function, stdin holds the arguments as a JSON list and stdout gets the result as JSON.
 READY = b"ready\n"  # comes before the program's own output: without it the sandbox failed, not the program
 DRIVER = """
 import os, resource, sys
@@ -78,27 +101,28 @@ exec(program, module.__dict__)
 
 @dataclass
 class Attempt:
-    """A program, and how far it has come with its tests."""
+    """A program and how many of its tests have ended."""
 
-    program: str
+    program: str | None
     cases: list  # of (stdin, expected)
     fn_name: str | None
-    ended: int = 0  # tests that have ended, from the first on
+    ended: int = 0  # tests that have ended, in order
     passed: int = 0
 
 
 class Sandbox:
-    """Runs programs in bubblewrap or, where that does not start and it is allowed, as plain processes.
+    """Run programs in bubblewrap or, if it does not start and that is allowed, as plain processes.
 
-    The tests of a program run one after the other, and several programs side by side. Time is counted while a program
-    runs; the start of its sandbox is not. A program has `seconds` for all of its tests, and a batch has batch_seconds
-    for every BATCH programs begun. So that none goes without, each program has a first turn: half of an even share of
-    the batch's time, 2 s. Those that overran it share evenly what is left, in a second turn, in which the tests that
-    have not ended run on. The second turn is a full one, 8 s, where a third of the batch overran and the others took
-    a second each. A batch of endless programs takes batch_seconds divided by the number that run side by side.
+    The tests of a program run one after another, and as many programs side by side as there are cores. Time counts
+    while a program runs, not while its sandbox starts.
+
+    - A batch has batch_seconds for every BATCH programs begun, divided by the number that run side by side.
+    - Each program has half an even share of that, 2 s, whatever the others do: the first turn.
+    - The programs that overran it share evenly what is left: the second turn, in which they go on with the tests that
+      have not ended. Each has its `seconds` in full if a third of the batch overran and the others took 1 s.
 
     allow_unsandboxed: whether plain processes, with the rights of who trains, may take the sandbox's place.
-    Raises RuntimeError, one sentence that says what to type, where bubblewrap does not start and nothing else may.
+    Raises RuntimeError, one sentence that says what to type, if bubblewrap does not start and they may not.
     """
 
     def __init__(self, allow_unsandboxed=False, seconds=SECONDS, batch_seconds=BATCH_SECONDS):
@@ -110,64 +134,53 @@ class Sandbox:
         self.batch_seconds = batch_seconds
 
     def share_passed(self, programs, tests):
-        """The share of its tests (float in 0..1) that each program (str, or None for none) passes.
+        """Return the share of its tests (float in 0..1) that each program passes.
 
-        tests: one (cases, fn_name) of code_tests.parse_tests for each program. A test that has not ended when the last
-        turn of its program is over has failed. Raises RuntimeError where a sandbox fails.
+        programs: B strs, None for a completion without one; tests: B pairs (cases, fn_name) of parse_tests. A test
+        that has not ended in its program's time has failed. Raises RuntimeError if a sandbox fails.
         """
-        attempts = []
-        for program, (cases, fn_name) in zip(programs, tests, strict=True):
-            attempts.append(Attempt(program, cases, fn_name))
-        self.run_in_turns([attempt for attempt in attempts if attempt.program is not None])
-        return [attempt.passed / len(attempt.cases) for attempt in attempts]
-
-    def run_in_turns(self, attempts):
-        """Gives each of some Attempts a short turn, and those that overran it a longer one."""
-        stop = threading.Event()
-        # The parent that --die-with-parent means is the thread that starts bwrap: these outlive their tests.
-        pool = ThreadPoolExecutor(workers())
-
-        def take_turns(attempts, seconds):
-            return sum(pool.map(lambda attempt: self.take_turn(attempt, seconds, stop), attempts))
-
+        attempts = [Attempt(program, *row_tests) for program, row_tests in zip(programs, tests, strict=True)]
+        running = [attempt for attempt in attempts if attempt.program is not None]
+        left = self.batch_seconds * math.ceil(len(running) / BATCH)
         first = min(self.seconds, self.batch_seconds / BATCH / 2)
+        stop = threading.Event()
+        # bwrap's --die-with-parent means the thread that starts it: these threads outlive their tests
+        pool = ThreadPoolExecutor(workers())
         try:
-            spent = take_turns(attempts, first)
-            overran = [attempt for attempt in attempts if attempt.ended < len(attempt.cases)]
-            if overran:
-                left = self.batch_seconds * math.ceil(len(attempts) / BATCH) - spent
-                take_turns(overran, min(self.seconds - first, left / len(overran)))
+            for turn in (first, self.seconds - first):
+                seconds = min(turn, left / max(len(running), 1))
+                left -= sum(pool.map(self.run_tests, running, [seconds] * len(running), [stop] * len(running)))
+                running = [attempt for attempt in running if attempt.ended < len(attempt.cases)]
         finally:  # after Ctrl-C, too
             stop.set()
             pool.shutdown(cancel_futures=True)
+        return [attempt.passed / len(attempt.cases) for attempt in attempts]
 
-    def take_turn(self, attempt, seconds, stop):
-        """Runs an Attempt's tests from the first that has not ended, for so many seconds. Returns those it took."""
+    def run_tests(self, attempt, seconds, stop):
+        """Run the tests of an Attempt that have not ended, for so many seconds. Return the seconds that they took."""
         spent = 0.0
-        while attempt.ended < len(attempt.cases) and spent < seconds and not stop.is_set():
-            right, took = self.passes(attempt, seconds - spent, stop)
+        for stdin, expected in attempt.cases[attempt.ended :]:
+            if spent >= seconds or stop.is_set():
+                break
+            limit = max(OUTPUT, 4 * len(json.dumps(expected)))
+            arguments = attempt.program, attempt.fn_name, stdin, limit, seconds - spent, stop, self.shut_in
+            output, took = run_test(*arguments)
             spent += took
-            if right or spent < seconds:  # otherwise the test was cut short
+            right = output is not None and is_expected(output, expected, attempt.fn_name)
+            if right or spent < seconds:  # otherwise the end of the turn cut the test short
                 attempt.passed += right
                 attempt.ended += 1
         return spent
 
-    def passes(self, attempt, seconds, stop):
-        """Whether an Attempt passes its next test within so many seconds, and how many these were."""
-        stdin, expected = attempt.cases[attempt.ended]
-        limit = max(OUTPUT, 4 * len(json.dumps(expected)))
-        output, took = run_test(attempt.program, attempt.fn_name, stdin, limit, seconds, stop, self.shut_in)
-        return output is not None and is_expected(output, expected, attempt.fn_name), took
-
 
 def workers():
-    """How many tests run at a time: one a core, shared among the processes of a distributed training."""
+    """Return how many tests run at a time: one a core, divided among the processes of a distributed run."""
     return share_of_cores()
 
 
 @functools.cache
 def why_unavailable():
-    """None where the sandbox starts, otherwise one sentence (str) on what is wrong and what to type. Tried once."""
+    """Return None if the sandbox starts, otherwise one sentence on what is wrong and what to type. Tried once."""
     otherwise = "or pass --allow_unsandboxed_code to run a model's programs as plain processes, with your rights"
     if platform.machine() not in MACHINES:
         return f"this machine is {platform.machine()}, wanted {' or '.join(MACHINES)}: use such a one, {otherwise}"
@@ -189,21 +202,21 @@ def why_unavailable():
 
 
 def interpreter():
-    """The path of Python itself: a virtual environment has only a link to it, or a copy that lacks the library."""
+    """Return the path of Python itself: a virtual environment has a link to it, or a copy that lacks the library."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return os.path.realpath(os.path.join(sys.base_prefix, "bin", name))
 
 
 def sandbox_command(filter_fd):
-    """bwrap and its options as list[str]: everything unshared, and of all files only Python and its libraries shown.
+    """Return bwrap and its options (list[str]): unshare everything, and show only Python and its libraries.
 
-    No /proc: it would show bwrap's environment, and let programs that root runs write the machine's own /proc/sys.
+    Not /proc: it would show bwrap's environment, and let programs that root runs write the machine's own /proc/sys.
     """
     command = [shutil.which("bwrap"), "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--hostname", "sandbox", "--cap-drop", "ALL", "--seccomp", str(filter_fd)]
     shown = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", interpreter()]
     shown.append(os.path.join(os.path.realpath(sys.base_prefix), "lib"))
-    for path in dict.fromkeys(shown):  # each once: for Python in /usr they repeat
+    for path in dict.fromkeys(shown):  # each once: they repeat for Python in /usr
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
@@ -214,8 +227,28 @@ def sandbox_command(filter_fd):
     return command
 
 
+def filter_program(machine):
+    """Return the filter that the kernel runs at each system call, for a key of MACHINES: structs sock_filter as bytes.
+
+    A step is its code (u16), how many steps to skip if it holds (u8) and if it does not (u8), and its operand (u32).
+    """
+    column, architecture = MACHINES[machine]
+    permission_denied = (RETURN, 0, 0, REFUSE | errno.EPERM)
+    steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL)]
+    steps += [(LOAD, 0, 0, NUMBER)]
+    steps += [(AT_LEAST, 0, 1, X32), permission_denied]
+    for numbers in REFUSED.values():
+        if numbers[column] is not None:
+            steps += [(EQUAL, 0, 1, numbers[column]), permission_denied]
+    # A filter cannot see the flags of clone3. If it does not exist, glibc makes its threads with clone.
+    steps += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]
+    steps += [(EQUAL, 0, 3, CLONE[column]), (LOAD, 0, 0, FIRST_ARGUMENT), (ANY_BIT, 1, 0, CLONE_THREAD)]
+    steps += [permission_denied, (RETURN, 0, 0, ALLOW)]
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
+
+
 def memory_file(content):
-    """An open file of these bytes that lies in memory and can no longer be changed, at its start."""
+    """Return an open file in memory with these bytes, sealed against changes, at its start."""
     file = open(os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b")
     file.write(content)
     file.flush()
@@ -225,7 +258,7 @@ def memory_file(content):
 
 
 def start(program, fn_name, stdin, shut_in, stderr=subprocess.DEVNULL):
-    """A Popen of the driver with a program (str) and its input (str). Its end is the caller's business."""
+    """Start the driver with a program (str) and its input (str). Return its Popen, which the caller must end."""
     with (
         memory_file(program.encode(errors="replace")) as program_file,
         memory_file(stdin.encode(errors="replace")) as stdin_file,
@@ -242,15 +275,15 @@ def start(program, fn_name, stdin, shut_in, stderr=subprocess.DEVNULL):
             pass_fds=(program_file.fileno(), filter_file.fileno()),
             env={},
             cwd=tempfile.gettempdir(),
-            start_new_session=True,  # Ctrl-C reaches the training alone, which then ends its tests
+            start_new_session=True,  # Ctrl-C reaches the training alone, and that ends its tests
         )
 
 
 def run_test(program, fn_name, stdin, limit, seconds, stop, shut_in):
-    """The stdout (bytes) of a program (str) that ended with exit status 0, otherwise None, and the seconds it took.
+    """Run a program (str) on an input (str). Return its stdout (bytes, None unless it ends well) and its seconds.
 
-    limit: bytes of output, more fail; seconds: that it may take; stop: an Event that ends the test.
-    Raises RuntimeError where the sandbox itself failed, so that no right program is scored as wrong.
+    limit: bytes of output; a program that prints more has failed. stop: an Event that ends the test. Raises
+    RuntimeError if the sandbox itself fails, so that no right program is scored as wrong.
     """
     process = start(program, fn_name, stdin, shut_in)
     try:
@@ -268,9 +301,9 @@ def run_test(program, fn_name, stdin, limit, seconds, stop, shut_in):
 
 
 def watch(process, limit, seconds, stop):
-    """The stdout (bytes) of a process that ends by itself, None where it has to be ended, for whatever reason.
+    """Return the stdout (bytes) of a process that ends by itself, None if it must be ended, and its seconds.
 
-    With it come the seconds since its first output, which is the driver's READY. Raises RuntimeError without any.
+    Its seconds begin with its first output, the driver's READY. Raises RuntimeError if there is none.
     """
     output, is_open = bytearray(), True
     now = time.monotonic()
@@ -296,7 +329,7 @@ def watch(process, limit, seconds, stop):
             if len(output) > limit:
                 return None, took()
             is_open = bool(chunk)
-        if not is_open:  # it has closed its stdout, which is its end unless it goes on without
+        if not is_open:  # it has closed its stdout: it has ended, unless it goes on without
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=POLL)
                 return bytes(output), took()
@@ -306,7 +339,7 @@ def watch(process, limit, seconds, stop):
 
 
 def family(pid):
-    """{pid: number of threads} of a process and those below it, parents first: bwrap, process 1, the program."""
+    """Return {pid: number of threads} of a process and its descendants: bwrap, its process 1, the program."""
     threads, pids = {}, [pid]
     for member in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
@@ -317,10 +350,10 @@ def family(pid):
 
 
 def end(process, shut_in):
-    """Kills and reaps all processes of a test."""
+    """Kill and reap all processes of a test."""
     if shut_in and process.poll() is None:
-        # The sandbox's process 1 takes the program with it, and bwrap reaps it. Were bwrap killed, it would be left to
-        # the machine's process 1, which in a container may reap nothing.
+        # Kill the sandbox's process 1: the program ends with it, and bwrap reaps it. If bwrap were killed, the
+        # machine's process 1 would have to reap it, and in a container that may reap nothing.
         below_bwrap = list(family(process.pid))[1:]
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             if below_bwrap:

@@ -1,11 +1,9 @@
-"""A row's tests are read, and outputs compared with them.   bash tests/run.sh tests/test_code_tests.py"""
+"""A row's tests are read, and outputs compared with them.   bash tests/run.sh tests/test_program_tests.py"""
 
-import doctest
 import json
 
 import pytest
 
-from r1zero.grading import program_tests as code_tests
 from r1zero.grading.program_tests import is_expected, parse_tests
 
 
@@ -58,16 +56,9 @@ def test_unreadable_tests_are_an_error_that_says_what_is_wanted(text):
         parse_tests(text)
 
 
-@pytest.mark.parametrize(
-    ("output", "expected"),
-    [
-        pytest.param(b"1\n2", "1\n2\n", id="no newline at the end"),
-        pytest.param(b"1  \r\n2\t\n\n \n", "1\n2", id="whitespace at the ends of lines"),
-        pytest.param("\u4e2d".encode(), "\u4e2d", id="any script"),
-    ],
-)
-def test_output_may_differ_in_whitespace_after_lines(output, expected):
-    assert is_expected(output, expected, None)
+@pytest.mark.parametrize("output", [b"1\n2", b"1\n2\n", b"1  \r\n2\t\n\n \n"])
+def test_output_may_differ_in_whitespace_after_lines(output):
+    assert is_expected(output, "1\n2", None) and is_expected(output, "1\n2\n", None)
 
 
 @pytest.mark.parametrize("output", [b"", b"1", b"1 2", b"\n1\n2", b" 1\n2", b"1\n\n2", b"1\n2\n3", b"1\n2\xff"])
@@ -91,11 +82,4 @@ def test_other_outputs_are_not_expected(output):
 )
 def test_result_of_a_function_is_compared_as_json(output, right):
     assert is_expected(output, ["[1, 2]", [1, 2]], "f") == right
-
-
-def test_result_may_stand_in_a_list_of_its_own_in_the_data():
-    assert is_expected(b"[1, 2]", ["[[1, 2]]", [[1, 2]]], "f")
-
-
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(code_tests).failed == 0
+    assert is_expected(output, ["[[1, 2]]", [[1, 2]]], "f") == (right or output == b"[[1, 2]]"), "in a list of its own"

@@ -1,9 +1,7 @@
-"""The program in a completion is found.   bash tests/run.sh tests/test_answers.py
+"""The program in a completion is found.   bash tests/run.sh tests/test_extract.py
 
 That tags and boxes are found stands in test_rewards.py, with the rewards that read them.
 """
-
-import time
 
 import pytest
 
@@ -29,21 +27,10 @@ from r1zero.grading.extract import python_block
         pytest.param("```python\na", None, id="never closed"),
         pytest.param("print(1)", None, id="no block"),
         pytest.param("", None, id="empty"),
+        pytest.param("```python\n" * 10**5, None, id="never closed, a hundred thousand times"),
+        pytest.param("```" * 10**6, None, id="three megabytes of fences"),
+        pytest.param("```python\na\n```\n" * 10**5, "a", id="a hundred thousand blocks"),
     ],
 )
 def test_last_complete_python_block_is_the_program(text, program):
     assert python_block(text) == program
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        pytest.param("```python\n" * 10**5, None, id="never closed, many times"),
-        pytest.param("```" * 10**6, None, id="three megabytes of fences"),
-        pytest.param("```python\na\n```\n" * 10**5, "a", id="many blocks"),
-    ],
-)
-def test_time_to_find_it_is_linear_in_the_text(text, program):
-    started = time.process_time()
-    assert python_block(text) == program
-    assert time.process_time() - started < 20, "seconds of CPU time; quadratic time would be minutes"

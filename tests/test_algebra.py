@@ -1,6 +1,6 @@
-r"""The helper process with computer algebra: how it shares its time, and against bombs and kills.
+r"""The helper process with computer algebra: it shares its time, and survives bombs and kills.
 
-bash tests/run.sh tests/test_symbolic_helper.py
+bash tests/run.sh tests/test_algebra.py
 """
 
 import math
@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import math_verify
 import pytest
+import sympy
 
-from r1zero import ROOT
-from r1zero.grading import algebra as symbolic_helper
-from r1zero.grading.algebra import CLIENT, Pool, ask_helper, judge
+from r1zero import ROOT, processes
+from r1zero.grading import algebra
+from r1zero.grading.algebra import CLIENT, Pool, ask_helper, compare_symbolically, judge
 
 GOOD = [  # what only computer algebra finds equal
     ("x^2-1", "(x-1)(x+1)"),
@@ -73,9 +75,9 @@ def simulated(monkeypatch):
         clock.now = min([clock.now + timeout] + [pipe.ends for pipe in pipes])
         return [pipe for pipe in pipes if pipe.ends <= clock.now]
 
-    monkeypatch.setattr(symbolic_helper, "Worker", SimulatedWorker)
-    monkeypatch.setattr(symbolic_helper, "connection", SimpleNamespace(wait=wait))
-    monkeypatch.setattr(symbolic_helper, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(algebra, "Worker", SimulatedWorker)
+    monkeypatch.setattr(algebra, "connection", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(algebra, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -111,33 +113,30 @@ def test_batch_that_nobody_waits_for_any_more_is_left(simulated):
     assert simulated.now < 1
 
 
-@pytest.mark.parametrize(
-    ("cores", "processes", "workers"),
-    [(1, 1, 1), (4, 1, 4), (64, 1, 8), (64, 16, 4), (4, 8, 1), (None, 1, 1)],
-)
-def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert symbolic_helper.worker_count() == workers
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (64, 16, 4), (4, 8, 1)])
+def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, ranks, workers):
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert algebra.worker_count() == workers
 
 
 @pytest.fixture
 def patient(monkeypatch):
     """A batch of good pairs ends as soon as they are decided: only a hang meets this bound."""
-    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 60)
 
 
 def test_batch_of_bombs_is_ended_and_the_helper_works_on(monkeypatch):
-    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 2)
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 2)
     verdicts = ask_helper([("2x", bomb) for bomb in BOMBS])
     assert len(verdicts) == len(BOMBS) and True not in verdicts
-    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 60)
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 60)
     assert ask_helper(GOOD) == [True] * len(GOOD)
 
 
 @pytest.mark.slow
 def test_good_ones_among_bombs_are_right(monkeypatch):
-    monkeypatch.setattr(symbolic_helper, "BATCH_SECONDS", 30)  # it takes them all
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 30)  # it takes them all
     pairs = []
     for i in range(64):
         pairs.append(GOOD[i // 4 % 8] if i % 4 == 0 else ("2x", f"{BOMBS[i % len(BOMBS)]}+{i}"))
@@ -146,11 +145,27 @@ def test_good_ones_among_bombs_are_right(monkeypatch):
 
 
 def test_works_off_the_main_thread(patient):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(ask_helper(GOOD)))
-    thread.start()
-    thread.join(120)
-    assert found == [[True] * len(GOOD)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask_helper, GOOD).result(120) == [True] * len(GOOD)
+
+
+@pytest.mark.parametrize(
+    "answer", [r"\unknown{", "(1,2)", r"\{1,2\}", "x<5", r"\begin{pmatrix}1\\2\end{pmatrix}", "2=2", "A=B"]
+)
+def test_objects_of_any_kind_are_compared_without_an_error(answer):
+    """In a worker it would count as a wrong answer."""
+    for gold in ("2", "2x", "y=2x", "2x+y=1", r"\unknown{", "(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}", "x<5"):
+        assert isinstance(compare_symbolically(gold, answer), bool)
+        assert isinstance(compare_symbolically(answer, gold), bool)
+
+
+def test_worker_reads_a_gold_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(math_verify, "parse", lambda text, *_, **__: read.append(text) or [sympy.Integer(len(read))])
+    algebra.read.cache_clear()
+    assert [compare_symbolically("2x", answer) for answer in ("x", "y", "z")] == [False] * 3
+    assert read == ["$2x$", "$x$", "$y$", "$z$"]
+    algebra.read.cache_clear()
 
 
 def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
@@ -178,7 +193,7 @@ def test_helper_that_cannot_start_is_an_error(monkeypatch):
 def test_helper_is_ours_in_a_folder_with_files_of_the_same_names(monkeypatch, tmp_path, patient):
     """The current folder is a user's: neither its json.py nor its r1zero is taken for the real one."""
     CLIENT.stop()
-    (tmp_path / "r1zero").mkdir()
+    (tmp_path / "r1zero/grading").mkdir(parents=True)
     for name in ("json.py", "r1zero/__init__.py", "r1zero/grading/algebra.py"):
         (tmp_path / name).write_text("raise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
@@ -212,11 +227,11 @@ def wait_until(condition, seconds=120):
 def test_no_process_is_left_behind_by_a_parent_that_ends_in_a_batch_of_bombs(tmp_path, signal_number):
     script = (
         "import pathlib, sys\n"
-        "from r1zero import symbolic_helper\n"
-        "symbolic_helper.BATCH_SECONDS = 600\n"
-        "symbolic_helper.ask_helper([('2x', 'x+x')])\n"
-        "pathlib.Path(sys.argv[1]).write_text(f'{symbolic_helper.CLIENT.process.pid}\\n')\n"
-        "symbolic_helper.ask_helper([('2x', f'9^{{9^{{9^9}}}}+{i}') for i in range(64)])\n"
+        "from r1zero.grading import algebra\n"
+        "algebra.BATCH_SECONDS = 600\n"
+        "algebra.ask_helper([('2x', 'x+x')])\n"
+        "pathlib.Path(sys.argv[1]).write_text(f'{algebra.CLIENT.process.pid}\\n')\n"
+        "algebra.ask_helper([('2x', f'9^{{9^{{9^9}}}}+{i}') for i in range(64)])\n"
     )
     path = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL)
