@@ -18,6 +18,7 @@ import preprocess  # noqa: E402
 from r1zero import ROOT  # noqa: E402
 from r1zero import tiny_model as tiny  # noqa: E402
 
+collect_ignore = ["stand_in", "build_vllm_cpu.py"]  # programs, which --doctest-modules would import
 FIXTURES = Path(__file__).parent / "fixtures"
 # One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}

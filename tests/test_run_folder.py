@@ -1,7 +1,6 @@
 """What a run writes into its folder, and what it reads there again.   bash tests/run.sh tests/test_run_folder.py"""
 
 import dataclasses
-import doctest
 import errno
 import fcntl
 import hashlib
@@ -31,10 +30,6 @@ def training(step, length):
 
 def evaluation(step, **metrics):
     return {"step": step, "eval_reward": 0.3, "eval_completions/mean_length": 20.0} | metrics
-
-
-def test_examples_in_the_docstrings_hold():
-    assert doctest.testmod(run_folder) == (0, 1)
 
 
 def test_evaluations_are_listed_with_their_rates_or_without_where_nothing_says_what_is_right():
