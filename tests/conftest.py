@@ -120,12 +120,12 @@ def parser():
     return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
 
 
-def train_here(config, **flags):
-    """A run of train_countdown.py in this process, which saves the ten seconds of starting one."""
+def train_here(config, *more, **flags):
+    """A run of train_countdown.py in this process, which saves the ten seconds of starting one. more: words."""
     import train_countdown
     from r1zero.preflight import check as checks
 
-    train_countdown.main(*checks.check(parser(), ["--config", str(config), *words(flags)]))
+    train_countdown.main(*checks.check(parser(), ["--config", str(config), *map(str, more), *words(flags)]))
 
 
 def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
