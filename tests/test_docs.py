@@ -3,14 +3,12 @@
 bash tests/run.sh tests/test_docs.py
 """
 
-import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import PATIENCE, ROOT, parser, run_to_end, train_here
@@ -152,6 +150,12 @@ def test_flags_named_alone_exist(page, known_flags):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_named_exist(page):
     words = [word for command in commands(page) for word in command]
+    if page == "README.md":  # the tree
+        words += [
+            name.strip(",")
+            for line in blocks(page, "")[0].splitlines()
+            for name in re.split(r"\s{2,}", line)[0].split()
+        ]
     for span in spans(page):
         words += span.split()
     for word in words:
@@ -161,12 +165,6 @@ def test_files_named_exist(page):
         if (is_file or is_folder) and name not in OF_A_RUN and not name.startswith(ELSEWHERE):
             places = [ROOT, ROOT / "configs", ROOT / "configs" / "accelerate"]
             assert any((place / name).exists() for place in places), f"{page} names {word}"
-
-
-def test_tree_in_the_readme_names_what_is_there():
-    (tree,) = blocks("README.md", "")
-    names = [name for line in tree.splitlines() for name in re.split(r"\s{2,}", line)[0].split(", ")]
-    assert len(names) >= 7 and [name for name in names if not (ROOT / name).exists()] == []
 
 
 def heading_anchors(path):
@@ -213,26 +211,6 @@ def example(tmp_path_factory):
     (folder / "reverse.yaml").write_text(example_block("yaml", "reverse:reverse_reward"))
     subprocess.run([sys.executable, "reverse.py"], cwd=folder, check=True, timeout=PATIENCE)
     return folder
-
-
-def test_worked_example_scores_a_right_a_wrong_and_no_answer(example):
-    spec = importlib.util.spec_from_file_location("reverse", example / "reverse.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    logged = {}
-    completions = ["<answer>dcba</answer>", "<answer>abcd</answer>", "dcba"]
-    given = module.reverse_reward(
-        completions, word=["abcd"] * 3, log_extra=logged.__setitem__, log_metric=lambda name, value: None
-    )
-    assert given == [1.0, 0.1, 0.0]
-    assert logged["verdict"] == ["correct", "wrong", "no answer"]
-
-
-def test_worked_example_keeps_its_held_out_words_out_of_train(example):
-    words = {}
-    for split in ("train", "test"):
-        words[split] = set(pq.read_table(example / "data" / f"{split}.parquet")["word"].to_pylist())
-    assert words["train"] and words["test"] and not words["train"] & words["test"]
 
 
 def test_worked_example_passes_the_checks(example, long_model, monkeypatch, capsys):

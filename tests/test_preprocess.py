@@ -3,13 +3,10 @@
 bash tests/run.sh tests/test_preprocess.py
 """
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import FIXTURES
-from transformers import AutoTokenizer
 
 import preprocess
 
@@ -46,21 +43,6 @@ class TestCountdown:
         assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
         assert f"  prompt:\n{row['prompt']}\n" in output
 
-    def test_long_prompts_are_dropped_and_counted(self, tmp_path, tiny_model, capsys):
-        # The tiny tokenizer needs 9 tokens for three numbers and 11 for four
-        flags = ("--train_size", 20, "--test_size", 4, "--tokenizer", tiny_model, "--max_prompt_length", 10)
-        train, test = prepare("countdown", tmp_path, *flags)
-        assert {len(row["nums"]) for row in train + test} == {3}
-        assert "dropped 10 prompts over 10 tokens" in capsys.readouterr().out
-
-    def test_chat_is_rendered_by_the_tokenizer_that_is_given(self, tmp_path, tiny_model):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
-        tokenizer.save_pretrained(tmp_path / "tokenizer")
-        flags = ("--template", "qwen-instruct", "--tokenizer", tmp_path / "tokenizer")
-        _, (row,) = prepare("countdown", tmp_path, "--train_size", 1, "--test_size", 1, *flags)
-        assert f"[end][user]Using the numbers {row['nums']}" in row["prompt"]
-
     @pytest.mark.parametrize("split", ["unique", "tinyzero"])
     def test_source_is_split_as_asked(self, tmp_path, split):
         problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
@@ -70,12 +52,6 @@ class TestCountdown:
         train, test = ([(row["nums"], row["target"]) for row in rows] for rows in made)
         assert sorted(train + test) == problems and (len(train), len(test)) == (8, 2)
         assert (train + test == problems) == (split == "tinyzero")
-
-    def test_source_may_be_json_lines(self, tmp_path):
-        source = tmp_path / "set.jsonl"
-        source.write_text("".join(json.dumps({"nums": nums, "target": target}) + "\n" for nums, target in TWO))
-        train, test = prepare("countdown", tmp_path, "--source", source, "--train_size", 1, "--test_size", 1)
-        assert {row["target"] for row in train + test} == {33, 43}
 
 
 @pytest.mark.parametrize(
@@ -205,10 +181,3 @@ def test_flags_that_cannot_be_meant_are_refused_also_in_a_plan(capsys, arguments
         with pytest.raises(SystemExit):
             command(arguments.split())
         assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("task", "default"), [("eurus", 1000), ("x_r1_750", None), ("mixture", None)])
-def test_tasks_have_their_own_defaults(task, default):
-    """None gets another's, whatever the order in which they are listed."""
-    args = preprocess.read_arguments([task, "folder"] if task == "mixture" else [task])
-    assert args.max_prompt_length == default and (args.tokenizer is None) == (default is None)

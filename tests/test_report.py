@@ -114,19 +114,6 @@ def test_page_holds_everything_and_asks_for_nothing(run):
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_reader_follows_the_same_held_out_problems(run):
-    data = reader(run)
-    assert data["steps"] == list(STEPS) and data["of"] == 3
-    assert [problem["about"]["numbers"] for problem in data["problems"]] == list(PROBLEMS)
-    for i, problem in enumerate(data["problems"]):
-        for at, step in enumerate(STEPS):
-            found = problem["at"][str(at)]
-            assert (found["answer"], found["verdict"], found["reward"]) == TEXTS[step][i]
-            assert found["text"] == visible(completion(step, i))
-            assert found["changed"] == (i == 0 and step > 0)
-    assert [problem["at"]["2"]["value"] for problem in data["problems"]] == ["16", "0", None]
-
-
 def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     folder = make_run(tmp_path / "run")
     shutil.rmtree(folder / "completions")

@@ -113,7 +113,6 @@ def test_plan_is_what_is_made_an_ordinary_checkpoint_of_the_promised_size(tiny_m
         pytest.param(["--stepz", "3"], "found --stepz 3, which is no setting; --help lists them all", id="a typo"),
         pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
         pytest.param(["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML", id="a list"),
-        pytest.param(["--config", "open.yaml"], "the settings cannot be read ", id="no YAML at all"),
         pytest.param(
             ["--output_dir", "made"], ".*is there already: remove it", id="a model that would be overwritten"
         ),
@@ -122,7 +121,6 @@ def test_plan_is_what_is_made_an_ordinary_checkpoint_of_the_promised_size(tiny_m
 def test_settings_that_do_not_do_end_in_one_line(tmp_path, monkeypatch, tiny_model, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yaml").write_text("- 1")
-    (tmp_path / "open.yaml").write_text("steps: [")
     (tmp_path / "made").symlink_to(tiny_model)
     with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
         tiny.main(arguments)
