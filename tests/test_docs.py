@@ -59,7 +59,7 @@ def commands(page):
 
 
 def parse_all(trl_parser, flags):
-    """Fails where a TrlParser does not know a flag."""
+    """Fail if a TrlParser does not know a flag."""
     flags = list(flags)
     if "--config" in flags:  # TrlParser reads it apart
         at = flags.index("--config")
@@ -83,7 +83,7 @@ AS_THEY_ARE = (
 
 
 def parse_command(command):
-    """Fails where a command starts what does not exist, or where its program does not know one of its flags."""
+    """Fail if a command starts what does not exist, or if its program does not know one of its flags."""
     while re.fullmatch(r"[A-Z_]+=.*", command[0]):  # a variable
         command = command[1:]
     match [word.removeprefix(CLONE) for word in command]:

@@ -39,7 +39,7 @@ TWO = "accelerate launch --config_file configs/accelerate/zero2.yaml --num_proce
 
 @pytest.fixture
 def train_sh(tmp_path):
-    """Runs train.sh where torch sees that many GPUs; returns the exit status and every command as a list of words."""
+    """Run train.sh as if torch saw so many GPUs; return the exit status and every command as a list of words."""
     for name in ("python", "accelerate", "nvidia-smi", "uv"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)

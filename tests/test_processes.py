@@ -57,7 +57,7 @@ def of_another_user():
         pytest.param(OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1, id="more processes than cores have a thread each"),
     ],
 )
-def test_processes_share_the_cores_where_nobody_has_chosen(start, environment, cores, expected):
+def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, cores, expected):
     assert start(environment, launcher(), cores) == expected
     assert os.environ["OMP_NUM_THREADS"] == str(expected)  # for what this process starts
 

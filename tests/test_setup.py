@@ -1,4 +1,4 @@
-"""setup.sh on machines that a script plays, which installs nothing, and the lock files.
+"""setup.sh on machines that a script plays, and the lock files. Nothing is installed.
 
 bash tests/run.sh tests/test_setup.py
 """
@@ -23,8 +23,8 @@ PINS = PYPROJECT["build-system"]["requires"] + PROJECT["dependencies"] + EXTRAS[
 PINS = dict(pin.split("==") for pin in PINS)
 TOOLS = ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "sed")
 
-# Answers as the machine that the variables describe. Every installation is written down; it fails where $FAILS, a
-# regular expression, fits it. An environment is made up to where $VENV says that it was interrupted.
+# Answers as the machine that the variables describe. Every installation is written down; it fails if $FAILS, a
+# regular expression, fits it. $VENV says whether the making of an environment is interrupted.
 MACHINE = """#!/usr/bin/env bash
 name=${0##*/}
 case "$name $*" in
