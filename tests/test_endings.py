@@ -194,18 +194,15 @@ compute_loss = GRPOTrainer.compute_loss
 
 def spoilt_loss(trainer, model, inputs, **settings):
     loss = compute_loss(trainer, model, inputs, **settings)
-    return loss * float("nan") if is_bad("loss") and trainer.state.global_step == 1 else loss
+    return loss * float("nan") if is_bad("loss", trainer.state) else loss
 
-def is_bad(where):
-    return where == os.environ["BAD"] and os.environ["RANK"] == "1"
+def is_bad(place, state):
+    return place == os.environ["BAD"] and os.environ["RANK"] == "1" and state.global_step == 1
 
-calls = 0
+def own_reward(completions, trainer_state, **columns):
+    return [float("nan") if is_bad("reward", trainer_state) else float(row) for row in range(len(completions))]
+
 GRPOTrainer.compute_loss = spoilt_loss
-
-def own_reward(completions, **columns):
-    global calls
-    calls += 1  # of the check, and of the first step
-    return [float("nan") if is_bad("reward") and calls > 3 else float(row) for row in range(len(completions))]
 """
 
 

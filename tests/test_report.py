@@ -182,35 +182,22 @@ def test_runs_without_accuracy_are_compared_by_their_rewards(tmp_path, wide, cap
 
 
 @pytest.fixture(scope="module")
-def browser(run):
+def opened(run):
+    """A browser with the page of the run in it."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,1000"):
+    flags = "headless no-sandbox disable-gpu no-first-run window-size=1280,1000 disable-quic disable-component-update"
+    for flag in f"{flags} disable-background-networking disable-sync".split():
         options.add_argument(f"--{flag}")
-    for service in ("quic", "background-networking", "component-update", "sync"):
-        options.add_argument(f"--disable-{service}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.get((run / "report.html").as_uri())
     yield driver
+    errors = driver.get_log("browser")
     driver.quit()
-
-
-@pytest.fixture
-def opened(browser, run):
-    browser.get((run / "report.html").as_uri())
-    yield browser
-    assert browser.get_log("browser") == [], "the page has no errors"
-
-
-def choose(browser, what, value):
-    Select(browser.find_element(By.ID, what)).select_by_value(value)
-
-
-def shown(browser):
-    """Numbers of the problems in the grid, from the top."""
-    return [re.search(r"\[.*\]", row.text)[0] for row in browser.find_elements(By.CSS_SELECTOR, "#grid td.name")]
+    assert errors == []
 
 
 def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
@@ -229,40 +216,33 @@ def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
     assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
 
 
-@pytest.mark.parametrize(
-    ("step", "which", "expected"),
-    [
-        ("2", "all", ["[3, 7, 5]", "[1, 2, 3]", "[2, 2]"]),
-        ("2", "correct", ["[3, 7, 5]"]),
-        ("2", "wrong", ["[1, 2, 3]", "[2, 2]"]),
-        ("2", "changed", ["[3, 7, 5]"]),
-        ("0", "changed", []),
-        ("2", "gained", ["[3, 7, 5]"]),
-        ("2", "lost", ["[1, 2, 3]"]),
-    ],
-)
-def test_filters_show_what_they_say(opened, step, which, expected):
-    choose(opened, "step", step)
-    choose(opened, "filter", which)
-    assert shown(opened) == expected
-    assert opened.find_element(By.ID, "count").text == f"{len(expected)} of 3"
-    if not expected:
-        assert "No completion" in opened.find_element(By.ID, "text").text
+def test_filters_and_orders_show_what_they_say(opened):
+    def shown(**chosen):
+        opened.refresh()
+        for what, value in chosen.items():
+            Select(opened.find_element(By.ID, what)).select_by_value(value)
+        names = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#grid td.name")]
+        assert opened.find_element(By.ID, "count").text == f"{len(names)} of 3"
+        assert names or "No completion" in opened.find_element(By.ID, "text").text
+        return [re.search(r"\[.*\]", name)[0] for name in names]
 
-
-def test_longest_come_first(opened):
-    choose(opened, "order", "longest")
-    lengths = [len(completion(8, i)) for i in range(3)]
-    assert shown(opened) == [list(PROBLEMS)[i] for i in sorted(range(3), key=lambda i: -lengths[i])]
+    first, second, third = PROBLEMS
+    assert shown(step="2", filter="all") == [first, second, third]
+    assert shown(step="2", filter="correct") == shown(step="2", filter="gained") == [first]
+    assert shown(step="2", filter="wrong") == [second, third]
+    assert shown(step="2", filter="changed") == [first] and shown(step="0", filter="changed") == []
+    assert shown(step="2", filter="lost") == [second]
+    longest = sorted(range(3), key=lambda i: -len(completion(8, i)))
+    assert shown(order="longest") == [list(PROBLEMS)[i] for i in longest]
 
 
 def test_arrow_keys_walk_through_steps_and_problems(opened):
-    body = opened.find_element(By.TAG_NAME, "body")
+    opened.refresh()
     for keys, found in (
         (Keys.ARROW_LEFT, "step 4: numbers [3, 7, 5]"),
         (Keys.ARROW_DOWN, "step 4: numbers [1, 2, 3]"),
         (Keys.ARROW_RIGHT * 3, "step 8: numbers [1, 2, 3]"),
         (Keys.ARROW_UP * 3, "step 8: numbers [3, 7, 5]"),
     ):
-        body.send_keys(keys)
+        opened.find_element(By.TAG_NAME, "body").send_keys(keys)
         assert found in opened.find_element(By.ID, "text").text
