@@ -5,8 +5,7 @@ bash tests/run.sh tests/test_checkpoints.py
 
 import json
 import shutil
-import types
-from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +14,13 @@ from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
 from transformers.training_args import OptimizerNames
 
-from r1zero.preflight.machine import Strategy
 from r1zero.training import checkpoints
 
-ONE = Strategy("one process", 1, {})
+ONE = SimpleNamespace(processes=1, deepspeed=False)
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 OF_TWO = ("model.safetensors", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", "latest")
 OPTIMIZERS = ("global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step4/zero_pp_rank_1_optim_states.pt")
+DEEPSPEED = (*OF_TWO, *OPTIMIZERS)
 
 
 def make(folder, files=FILES, sealed=True):
@@ -42,57 +41,50 @@ def make(folder, files=FILES, sealed=True):
     return folder
 
 
-@pytest.fixture(params=[True, False], ids=["sealed", "without a seal"])
-def checkpoint(request, tmp_path):
-    """A sound checkpoint: with the list of checksums, and without, as one killed before that was written."""
-    return make(tmp_path / "checkpoint-4", sealed=request.param)
+@pytest.fixture(params=[True, False], ids=["sealed", "killed before it was sealed"])
+def sealed(request):
+    return request.param
 
 
-@pytest.mark.parametrize("files", [FILES, (*OF_TWO, *OPTIMIZERS)], ids=["one process", "DeepSpeed"])
-@pytest.mark.parametrize("sealed", [True, False])
-def test_sound_checkpoint_has_no_faults(tmp_path, files, sealed):
-    assert checkpoints.faults(make(tmp_path / "checkpoint-4", files, sealed)) == []
+@pytest.mark.parametrize("files", [FILES, DEEPSPEED], ids=["one process", "DeepSpeed"])
+def test_every_file_that_is_cut_short_or_empty_or_has_changed_is_named_in_a_checkpoint(tmp_path, files, sealed):
+    checkpoint = make(tmp_path / "checkpoint-4", files, sealed)
+    assert checkpoints.faults(checkpoint) == []
+    for name in files:
+        path = checkpoint / name
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[len(content) // 2] ^= 1
+        damages = [content[:-3], b""] if name != "latest" else []
+        for damage in [*damages, *[bytes(changed)] * sealed]:
+            path.write_bytes(damage)
+            (fault,) = checkpoints.faults(checkpoint)
+            assert fault.startswith(f"{name} ") or (name == "latest" and "optimizer of 0 of 2" in fault)
+        path.write_bytes(content)
+    assert checkpoints.faults(checkpoint) == []
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_file_that_was_cut_short_is_named(checkpoint, name):
-    path = checkpoint / name
-    path.write_bytes(path.read_bytes()[:-3])
-    (fault,) = checkpoints.faults(checkpoint)
-    assert fault.startswith(name)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_file_of_no_bytes_is_named(checkpoint, name):
-    (checkpoint / name).write_bytes(b"")
-    assert [fault.split()[0] for fault in checkpoints.faults(checkpoint)] == [name]
-
-
-@pytest.mark.parametrize("name", sorted({*FILES} - {"scheduler.pt", "model.safetensors"}))
-def test_file_that_is_missing_is_noticed_even_without_a_seal(checkpoint, name):
-    (checkpoint / name).unlink()
-    assert len(checkpoints.faults(checkpoint)) == 1
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_single_changed_bit_is_noticed_in_a_sealed_checkpoint(tmp_path, name):
-    path = make(tmp_path / "checkpoint-4") / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert checkpoints.faults(path.parent) == [f"{name} has changed since it was saved"]
-
-
-@pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("name", ["latest", "rng_state_1.pth", *OPTIMIZERS])
-def test_deepspeed_needs_latest_and_a_file_of_each_process(tmp_path, name, sealed):
-    checkpoint = make(tmp_path / "checkpoint-4", (*OF_TWO, *OPTIMIZERS), sealed)
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [(FILES, name) for name in ("optimizer.pt", "rng_state.pth", "trainer_state.json")]
+    + [(DEEPSPEED, name) for name in ("latest", "rng_state_1.pth", "trainer_state.json", *OPTIMIZERS)],
+)
+def test_file_that_is_missing_is_noticed(tmp_path, files, name, sealed):
+    checkpoint = make(tmp_path / "checkpoint-4", files, sealed)
     (checkpoint / name).unlink()
     assert checkpoints.faults(checkpoint)
 
 
+@pytest.mark.parametrize("text", ['{"files": null}', '{"files": {"a": 3}}', "[]", "3"])
+def test_seal_that_is_none_is_told(tmp_path, text):
+    checkpoint = make(tmp_path / "checkpoint-4")
+    (checkpoint / checkpoints.SEAL).write_text(text)
+    (fault,) = checkpoints.faults(checkpoint)
+    assert fault.startswith(f"{checkpoints.SEAL} cannot be read (")
+
+
 def choose(folder, given, strategy=ONE):
-    return checkpoints.choose(Namespace(resume_from_checkpoint=given, output_dir=str(folder)), strategy)
+    return checkpoints.choose(SimpleNamespace(resume_from_checkpoint=given, output_dir=str(folder)), strategy)
 
 
 @pytest.mark.parametrize("given", ["true", "auto"])
@@ -100,7 +92,8 @@ def test_newest_sound_checkpoint_is_taken_and_the_damaged_one_named_and_left(tmp
     for step in (4, 8, 16):
         make(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-16" / "optimizer.pt").write_bytes(b"PK")
-    (tmp_path / "checkpoint-best").mkdir()  # a user's own
+    for own in ("checkpoint-best", "checkpoint-\N{SUPERSCRIPT TWO}"):
+        (tmp_path / own).mkdir()
     found = choose(tmp_path, given)
     assert found.checkpoint == tmp_path / "checkpoint-8" and not found.errors
     (line,) = found.notices
@@ -108,8 +101,8 @@ def test_newest_sound_checkpoint_is_taken_and_the_damaged_one_named_and_left(tmp
     assert (tmp_path / "checkpoint-16").is_dir()
 
 
-def test_auto_starts_where_nothing_is_sound_and_true_does_not(tmp_path):
-    assert choose(tmp_path, "auto") == checkpoints.Choice()
+def test_auto_starts_if_nothing_is_sound_and_true_does_not(tmp_path):
+    assert choose(tmp_path, "auto") == choose(tmp_path, None) == checkpoints.Choice()
     (make(tmp_path / "checkpoint-4") / "model.safetensors").unlink()
     found = choose(tmp_path, "auto")
     assert found.checkpoint is None and not found.errors
@@ -121,73 +114,72 @@ def test_named_checkpoint_is_taken_or_refused(tmp_path):
     named = make(tmp_path / "kept")
     assert choose(tmp_path, str(named)).checkpoint == named
     (named / "rng_state.pth").unlink()
-    assert (
-        "kept would not go on as it was (the random state of 0 of 1 processes)"
-        in choose(tmp_path, str(named)).errors[0]
-    )
+    (error,) = choose(tmp_path, str(named)).errors
+    assert "kept would not go on as it was (the random state of 0 of 1 processes)" in error
     assert "there is no such folder" in choose(tmp_path, str(tmp_path / "gone")).errors[0]
 
 
-def test_another_number_of_processes_is_said_and_refused_where_deepspeed_cannot(tmp_path):
+def test_another_number_of_processes_is_said_and_refused_if_deepspeed_cannot(tmp_path):
     make(tmp_path / "checkpoint-4", (*OF_TWO, "optimizer.pt"))
     (notice,) = choose(tmp_path, "auto").notices
     assert "was saved by 2 processes and this run has 1: it goes on, but with other random numbers" in notice
-    (error,) = choose(tmp_path, "auto", Strategy("DeepSpeed ZeRO-2", 4, {}, deepspeed=True)).errors
+    assert choose(tmp_path, "auto", SimpleNamespace(processes=2, deepspeed=True)) == checkpoints.Choice(
+        tmp_path / "checkpoint-4"
+    )
+    (error,) = choose(tmp_path, "auto", SimpleNamespace(processes=4, deepspeed=True)).errors
     assert "saved by 2 processes and this run has 4" in error and "--num_processes 2" in error
 
 
 class TestSealer:
-    def step(self, tmp_path, step, **control):
-        arguments = types.SimpleNamespace(output_dir=str(tmp_path), eval_strategy="steps")
-        state = TrainerState(global_step=step, eval_steps=4)
+    def step(self, tmp_path, step, history=(), **control):
+        arguments = SimpleNamespace(output_dir=str(tmp_path), eval_strategy="steps")
+        state = TrainerState(global_step=step, eval_steps=4, log_history=list(history))
         return arguments, state, TrainerControl(**control)
 
     def test_save_is_sealed(self, tmp_path):
         checkpoint = make(tmp_path / "checkpoint-4", sealed=False)
+        assert checkpoints.newest_name(tmp_path) is None
         checkpoints.Sealer().on_save(*self.step(tmp_path, 4))
-        sealed = json.loads((checkpoint / checkpoints.SEAL).read_text())["files"]
-        assert set(sealed) == set(FILES) and checkpoints.newest_name(tmp_path) == "checkpoint-4"
+        found = json.loads((checkpoint / checkpoints.SEAL).read_text())["files"]
+        assert set(found) == set(FILES) and checkpoints.newest_name(tmp_path) == "checkpoint-4"
 
     def test_save_for_which_there_is_no_room_does_not_begin(self, tmp_path, monkeypatch):
         make(tmp_path / "checkpoint-4")
         checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
         with pytest.raises(OSError, match="a checkpoint takes 0 MB and 0 MB are free"):
             checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
         checkpoints.Sealer().on_step_end(*self.step(tmp_path, 9))
 
     @pytest.mark.parametrize(
-        ("step", "entries", "expected"),
+        ("step", "history", "expected"),
         [
             pytest.param(8, [], True, id="stopped before an evaluation that was due"),
             pytest.param(8, [{"step": 8, "eval_reward": 1.0}], False, id="evaluated already"),
             pytest.param(6, [{"step": 4, "eval_reward": 1.0}], False, id="none was due"),
         ],
     )
-    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, entries, expected):
-        arguments, state, control = self.step(tmp_path, step)
-        state.log_history = entries
+    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, history, expected):
+        arguments, state, control = self.step(tmp_path, step, history)
         checkpoints.Sealer().on_train_begin(arguments, state, control)
         assert arguments.eval_on_start == expected
 
 
-class TestRoom:
-    """What the checkpoints of a run take; tests/test_endings.py compares the size of one with a true one."""
-
-    @pytest.mark.parametrize(
-        ("expected", "steps", "settings"),
-        [
-            pytest.param(3, 1000, {}, id="one more than are kept, before the oldest is deleted"),
-            pytest.param(2, 150, {}, id="no more than are written"),
-            pytest.param(10, 1000, {"save_total_limit": None}, id="all are kept"),
-            pytest.param(4, 1000, {"save_total_limit": 0, "save_steps": 0.25}, id="a share of the steps"),
-            pytest.param(5, 1000, {"save_total_limit": None, "save_strategy": "epoch"}, id="after each epoch"),
-            pytest.param(1, None, {}, id="steps not known"),
-        ],
-    )
-    def test_most_checkpoints_at_once(self, expected, steps, settings):
-        recipe = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 2, "num_train_epochs": 5.0}
-        assert checkpoints.most_at_once(types.SimpleNamespace(**recipe | settings), steps) == expected
+@pytest.mark.parametrize(
+    ("expected", "steps", "settings"),
+    [
+        pytest.param(3, 1000, {}, id="one more than are kept, before the oldest is deleted"),
+        pytest.param(2, 150, {}, id="no more than are written"),
+        pytest.param(10, 1000, {"save_total_limit": None}, id="all are kept"),
+        pytest.param(4, 1000, {"save_total_limit": 0, "save_steps": 0.25}, id="a share of the steps"),
+        pytest.param(5, 1000, {"save_total_limit": None, "save_strategy": "epoch"}, id="after each epoch"),
+        pytest.param(1, None, {}, id="steps not known"),
+    ],
+)
+def test_most_checkpoints_at_once(expected, steps, settings):
+    """What one takes is compared with a true one in tests/test_endings.py."""
+    recipe = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 2, "num_train_epochs": 5.0}
+    assert checkpoints.most_at_once(SimpleNamespace(**recipe | settings), steps) == expected
 
 
 class TestChanged:
@@ -201,11 +193,10 @@ class TestChanged:
         """The lines for a run that goes on with other settings."""
         checkpoint = make(tmp_path / "run" / "checkpoint-4")
 
-        def run(config=None, **changed):
-            text = yaml.safe_dump(self.BEFORE) if config is None else config
-            (tmp_path / "run" / "config.yaml").write_text(text)
+        def run(config=None, output_dir=tmp_path / "run", given="auto", **changed):
+            (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(self.BEFORE) if config is None else config)
             now = dict.fromkeys([*checkpoints.DECIDED, "logging_strategy", "eval_strategy"]) | self.BEFORE | changed
-            values = Namespace(**now, resume_from_checkpoint="auto", output_dir=str(tmp_path / "run"))
+            values = SimpleNamespace(**now, resume_from_checkpoint=given, output_dir=str(output_dir))
             found = checkpoints.choose(values, ONE)
             assert found.checkpoint == checkpoint
             return found.errors
@@ -220,29 +211,13 @@ class TestChanged:
         assert errors(save_steps=16, save_strategy="no") == [], "it is not used"
 
     @pytest.mark.parametrize("text", ["[", "- 1", "words"])
-    def test_are_not_known_where_the_runs_settings_cannot_be_read(self, errors, text):
+    def test_are_not_known_if_the_runs_settings_cannot_be_read(self, errors, text):
         (line,) = errors(config=text)
         assert "run/config.yaml cannot be read (" in line and line.endswith("remove it, to go on without its settings")
 
-
-def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(tmp_path):
-    checkpoint = make(tmp_path / "one" / "checkpoint-4")
-    values = Namespace(resume_from_checkpoint=str(checkpoint), output_dir=str(tmp_path / "other"))
-    values = Namespace(**dict.fromkeys(checkpoints.DECIDED), **vars(values))
-    assert checkpoints.choose(values, ONE).errors == []
-    make(tmp_path / "other" / "checkpoint-2")
-    (line,) = checkpoints.choose(values, ONE).errors
-    assert "other holds another run than " in line and line.endswith("name another")
-
-
-def test_folder_whose_number_is_none_is_no_checkpoint(tmp_path):
-    make(tmp_path / "checkpoint-\N{SUPERSCRIPT TWO}")
-    assert checkpoints.by_step(tmp_path) == []
-
-
-@pytest.mark.parametrize("text", ['{"files": null}', '{"files": {"a": 3}}', "[]", "3"])
-def test_seal_that_is_none_is_told(tmp_path, text):
-    checkpoint = make(tmp_path / "checkpoint-4")
-    (checkpoint / checkpoints.SEAL).write_text(text)
-    (fault,) = checkpoints.faults(checkpoint)
-    assert fault.startswith(f"{checkpoints.SEAL} cannot be read (")
+    def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(self, errors, tmp_path):
+        elsewhere = {"given": str(tmp_path / "run" / "checkpoint-4"), "output_dir": tmp_path / "other"}
+        assert errors(**elsewhere) == []
+        make(tmp_path / "other" / "checkpoint-2")
+        (line,) = errors(**elsewhere)
+        assert "other holds another run than " in line and line.endswith("name another")

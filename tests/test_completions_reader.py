@@ -14,80 +14,44 @@ from r1zero.report.run_folder import TABLES_BEFORE
 TABLES = TABLES_BEFORE | {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
 
 
-@pytest.mark.parametrize(
-    ("row", "about", "answer", "verdict", "value"),
-    [
-        pytest.param(
-            {"boxed": "1/2", "gold": "0.5", "boxed_verdict": "correct", "verdict": "", "code_verdict": None},
-            {"gold": "0.5"},
-            "1/2",
-            "correct",
-            None,
-            id="maths, beside empty columns of other tasks",
-        ),
-        pytest.param(
-            {"product": "391", "stated_product": None, "product_verdict": "no answer"},
-            {"product": "391"},
-            None,
-            "no answer",
-            None,
-            id="multiplication without an answer",
-        ),
-        pytest.param(
-            {"program": "print()", "tests_passed": 0.5, "code_verdict": "wrong"},
-            {},
-            "print()",
-            "wrong",
-            None,
-            id="a program that passes half of the tests",
-        ),
-        pytest.param(
-            {"equation": "7/0", "numbers": "[7, 0]", "target": 1, "verdict": "wrong"},
-            {"numbers": "[7, 0]", "target": 1},
-            "7/0",
-            "wrong",
-            None,
-            id="an equation without a value",
-        ),
-        pytest.param(
-            {"equation": "7/2", "numbers": "[7, 2]", "target": 3.0, "verdict": "wrong"},
-            {"numbers": "[7, 2]", "target": 3},
-            "7/2",
-            "wrong",
-            "7/2",
-            id="a fraction, and a target that a mixture has made a float",
-        ),
-        pytest.param(
-            {"spelling_answer": "tsetse", "spelling_verdict": "correct", "spelling_problem": "a fly"},
-            {"problem": "a fly"},
-            "tsetse",
-            "correct",
-            None,
-            id="a user's reward",
-        ),
-        pytest.param(
-            {"spelling_verdict": "wrong"}, {}, None, "wrong", None, id="a user's reward that logs verdicts alone"
-        ),
-        pytest.param(
-            {"spelling_answer": ["t", "s"], "spelling_verdict": "wrong", "spelling_problem": math.inf},
-            {"problem": "inf"},
-            "['t', 's']",
-            "wrong",
-            None,
-            id="what JSON does not know",
-        ),
-        pytest.param({}, {}, None, "", None, id="a user's reward without verdicts"),
-        pytest.param({"completion": [{"role": "assistant", "content": "text"}]}, {}, None, "", None, id="a chat"),
-    ],
-)
-def test_completions_of_every_task_are_read(row, about, answer, verdict, value):
+OF_TASKS = {  # what a row holds: problem, answer, verdict, and the answer's value
+    "maths, beside empty columns of other tasks": (
+        {"boxed": "1/2", "gold": "0.5", "boxed_verdict": "correct", "verdict": "", "code_verdict": None},
+        ({"gold": "0.5"}, "1/2", "correct", None),
+    ),
+    "multiplication without an answer": (
+        {"product": "391", "stated_product": None, "product_verdict": "no answer"},
+        ({"product": "391"}, None, "no answer", None),
+    ),
+    "an equation without a value": (
+        {"equation": "7/0", "numbers": "[7, 0]", "target": 1, "verdict": "wrong"},
+        ({"numbers": "[7, 0]", "target": 1}, "7/0", "wrong", None),
+    ),
+    "a fraction, and a target that a mixture has made a float": (
+        {"equation": "7/2", "numbers": "[7, 2]", "target": 3.0, "verdict": "wrong"},
+        ({"numbers": "[7, 2]", "target": 3}, "7/2", "wrong", "7/2"),
+    ),
+    "a user's reward": (
+        {"spelling_answer": "tsetse", "spelling_verdict": "correct", "spelling_problem": "a fly"},
+        ({"problem": "a fly"}, "tsetse", "correct", None),
+    ),
+    "a user's reward that logs verdicts alone": ({"spelling_verdict": "wrong"}, ({}, None, "wrong", None)),
+    "what JSON does not know": (
+        {"spelling_answer": ["t", "s"], "spelling_verdict": "wrong", "spelling_problem": math.inf},
+        ({"problem": "inf"}, "['t', 's']", "wrong", None),
+    ),
+    "a chat": ({"completion": [{"role": "assistant", "content": "text"}]}, ({}, None, "", None)),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), OF_TASKS.values(), ids=OF_TASKS)
+def test_completions_of_every_task_are_read(row, expected):
+    about, answer, verdict, value = expected
     found = read_completion({"completion": "text", "spelling": None} | row, TABLES)
     mistake = found[1].pop("mistake")
     assert (mistake is not None) == (verdict == "wrong" and "target" in about)
-    assert found == (
-        about,
-        {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False},
-    )
+    shown = {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False}
+    assert found == (about, shown)
     json.dumps(found, allow_nan=False)
 
 
@@ -105,13 +69,10 @@ def make_tables(folder, steps, problems=4, **settings):
         for i in range(problems):
             rows += [{"prompt": f"problem {i}", "completion": f"step {step}, number {n}"} for n in range(each)]
         pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
-    evaluated = [{"step": step, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for step in steps]
+    history = [{"step": at, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for at in (*steps, 99)]
+    settings |= {"reward_funcs": ["mine:spelling"]}
     return SimpleNamespace(
-        folder=folder,
-        settings={"reward_funcs": ["mine:spelling"], **settings},
-        config="",
-        metrics={"after": {"n": problems}},
-        history=[*evaluated, {"step": 99, "eval_reward": 0.1, "eval_completions/mean_length": 9.0}],  # without a table
+        folder=folder, settings=settings, config="", metrics={"after": {"n": problems}}, history=history
     )
 
 
@@ -119,7 +80,6 @@ def make_tables(folder, steps, problems=4, **settings):
     ("settings", "each"),
     [
         pytest.param({}, 1, id="settings of an early version"),
-        pytest.param({"num_generations": 4, "num_generations_eval": 1}, 1, id="one in an evaluation"),
         pytest.param({"num_generations": 4, "num_generations_eval": 2}, 2, id="two in an evaluation"),
         pytest.param({"num_generations": 3}, 3, id="as many as in training, TRL's default"),
     ],
@@ -140,9 +100,8 @@ def test_many_evaluations_and_problems_are_thinned_out_from_the_first_to_the_las
 
 def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
     run = make_tables(tmp_path, [0, 8, 16])
-    cut = tmp_path / "completions" / "completions_00008.parquet"
+    cut, other = (tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (8, 16))
     cut.write_bytes(cut.read_bytes()[:-9])
-    other = tmp_path / "completions" / "completions_00016.parquet"
     pq.write_table(pq.read_table(other).drop_columns("completion"), other)
     assert read_completions(run)["steps"] == [0]
     first, second = capsys.readouterr().out.splitlines()

@@ -39,7 +39,7 @@ TWO = "accelerate launch --config_file configs/accelerate/zero2.yaml --num_proce
 
 @pytest.fixture
 def train_sh(tmp_path):
-    """Runs train.sh where torch sees that many GPUs; returns the exit status and every command as a list of words."""
+    """Run train.sh as if torch saw so many GPUs; return the exit status and every command as a list of words."""
     for name in ("python", "accelerate", "nvidia-smi", "uv"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
@@ -62,46 +62,32 @@ def train_sh(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("cards", "variables", "expected"),
-    [
-        pytest.param(0, {}, ONE, id="nothing set and no GPU"),
-        pytest.param(0, {"BASE_MODEL": "my model"}, f"{ONE} --model_name_or_path 'my model'", id="BASE_MODEL"),
-        pytest.param(0, {"DATA_DIR": "data/x"}, f"{ONE} --data_dir data/x", id="DATA_DIR"),
-        pytest.param(2, {"ROLLOUT_TP_SIZE": "2"}, f"{TWO} --vllm_tensor_parallel_size 2", id="ROLLOUT_TP_SIZE"),
-        pytest.param(
-            0, {"EXPERIMENT_NAME": "a b"}, f"{ONE} --run_name 'a b' --output_dir 'outputs/a b'", id="EXPERIMENT_NAME"
-        ),
-        pytest.param(0, {"BASE_MODEL": "", "N_GPUS": ""}, ONE, id="set and empty"),
-        pytest.param(1, {}, f"GPU=0 {ONE}", id="one GPU"),
-        pytest.param(2, {}, TWO, id="two GPUs"),
-        pytest.param(8, {"N_GPUS": "2"}, TWO, id="two of eight GPUs"),
-        pytest.param(8, {"N_GPUS": "1"}, f"GPU=0 {ONE}", id="one of eight GPUs"),
-        pytest.param(1, {"CUDA_VISIBLE_DEVICES": "3"}, f"GPU=3 {ONE}", id="a GPU chosen"),
-        pytest.param(
-            2, {"CUDA_VISIBLE_DEVICES": "3,4", "N_GPUS": "1"}, f"GPU=3 {ONE}", id="the first of those chosen"
-        ),
-    ],
-)
-def test_variables_and_gpus_become_one_command(train_sh, cards, variables, expected):
-    status, commands = train_sh(cards=cards, **variables)
-    assert status == 0 and commands[-1] == shlex.split(expected)
+COMMANDS = {  # the GPUs that torch sees, the variables, and what is started
+    "nothing set and no GPU": (0, {}, ONE),
+    "set and empty": (0, {"BASE_MODEL": "", "N_GPUS": ""}, ONE),
+    "BASE_MODEL": (0, {"BASE_MODEL": "my model"}, f"{ONE} --model_name_or_path 'my model'"),
+    "DATA_DIR": (0, {"DATA_DIR": "data/x"}, f"{ONE} --data_dir data/x"),
+    "ROLLOUT_TP_SIZE": (2, {"ROLLOUT_TP_SIZE": "2"}, f"{TWO} --vllm_tensor_parallel_size 2"),
+    "EXPERIMENT_NAME": (0, {"EXPERIMENT_NAME": "a b"}, f"{ONE} --run_name 'a b' --output_dir 'outputs/a b'"),
+    "one GPU": (1, {}, f"GPU=0 {ONE}"),
+    "two of eight GPUs": (8, {"N_GPUS": "2"}, TWO),
+    "one of eight GPUs": (8, {"N_GPUS": "1"}, f"GPU=0 {ONE}"),
+    "a GPU chosen": (1, {"CUDA_VISIBLE_DEVICES": "3"}, f"GPU=3 {ONE}"),
+    "the first of those chosen": (2, {"CUDA_VISIBLE_DEVICES": "3,4", "N_GPUS": "1"}, f"GPU=3 {ONE}"),
+}
 
 
-def test_flags_follow_those_of_the_variables_and_keep_their_spaces(train_sh):
+@pytest.mark.parametrize(("cards", "variables", "expected"), COMMANDS.values(), ids=COMMANDS)
+def test_variables_and_gpus_become_one_command_and_flags_follow(train_sh, cards, variables, expected):
     flags = ["--config", "my recipes/x.yaml", "--model_name_or_path", "other", "--run_name", "it's *"]
-    command = train_sh(*flags, BASE_MODEL="model")[1][-1]
-    assert command == ["python", "train_countdown.py", "--model_name_or_path", "model", *flags], "the last one counts"
+    status, commands = train_sh(*flags, cards=cards, **variables)
+    assert status == 0 and commands[-1] == [*shlex.split(expected), *flags], "the last one counts"
 
 
 def test_status_of_a_failed_installation_or_training_is_passed_on(train_sh):
     assert train_sh(INSTALLS="3") == (1, []), "nothing is trained"
+    assert train_sh(N_GPUS="two") == (1, []), "no number"
     assert train_sh(status=7)[0] == 7
-
-
-def test_n_gpus_that_is_no_number_trains_nothing(train_sh):
-    status, commands = train_sh(N_GPUS="two")
-    assert (status, commands) == (1, [])
 
 
 class TestSlurm:
@@ -164,22 +150,14 @@ class TestSlurm:
         assert "requeue" not in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.parametrize("gpus", [1, 4])
 @pytest.mark.parametrize("strategy", SEVERAL)
-def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, gpus, monkeypatch):
+def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, monkeypatch):
     started = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(launch, "check_cuda_p2p_ib_support", lambda: True)
     monkeypatch.setattr(torchrun, "run", started.append)
     for flags in ([], ["--num_processes", "3"]):
-        command = [
-            "--config_file",
-            str(STRATEGIES / f"{strategy}.yaml"),
-            "--main_process_port",
-            "0",
-            *flags,
-            "script.py",
-        ]
+        command = ["--config_file", str(STRATEGIES / f"{strategy}.yaml"), "--main_process_port", "0", *flags, "x.py"]
         launch.launch_command(launch.launch_command_parser().parse_args(command))
-    assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [gpus, 3]
+    assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [4, 3]

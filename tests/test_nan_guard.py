@@ -122,5 +122,6 @@ def test_row_that_one_of_two_functions_scores_is_fine(guarded):
 
 def test_infinite_norm_is_a_scalers_in_float16_alone(guarded):
     assert guarded([], fp16=True, norm=math.inf)._get_grad_norm(None) == math.inf
-    with pytest.raises(nan_guard.BadNumber, match="the norm of the gradient is inf"):
-        guarded([], norm=math.inf)._get_grad_norm(None)
+    for norm, said in ((math.inf, "inf"), (math.nan, "nan"), (-1.0, "nan or infinite")):  # -1 is DeepSpeed's
+        with pytest.raises(nan_guard.BadNumber, match=f"the norm of the gradient is {said}$"):
+            guarded([], norm=norm)._get_grad_norm(None)

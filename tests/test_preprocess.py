@@ -3,19 +3,15 @@
 bash tests/run.sh tests/test_preprocess.py
 """
 
-import subprocess
-import sys
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import FIXTURES
-from transformers import AutoTokenizer
 
 import preprocess
-from r1zero import ROOT
 
 SCHEMA = ["nums", "target", "data_source", "prompt", "ability", "reward_model", "extra_info"]
+TWO = [([1, 2, 30], 33), ([1, 2, 40], 43)]
 
 
 def prepare(task, folder, *flags):
@@ -29,21 +25,10 @@ def write_source(path, problems):
     return path
 
 
-def test_nothing_heavy_is_imported_before_a_task_needs_it():
-    heavy = {"torch", "transformers", "datasets"}
-    command = f"import sys, preprocess; print(*({heavy!r} & set(sys.modules)))"
-    output = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert output.stdout.split() == []
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return prepare("countdown", tmp_path_factory.mktemp("made"), "--train_size", 101, "--test_size", 11)
-
-
 class TestCountdown:
-    def test_rows_have_tinyzeros_schema(self, made):
-        assert [len(rows) for rows in made] == [101, 11]
+    def test_rows_have_tinyzeros_schema_and_counts_and_a_whole_prompt_are_printed(self, tmp_path, capsys):
+        made = prepare("countdown", tmp_path, "--train_size", 21, "--test_size", 4)
+        assert [len(rows) for rows in made] == [21, 4]
         for split, rows in zip(("train", "test"), made, strict=True):
             for index, row in enumerate(rows):
                 assert list(row) == SCHEMA
@@ -51,75 +36,44 @@ class TestCountdown:
                 truth = {"target": row["target"], "numbers": row["nums"]}
                 assert row["reward_model"] == {"style": "rule", "ground_truth": truth}
                 assert row["extra_info"] == {"split": split, "index": index}
-
-    def test_prompt_asks_for_the_rows_own_numbers_and_target(self, made):
-        for row in made[0]:
-            question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
-            assert question in row["prompt"]
-
-    def test_counts_and_a_whole_prompt_are_printed(self, tmp_path, capsys):
-        _, test = prepare("countdown", tmp_path, "--train_size", 20, "--test_size", 4, "--num_operands", 3)
-        output = capsys.readouterr().out
-        assert f"{tmp_path}/train.parquet: 20 problems, 20 of 3 numbers (" in output and "% need * or /)" in output
-        assert f"One example of {tmp_path}/test.parquet:\n  nums: {test[0]['nums']}" in output
-        assert f"  prompt:\n{test[0]['prompt']}\n" in output
-
-    def test_long_prompts_are_dropped_and_counted(self, tmp_path, tiny_model, capsys):
-        # The tiny tokenizer needs 9 tokens for three numbers and 11 for four
-        flags = ("--train_size", 20, "--test_size", 4, "--tokenizer", tiny_model, "--max_prompt_length", 10)
-        train, test = prepare("countdown", tmp_path, *flags)
-        assert {len(row["nums"]) for row in train + test} == {3}
-        assert "dropped 10 prompts over 10 tokens" in capsys.readouterr().out
-
-    def test_chat_is_rendered_by_the_tokenizer_that_is_given(self, tmp_path, tiny_model):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
-        tokenizer.save_pretrained(tmp_path / "tokenizer")
-        flags = ("--template", "qwen-instruct", "--tokenizer", tmp_path / "tokenizer")
-        _, (row,) = prepare("countdown", tmp_path, "--train_size", 1, "--test_size", 1, *flags)
-        assert f"[end][user]Using the numbers {row['nums']}" in row["prompt"]
+                question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
+                assert question in row["prompt"]
+        output, row = capsys.readouterr().out, made[1][0]
+        assert f"{tmp_path}/train.parquet: 21 problems, 11 of 3 numbers (" in output and "% need * or /)" in output
+        assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
+        assert f"  prompt:\n{row['prompt']}\n" in output
 
     @pytest.mark.parametrize("split", ["unique", "tinyzero"])
     def test_source_is_split_as_asked(self, tmp_path, split):
         problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
         source = write_source(tmp_path / "set.parquet", problems)
         flags = ("--source", source, "--split", split, "--train_size", 8, "--test_size", 2)
-        train, test = (
-            [(row["nums"], row["target"]) for row in rows] for rows in prepare("countdown", tmp_path, *flags)
-        )
+        made = prepare("countdown", tmp_path, *flags)
+        train, test = ([(row["nums"], row["target"]) for row in rows] for rows in made)
         assert sorted(train + test) == problems and (len(train), len(test)) == (8, 2)
         assert (train + test == problems) == (split == "tinyzero")
 
-    def test_source_may_be_json_lines(self, tmp_path):
-        source = tmp_path / "set.jsonl"
-        source.write_text('{"nums": [1, 2, 30], "target": 33}\n{"nums": [1, 2, 40], "target": 43}\n')
-        train, test = prepare("countdown", tmp_path, "--source", source, "--train_size", 1, "--test_size", 1)
-        assert {row["target"] for row in train + test} == {33, 43}
 
-
-class TestMultiply:
-    def test_products_are_right_different_and_disjoint(self, tmp_path):
-        flags = ("--digits", 2, 2, "--train_size", 3000, "--test_size", 1000)
-        train, test = prepare("multiply", tmp_path, *flags)
-        pairs = []
-        for row in train + test:
-            assert row["prompt"].endswith("\nAssistant: Let me solve this step by step.\n<think>")
-            left, right = row["prompt"].split("equation: ")[1].split(" =")[0].split(" * ")
-            assert len(left) == len(right) == 2 and row["product"] == str(int(left) * int(right))
-            pairs.append(tuple(sorted((left, right))))
-        assert (len(train), len(test)) == (3000, 1000) and len(set(pairs)) == 4000
-        assert [train, test] == prepare("multiply", tmp_path / "again", *flags), "the seed decides"
-        assert [train, test] != prepare("multiply", tmp_path / "other", *flags, "--seed", 1)
-
-    def test_every_product_that_exists_can_be_asked_for(self, tmp_path):
-        train, test = prepare("multiply", tmp_path, "--digits", 1, 1, "--train_size", 44, "--test_size", 1)
-        assert len({row["prompt"] for row in train + test}) == 45
-
-    def test_products_may_be_longer_than_a_machine_word(self, tmp_path):
-        flags = ("--digits", 18, 17, "--train_size", 1, "--test_size", 1)
-        (row,), _ = prepare("multiply", tmp_path, *flags)
+@pytest.mark.parametrize(
+    ("digits", "sizes"),
+    [
+        pytest.param((2, 2), (3000, 1000), id="drawn"),
+        pytest.param((1, 1), (44, 1), id="all that exist"),
+        pytest.param((18, 17), (1, 1), id="longer than a machine word"),
+    ],
+)
+def test_products_are_right_different_and_disjoint(tmp_path, digits, sizes):
+    flags = ("--digits", *digits, "--train_size", sizes[0], "--test_size", sizes[1])
+    train, test = prepare("multiply", tmp_path, *flags)
+    pairs = set()
+    for row in train + test:
+        assert row["prompt"].endswith("\nAssistant: Let me solve this step by step.\n<think>")
         left, right = row["prompt"].split("equation: ")[1].split(" =")[0].split(" * ")
-        assert (len(left), len(right)) == (18, 17) and int(row["product"]) == int(left) * int(right)
+        assert (len(left), len(right)) == digits and row["product"] == str(int(left) * int(right))
+        pairs.add(frozenset((left, right)))
+    assert (len(train), len(test)) == sizes and len(pairs) == sum(sizes)
+    assert [train, test] == prepare("multiply", tmp_path / "again", *flags), "the seed decides"
+    assert [train, test] != prepare("multiply", tmp_path / "other", *flags, "--seed", 1)
 
 
 def test_mixture_has_equal_parts_and_none_in_the_columns_of_other_tasks(data):
@@ -134,23 +88,11 @@ def test_mixture_has_equal_parts_and_none_in_the_columns_of_other_tasks(data):
 
 def test_problem_that_one_part_of_a_mixture_holds_out_is_in_no_train(tmp_path):
     for seed in (0, 1):  # of few numbers, so that they share problems
-        words = f"countdown --train_size 400 --test_size 60 --max_number 9 --num_operands 3 --seed {seed}"
-        preprocess.main([*words.split(), "--local_dir", str(tmp_path / str(seed))])
+        words = f"--train_size 400 --test_size 60 --max_number 9 --num_operands 3 --seed {seed}"
+        prepare("countdown", tmp_path / str(seed), *words.split())
     preprocess.main(["mixture", *(str(tmp_path / name) for name in "01"), "--local_dir", str(tmp_path / "both")])
     prompts = [pq.read_table(tmp_path / f"both/{split}.parquet")["prompt"].to_pylist() for split in ("train", "test")]
     assert len(prompts[0]) > 200 and not set(prompts[0]) & set(prompts[1])
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("", "has no rows"), ('{"problem": "x", "solution": 7}\n', "cannot be read as problems (TypeError: ")],
-)
-def test_source_that_holds_no_problems_is_told_in_one_line(tmp_path, text, said):
-    (tmp_path / "own.jsonl").write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        preprocess.main(["math", "--source", str(tmp_path / "own.jsonl"), "--local_dir", str(tmp_path / "out")])
-    line = str(stopped.value)
-    assert f"--source {tmp_path}/own.jsonl {said}" in line and "\n" not in line
 
 
 class TestPlanned:
@@ -172,95 +114,70 @@ class TestPlanned:
         assert f"Using the numbers {[1234] * 5}, create an equation that equals 999." in longest
         assert "equation: 999 * 99 =" in preprocess.planned(["multiply", "--digits", "3", "2"])[1][0]
 
-    def test_what_only_the_source_knows_is_left_open(self):
+    def test_what_only_the_source_or_a_part_knows_is_left_open(self, data):
         assert preprocess.planned(["countdown", "--source", "somebody/a-set", "--train_size", "7"]) == (7, [])
         assert preprocess.planned(["gsm8k"]) == preprocess.planned(["eurus", "--test_size", "9"]) == (None, [])
-
-    def test_rows_of_a_mixture_are_those_of_its_folders_where_they_are_there(self, data):
         folders = [str(data / "countdown"), str(data / "x_r1_750")]
-        assert preprocess.planned(["mixture", *folders]) == (
-            pq.read_metadata(data / "mixture/train.parquet").num_rows,
-            [],
-        )
+        rows = pq.read_metadata(data / "mixture/train.parquet").num_rows
+        assert preprocess.planned(["mixture", *folders]) == (rows, [])
         with pytest.raises(ValueError, match="nowhere/train.parquet does not exist: write it first, with"):
             preprocess.planned(["mixture", folders[0], "nowhere"])
         assert preprocess.planned(["mixture", folders[0], "nowhere"], elsewhere=True) == (None, [])
 
-    def test_recipes_own_commands_are_read_with_the_same_checks(self, capsys):
-        with pytest.raises(SystemExit):
-            preprocess.planned(["multiply", "--digits", "0", "3"])
-        assert "wanted --digits from 1 to 18" in capsys.readouterr().err
+
+REFUSED = {
+    "too few": ("countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4"),
+    "no such source": ("countdown --source none.parquet", "none.parquet does not exist"),
+    "a source of another format": ("countdown --source x.txt", "no parquet, json or jsonl"),
+    "no numbers": ("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target"),
+    "a row of none": ("countdown --source bare.parquet", r"nums \[\] and target 43 in row 1, wanted whole"),
+    "a small source": (
+        "countdown --source two.parquet --train_size 2 --test_size 1",
+        "has 2 problems, --train_size 2 and --test_size 1 want 3: lower one of them",
+    ),
+    "other columns": (
+        f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
+        r"\['problem', 'solution'\]; wanted question and answer",
+    ),
+    "no rows": ("math --source empty.jsonl", "empty.jsonl has no rows"),
+    "rows of another type": ("math --source types.jsonl", r"types.jsonl cannot be read as problems \(TypeError: "),
+    "no file": ("math --source none.jsonl", "none.jsonl does not exist; give a parquet or json file"),
+    "no hub": ("math --source nobody/nothing", "nor a data set that the hub gives .* give its path"),
+    "products": ("multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792"),
+    "a folder missing": ("mixture none", "none/test.parquet does not exist: write it first"),
+    "no tokenizer": (f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none", "tokenizer ./none cannot be had"),
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        pytest.param(
-            "countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4", id="too few"
-        ),
-        pytest.param("countdown --source none.parquet", "none.parquet does not exist", id="no such source"),
-        pytest.param("countdown --source x.txt", "no parquet, json or jsonl", id="a source of another format"),
-        pytest.param("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target", id="no numbers"),
-        pytest.param(
-            "countdown --source bare.parquet",
-            r"nums \[\] and target 43 in row 1, wanted whole",
-            id="a row of none",
-        ),
-        pytest.param("countdown --source two.parquet", "has 2 problems, --train_size 327,680", id="a small source"),
-        pytest.param(
-            f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
-            r"\['problem', 'solution'\]; wanted question and answer",
-            id="other columns",
-        ),
-        pytest.param(
-            "math --source none.jsonl", "none.jsonl does not exist; give a parquet or json file", id="no file"
-        ),
-        pytest.param(
-            "math --source nobody/nothing", "nor a data set that the hub gives .* give its path", id="no hub"
-        ),
-        pytest.param(
-            "multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792", id="products"
-        ),
-        pytest.param("mixture none", "none/test.parquet does not exist: write it first", id="a folder missing"),
-        pytest.param(
-            f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
-            "tokenizer ./none cannot be had",
-            id="no tokenizer",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.txt").write_text("x")
+    for name, text in {"x.txt": "x", "empty.jsonl": "", "types.jsonl": '{"problem": "x", "solution": 7}\n'}.items():
+        (tmp_path / name).write_text(text)
     pq.write_table(pa.table({"a": [1]}), "other.parquet")
-    write_source("bare.parquet", [([1, 2, 30], 33), ([], 43)])
-    write_source("two.parquet", [([1, 2, 30], 33), ([1, 2, 40], 43)])
-    with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}"):
+    write_source("bare.parquet", [TWO[0], ([], 43)])
+    write_source("two.parquet", TWO)
+    with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}") as stopped:
         preprocess.main([*arguments.split(), "--local_dir", "data"])
-    assert not list(tmp_path.glob("data/*"))
+    assert "\n" not in str(stopped.value) and not list(tmp_path.glob("data/*"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        pytest.param("countdown --max_prompt_length 9", "needs --tokenizer", id="a token limit without tokenizer"),
-        pytest.param("countdown --source x --max_number 9", "cannot go with --source", id="numbers for a source"),
-        pytest.param("countdown --split tinyzero", "give it with --source", id="a split without source"),
-        pytest.param("countdown --max_target 5", "--max_target of at least 10", id="targets out of range"),
-        pytest.param("countdown --num_operands 1", "--num_operands of at least 2", id="one number"),
-        pytest.param("multiply --digits 3 19", "wanted --digits from 1 to 18", id="too many digits"),
-        pytest.param("math --test_size 0", "--test_size of at least 1", id="no test problem"),
-    ],
-)
-def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        preprocess.main(arguments.split())
-    assert message in capsys.readouterr().err
+NOT_MEANT = {
+    "countdown --max_prompt_length 9": "needs --tokenizer",
+    "countdown --source x --max_number 9": "cannot go with --source",
+    "countdown --split tinyzero": "give it with --source",
+    "countdown --max_target 5": "--max_target of at least 10",
+    "countdown --num_operands 1": "--num_operands of at least 2",
+    "countdown --seed -1": "--seed of at least 0",
+    "multiply --digits 0 3": "wanted --digits from 1 to 18",
+    "multiply --digits 3 19": "wanted --digits from 1 to 18",
+    "math --test_size 0": "--test_size of at least 1",
+}
 
 
-@pytest.mark.parametrize(("task", "default"), [("eurus", 1000), ("x_r1_750", None), ("mixture", None)])
-def test_tasks_have_their_own_defaults(task, default):
-    """None gets another's, whatever the order in which they are listed."""
-    arguments = [task, "folder"] if task == "mixture" else [task]
-    args = preprocess.read_arguments(arguments)
-    assert args.max_prompt_length == default and (args.tokenizer is None) == (default is None)
+@pytest.mark.parametrize(("arguments", "message"), NOT_MEANT.items())
+def test_flags_that_cannot_be_meant_are_refused_also_in_a_plan(capsys, arguments, message):
+    for command in (preprocess.main, preprocess.planned):
+        with pytest.raises(SystemExit):
+            command(arguments.split())
+        assert message in capsys.readouterr().err

@@ -5,15 +5,14 @@ bash tests/run.sh tests/test_processes.py
 
 import os
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from conftest import ROOT, parser, run_to_end
+from conftest import ROOT, run_to_end, train_here
 
 from r1zero import processes
-from r1zero.preflight import check as checks
-from r1zero.preflight.machine import Strategy
 
 OF_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}  # what one process is given
 OF_TORCHRUN = {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # what each of two processes is given
@@ -40,20 +39,13 @@ def start(monkeypatch):
     torch.set_num_threads(before)
 
 
-class Launcher:
-    """A parent as psutil shows it. environment: what it was started with, or the error of asking for it."""
+def launcher(environment=None, command=LAUNCHER):
+    """A parent as psutil shows it. environment: what it was started with."""
+    return SimpleNamespace(environ=lambda: environment or {}, cmdline=lambda: command)
 
-    def __init__(self, environment=None, command=LAUNCHER):
-        self.environment = environment or {}
-        self.command = command
 
-    def environ(self):
-        if isinstance(self.environment, Exception):
-            raise self.environment
-        return self.environment
-
-    def cmdline(self):
-        return self.command
+def of_another_user():
+    raise psutil.AccessDenied()
 
 
 @pytest.mark.parametrize(
@@ -65,27 +57,27 @@ class Launcher:
         pytest.param(OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1, id="more processes than cores have a thread each"),
     ],
 )
-def test_processes_share_the_cores_where_nobody_has_chosen(start, environment, cores, expected):
-    assert start(environment, Launcher(), cores) == expected
+def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, cores, expected):
+    assert start(environment, launcher(), cores) == expected
     assert os.environ["OMP_NUM_THREADS"] == str(expected)  # for what this process starts
 
 
 @pytest.mark.parametrize(
     ("environment", "parent"),
     [
-        pytest.param(OF_ACCELERATE, Launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before accelerate launch"),
-        pytest.param(OF_TORCHRUN, Launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before torchrun"),
+        pytest.param(OF_ACCELERATE, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before accelerate launch"),
+        pytest.param(OF_TORCHRUN, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before torchrun"),
         pytest.param(
-            OF_ACCELERATE, Launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="accelerate's flag"
+            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="accelerate's flag"
         ),
         pytest.param(
-            OF_ACCELERATE, Launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="with other dashes"
+            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="with other dashes"
         ),
-        pytest.param(OF_ACCELERATE | {"OMP_NUM_THREADS": "3"}, Launcher(), id="another number than a launcher's 1"),
-        pytest.param({"OMP_NUM_THREADS": "1"}, Launcher(), id="a user's 1, before python alone"),
-        pytest.param({}, Launcher(), id="python alone"),
+        pytest.param(OF_ACCELERATE | {"OMP_NUM_THREADS": "3"}, launcher(), id="another number than a launcher's 1"),
+        pytest.param({"OMP_NUM_THREADS": "1"}, launcher(), id="a user's 1, before python alone"),
+        pytest.param({}, launcher(), id="python alone"),
         pytest.param(OF_ACCELERATE, None, id="a launcher that has ended"),
-        pytest.param(OF_ACCELERATE, Launcher(psutil.AccessDenied()), id="a launcher of another user"),
+        pytest.param(OF_ACCELERATE, SimpleNamespace(environ=of_another_user), id="a launcher of another user"),
     ],
 )
 def test_number_that_is_not_the_launchers_own_stays(start, environment, parent):
@@ -97,24 +89,13 @@ def test_cores_are_those_that_this_process_may_use():
     assert processes.cores() == len(psutil.Process().cpu_affinity())
 
 
-@pytest.mark.parametrize(
-    ("use_cpu", "offload", "expected"),
-    [
-        pytest.param(True, (), True, id="on the CPU"),
-        pytest.param(False, (), False, id="on a GPU"),
-        pytest.param(False, ("optimizer",), True, id="on a GPU, with the optimizer on the CPU"),
-    ],
-)
-def test_run_takes_its_share_where_the_cpu_computes(use_cpu, offload, expected, tmp_path, monkeypatch):
+def test_run_on_the_cpu_takes_its_share(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = []
-    strategy = Strategy("a strategy", 1, {"weights": 1, "gradients": 1, "optimizer": 1}, offload=offload)
-    monkeypatch.setattr(checks, "launched_strategy", lambda: strategy)
     monkeypatch.setattr(processes, "take_threads", lambda: taken.append(True))
-    flags = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml"), "--dry_run", "--use_cpu", str(use_cpu)]
     with pytest.raises(SystemExit):
-        checks.check(parser(), flags)
-    assert taken == [True] * expected
+        train_here(ROOT / "configs" / "tiny_cpu.yaml", dry_run=True)
+    assert taken == [True]
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import html
 import json
 import re
 import shutil
-from statistics import stdev
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from r1zero.report import charts as figures
-from r1zero.report import page as report
-from r1zero.report import run_folder
+from r1zero.report import page, run_folder
 from r1zero.report.completions import visible
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
@@ -87,7 +84,7 @@ def write_table(folder, step):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "mine")
-    report.write(folder)
+    page.write(folder)
     return folder
 
 
@@ -95,6 +92,10 @@ def run(tmp_path_factory):
 def wide(monkeypatch):
     """A console that is wide enough for every table."""
     monkeypatch.setenv("COLUMNS", "120")
+
+
+def text_of(path):
+    return html.unescape(path.read_text(encoding="utf-8"))
 
 
 def reader(folder):
@@ -105,27 +106,13 @@ def reader(folder):
 
 def test_page_holds_everything_and_asks_for_nothing(run):
     text = (run / "report.html").read_text(encoding="utf-8")
-    visible = html.unescape(text)
     assert text.count("<svg") == 2 and HOSTILE not in text
     for found in ("8 of 16", "60.0% (17.2 to 91.5)", "learning_rate: 1.0e-06", "1.3 min", "# commit", "restarts"):
-        assert found in visible, found
+        assert found in html.unescape(text), found
     # The addresses in an SVG are names of its vocabulary, which nothing fetches
     asked_for = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert asked_for and all(target.startswith(("#", "data:")) for target in asked_for)
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_reader_follows_the_same_held_out_problems(run):
-    data = reader(run)
-    assert data["steps"] == list(STEPS) and data["of"] == 3
-    assert [problem["about"]["numbers"] for problem in data["problems"]] == list(PROBLEMS)
-    for i, problem in enumerate(data["problems"]):
-        for at, step in enumerate(STEPS):
-            found = problem["at"][str(at)]
-            assert (found["answer"], found["verdict"], found["reward"]) == TEXTS[step][i]
-            assert found["text"] == visible(completion(step, i))
-            assert found["changed"] == (i == 0 and step > 0)
-    assert [problem["at"]["2"]["value"] for problem in data["problems"]] == ["16", "0", None]
 
 
 def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
@@ -134,118 +121,84 @@ def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": [], "max_steps": 16}))
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(metrics | {"before": None, "after": None, "steps": 0}))
-    report.write(folder)
-    text = (folder / "report.html").read_text(encoding="utf-8")
+    page.main([str(folder)])
+    text = text_of(folder / "report.html")
     assert "Nothing has been logged yet" in text and "there was no evaluation" in text
 
 
 def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_path, wide, capsys):
     folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
-    metrics = report.write(folder)
+    metrics = page.write(folder)
     rows = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert {"│ accuracy (95 % interval) │ - │ - │", "│ mean reward │ -0.050 │ 0.150 │"} <= set(rows), rows
-    text = (folder / "report.html").read_text(encoding="utf-8")
+    text = text_of(folder / "report.html")
     assert re.search(r"<td>mean reward</td>\s*<td>-0.050</td>\s*<td>0.150</td>", text)
     assert re.search(r"<th colspan=\"9\">Logged by the rewards</th>", text)
     assert re.search(r"<td>edit_distance</td>\s*<td>12.5</td>\s*<td>10.5</td>", text)
     assert text.count("<svg") == 3
     assert {problem["at"]["2"]["verdict"] for problem in reader(folder)["problems"]} == {""}
     (folder / "README.md").write_text("[None](https://huggingface.co/None)")
-    report.complete_card(folder / "README.md", metrics, "models/tiny")
-    assert "| mean reward | -0.050 | 0.150 |" in (folder / "README.md").read_text()
+    page.complete_card(folder / "README.md", metrics, "models/tiny")
+    card = (folder / "README.md").read_text()
+    assert "| mean reward | -0.050 | 0.150 |" in card and card.startswith("`models/tiny`\n")
 
 
-def test_folder_that_is_no_run_is_named_in_one_line(tmp_path, run):
-    for words in ([tmp_path], [run, tmp_path, "--output", tmp_path / "page.html"]):
-        with pytest.raises(SystemExit) as found:
-            report.main(list(map(str, words)))
-        (line,) = str(found.value).splitlines()
-        assert line.startswith(f"r1zero.report: {tmp_path} is not the folder of a run")
+def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    broken = [tmp_path / "empty"]
+    for name in ("config.yaml", "metrics.json", "trainer_state.json"):
+        for text in ("", "{}", "[]", "[1"):
+            broken.append(shutil.copytree(run, tmp_path / f"{name}{len(broken)}"))
+            (broken[-1] / name).write_text(text)
+    for folder in broken:
+        for words in ([folder], [run, folder, "--output", tmp_path / "page.html"]):
+            with pytest.raises(SystemExit) as found:
+                page.main(list(map(str, words)))
+            assert str(found.value).startswith(f"r1zero.report: {folder} is not the folder of a run")
     assert not (tmp_path / "page.html").exists()
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "trainer_state.json"])
-@pytest.mark.parametrize("text", ["", "{}", "[]", "[1"])
-def test_file_of_a_run_that_cannot_be_read_is_told_in_one_line(tmp_path, run, name, text):
-    shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / name).write_text(text)
-    with pytest.raises(SystemExit) as found:
-        report.main([str(tmp_path / "run")])
-    assert str(found.value).startswith(f"r1zero.report: {tmp_path}/run is not the folder of a run")
-
-
-def test_run_that_is_named_twice_is_one_run(run, monkeypatch):
-    monkeypatch.setattr(report, "compare", lambda *_: pytest.fail("compared with itself"))
-    written = []
-    monkeypatch.setattr(report, "write", written.append)
-    report.main([str(run), f"{run}/."])
-    assert len(written) == 1
-
-
-def test_help_says_what_to_type(capsys):
-    with pytest.raises(SystemExit) as found:
-        report.main(["--help"])
-    text = capsys.readouterr().out
-    assert found.value.code == 0 and "usage: python -m r1zero.report" in text and "outputs/comparison.html" in text
 
 
 def test_seeds_are_averaged_and_other_settings_compared(tmp_path, wide, capsys):
     shares = {0: (0.1, 0.2, 0.5), 1: (0.2, 0.4, 0.9)}
     folders = [make_run(tmp_path / f"base-{seed}", seed, accuracy) for seed, accuracy in shares.items()]
     folders.append(make_run(tmp_path / "faster", learning_rate=2e-6))
-    report.main([*map(str, folders), "--output", str(tmp_path / "new" / "page.html")])
+    folders.append(tmp_path / "faster" / ".")  # the same run again
+    page.main([*map(str, folders), "--output", str(tmp_path / "new" / "page.html")])
     output = capsys.readouterr().out
     for row in ("│ base   │ 2    │ 15.0% ± 7.1% ", "│ faster │ 1    │ 10.0% "):
         assert row in output, output
-    page = html.unescape((tmp_path / "new" / "page.html").read_text(encoding="utf-8"))
-    assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", page)
-    assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", page), "what every seed has of its own"
-    histories = [report.read(folder).history for folder in folders[:2]]
-    curve = figures.curve(histories, "eval_accuracy")
-    assert curve.steps == list(STEPS) and curve.means == pytest.approx([0.15, 0.3, 0.7])
-    assert curve.deviations == pytest.approx([stdev([0.1, 0.2]), stdev([0.2, 0.4]), stdev([0.5, 0.9])])
+    text = text_of(tmp_path / "new" / "page.html")
+    assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", text)
+    assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", text), "what every seed has of its own"
 
 
 def test_runs_without_accuracy_are_compared_by_their_rewards(tmp_path, wide, capsys):
     folders = [make_run(tmp_path / "ours"), make_run(tmp_path / "own", accuracy=None, rewards=["mine:spelling"])]
-    report.compare(folders, tmp_path / "page.html")
+    page.main([*map(str, folders), "--output", str(tmp_path / "page.html")])
     rows = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert "│ ours │ 1 │ 10.0% │ 60.0% │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
     assert "│ own │ 1 │ - │ - │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert ">edit_distance</text>" in page and "['mine:spelling']" in html.unescape(page)
+    text = text_of(tmp_path / "page.html")
+    assert ">edit_distance</text>" in text and "['mine:spelling']" in text
 
 
 @pytest.fixture(scope="module")
-def browser(run):
+def opened(run):
+    """A browser with the page of the run in it."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,1000"):
+    flags = "headless no-sandbox disable-gpu no-first-run window-size=1280,1000 disable-quic disable-component-update"
+    for flag in f"{flags} disable-background-networking disable-sync".split():
         options.add_argument(f"--{flag}")
-    for service in ("quic", "background-networking", "component-update", "sync"):
-        options.add_argument(f"--disable-{service}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.get((run / "report.html").as_uri())
     yield driver
+    errors = driver.get_log("browser")
     driver.quit()
-
-
-@pytest.fixture
-def opened(browser, run):
-    browser.get((run / "report.html").as_uri())
-    yield browser
-    assert browser.get_log("browser") == [], "the page has no errors"
-
-
-def choose(browser, what, value):
-    Select(browser.find_element(By.ID, what)).select_by_value(value)
-
-
-def shown(browser):
-    """Numbers of the problems in the grid, from the top."""
-    return [re.search(r"\[.*\]", row.text)[0] for row in browser.find_elements(By.CSS_SELECTOR, "#grid td.name")]
+    assert errors == []
 
 
 def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
@@ -253,56 +206,44 @@ def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
     pane = opened.find_element(By.ID, "text")
     assert "step 8: numbers [3, 7, 5], target 16" in pane.text
     assert "answer 3*7-5, which is 16" in pane.text and "reward 1" in pane.text
-    opened.find_elements(By.CSS_SELECTOR, "#grid tr")[2].find_elements(By.TAG_NAME, "button")[0].click()
+    rows = opened.find_elements(By.CSS_SELECTOR, "#grid tr")[1:]
+    buttons = [row.find_elements(By.TAG_NAME, "button") for row in rows]
+    signs = [[button.text for button in row] for row in buttons]
+    assert signs == [["✗", "✗", "✓"], ["✓", "✗", "✗"], ["·", "·", "·"]]
+    colours = {button.text: button.value_of_css_property("background-color") for row in buttons for button in row}
+    assert len(set(colours.values())) == 3
+    buttons[1][0].click()
     assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == visible(completion(0, 1))
     assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
 
 
-def test_verdicts_have_a_colour_and_a_sign(opened):
-    rows = opened.find_elements(By.CSS_SELECTOR, "#grid tr")[1:]
-    signs = [[button.text for button in row.find_elements(By.TAG_NAME, "button")] for row in rows]
-    assert signs == [["✗", "✗", "✓"], ["✓", "✗", "✗"], ["·", "·", "·"]]
-    colours = {
-        button.text: button.value_of_css_property("background-color")
-        for button in opened.find_elements(By.CSS_SELECTOR, "#grid button")
-    }
-    assert len(set(colours.values())) == 3
+def test_filters_and_orders_show_what_they_say(opened):
+    def shown(**chosen):
+        opened.refresh()
+        for what, value in chosen.items():
+            Select(opened.find_element(By.ID, what)).select_by_value(value)
+        names = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#grid td.name")]
+        assert opened.find_element(By.ID, "count").text == f"{len(names)} of 3"
+        assert names or "No completion" in opened.find_element(By.ID, "text").text
+        return [re.search(r"\[.*\]", name)[0] for name in names]
 
-
-@pytest.mark.parametrize(
-    ("step", "which", "expected"),
-    [
-        ("2", "all", ["[3, 7, 5]", "[1, 2, 3]", "[2, 2]"]),
-        ("2", "correct", ["[3, 7, 5]"]),
-        ("2", "wrong", ["[1, 2, 3]", "[2, 2]"]),
-        ("2", "changed", ["[3, 7, 5]"]),
-        ("0", "changed", []),
-        ("2", "gained", ["[3, 7, 5]"]),
-        ("2", "lost", ["[1, 2, 3]"]),
-    ],
-)
-def test_filters_show_what_they_say(opened, step, which, expected):
-    choose(opened, "step", step)
-    choose(opened, "filter", which)
-    assert shown(opened) == expected
-    assert opened.find_element(By.ID, "count").text == f"{len(expected)} of 3"
-    if not expected:
-        assert "No completion" in opened.find_element(By.ID, "text").text
-
-
-def test_longest_come_first(opened):
-    choose(opened, "order", "longest")
-    lengths = [len(completion(8, i)) for i in range(3)]
-    assert shown(opened) == [list(PROBLEMS)[i] for i in sorted(range(3), key=lambda i: -lengths[i])]
+    first, second, third = PROBLEMS
+    assert shown(step="2", filter="all") == [first, second, third]
+    assert shown(step="2", filter="correct") == shown(step="2", filter="gained") == [first]
+    assert shown(step="2", filter="wrong") == [second, third]
+    assert shown(step="2", filter="changed") == [first] and shown(step="0", filter="changed") == []
+    assert shown(step="2", filter="lost") == [second]
+    longest = sorted(range(3), key=lambda i: -len(completion(8, i)))
+    assert shown(order="longest") == [list(PROBLEMS)[i] for i in longest]
 
 
 def test_arrow_keys_walk_through_steps_and_problems(opened):
-    body = opened.find_element(By.TAG_NAME, "body")
+    opened.refresh()
     for keys, found in (
         (Keys.ARROW_LEFT, "step 4: numbers [3, 7, 5]"),
         (Keys.ARROW_DOWN, "step 4: numbers [1, 2, 3]"),
         (Keys.ARROW_RIGHT * 3, "step 8: numbers [1, 2, 3]"),
         (Keys.ARROW_UP * 3, "step 8: numbers [3, 7, 5]"),
     ):
-        body.send_keys(keys)
+        opened.find_element(By.TAG_NAME, "body").send_keys(keys)
         assert found in opened.find_element(By.ID, "text").text

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from filelock import FileLock, Timeout
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from r1zero.report import run_folder
 
@@ -30,17 +30,12 @@ def evaluation(step, **metrics):
     return {"step": step, "eval_reward": 0.3, "eval_completions/mean_length": 20.0} | metrics
 
 
-def test_evaluations_are_listed_with_their_rates_or_without_where_nothing_says_what_is_right():
-    history = [
-        evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9),
-        training(4, 10.0),
-        evaluation(4),
-        {"step": 4, "train_loss": 0.1},
-    ]
-    assert run_folder.evaluations(history) == [
-        {"step": 0, "reward": 0.3, "accuracy": 0.1, "format_rate": 0.9, "mean_completion_tokens": 20.0},
-        {"step": 4, "reward": 0.3, "accuracy": None, "format_rate": None, "mean_completion_tokens": 20.0},
-    ]
+def test_metrics_hold_the_first_and_the_last_evaluation_with_no_rates_if_nothing_says_what_is_right():
+    history = [evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9), training(1, 5.0), evaluation(1), evaluation(2)]
+    metrics = run_folder.run_metrics([*history, {"step": 2, "train_loss": 0.1}], GENERATION, 8, train_seconds=1.0)
+    common = {"reward": 0.3, "mean_completion_tokens": 20.0, "n": 8}
+    assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
+    assert metrics["after"] == {"step": 2, "accuracy": None, "format_rate": None} | common
 
 
 @pytest.mark.parametrize(
@@ -53,8 +48,7 @@ def test_evaluations_are_listed_with_their_rates_or_without_where_nothing_says_w
     ],
 )
 def test_completions_of_a_generation_count_once(steps, completions):
-    history = [training(step, 10.0) for step in steps]
-    metrics = run_folder.run_metrics(history, GENERATION, held_out=8, train_seconds=2.04)
+    metrics = run_folder.run_metrics([training(step, 10.0) for step in steps], GENERATION, 8, train_seconds=2.04)
     assert metrics == {
         "before": None,
         "after": None,
@@ -63,13 +57,6 @@ def test_completions_of_a_generation_count_once(steps, completions):
         "completions": completions,
         "completion_tokens": 10 * completions,
     }
-
-
-def test_metrics_hold_the_first_and_the_last_evaluation():
-    history = [evaluation(0), training(1, 5.0), evaluation(1), evaluation(2)]
-    metrics = run_folder.run_metrics(history, GENERATION, held_out=8, train_seconds=1.0)
-    assert (metrics["before"]["step"], metrics["after"]["step"]) == (0, 2)
-    assert metrics["before"]["n"] == metrics["after"]["n"] == 8
 
 
 def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):
@@ -99,7 +86,7 @@ def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
     assert re.match(r"# commit \S+\n# python 3[\d.]+, torch \S+, trl 1\S+,", text) and "secret" not in text
     settings = yaml.safe_load(text)
     assert (settings["data_dir"], settings["learning_rate"], settings["n"]) == ("data/mine", 3e-4, 2)
-    assert not {"prepare", *run_folder.LEFT_OUT} & settings.keys()
+    assert not {"prepare", "generation_batch_size", "resume_from_checkpoint"} & settings.keys()
 
 
 def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path, capsys):
@@ -124,49 +111,34 @@ def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path,
 
 
 def test_weights_in_the_hubs_cache_are_found_and_those_that_are_not_there_left_out(tmp_path, monkeypatch):
+    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == []
     (tmp_path / "model.safetensors").touch()
     monkeypatch.setattr(run_folder, "snapshot_download", lambda name, **source: str(tmp_path))
     assert run_folder.weight_files({"model_name_or_path": "some/model"}) == [tmp_path / "model.safetensors"]
-    monkeypatch.undo()
-    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == []
 
 
-@pytest.mark.parametrize(
-    ("step", "seconds"), [(0, 0.0), (4, 50.0), (8, 100.0), (12, 100.0)], ids="none half all more".split()
-)
-def test_resumed_run_has_taken_its_share_of_the_time_before(tmp_path, step, seconds):
-    assert run_folder.seconds_before(tmp_path, step) == 0.0, "a run from its beginning"
+def test_resumed_run_has_taken_its_share_of_the_time_before(tmp_path, capsys):
+    assert run_folder.seconds_before(tmp_path, 4) == 0.0, "a run from its beginning"
     (tmp_path / "metrics.json").write_text(json.dumps({"steps": 8, "train_seconds": 100.0}))
-    assert run_folder.seconds_before(tmp_path, step) == seconds
+    assert [run_folder.seconds_before(tmp_path, step) for step in (0, 4, 8, 12)] == [0, 50, 100, 100]
+    assert capsys.readouterr().out == ""
+    (tmp_path / "metrics.json").write_text("{")
+    assert run_folder.seconds_before(tmp_path, 4) == 0
+    assert "metrics.json cannot be read (" in capsys.readouterr().out
 
 
-def test_results_are_kept_in_one_go(tmp_path):
-    state = TrainerState(log_history=[training(2, 5.0)], global_step=2)
-    run_folder.save(tmp_path, state, GENERATION, held_out=8, train_seconds=1.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "trainer_state.json"]
-    assert json.loads((tmp_path / "metrics.json").read_text())["completion_tokens"] == 320
-    assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] == state.log_history
-
-
-def test_link_to_a_folder_is_claimed_as_the_folder(tmp_path):
+def test_folder_is_claimed_whatever_link_leads_there(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     run_folder.claim(tmp_path / "link")
     with pytest.raises(Timeout):
         FileLock(tmp_path / ".run.lock").acquire(timeout=0)
 
 
-def test_time_before_is_not_counted_where_it_cannot_be_read(tmp_path, capsys):
-    (tmp_path / "metrics.json").write_text("{")
-    assert run_folder.seconds_before(tmp_path, 4) == 0
-    assert "metrics.json cannot be read (" in capsys.readouterr().out
-
-
 def test_folder_that_cannot_be_locked_is_told_and_no_file_stands_for_a_lock(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match="not implemented"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not implemented"):
+        patch.setattr(fcntl, "flock", flock)
         run_folder.claim(tmp_path / "run")
-    monkeypatch.undo()
     run_folder.claim(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""setup.sh on machines that a script plays, which installs nothing, and the lock files.
+"""setup.sh on machines that a script plays, and the lock files. Nothing is installed.
 
 bash tests/run.sh tests/test_setup.py
 """
@@ -18,10 +18,13 @@ from packaging.utils import canonicalize_name
 LOCKS = ROOT / "configs" / "locks"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PINS = PYPROJECT["build-system"]["requires"] + PROJECT["dependencies"] + EXTRAS["gpu"] + EXTRAS["dev"]
+PINS = dict(pin.split("==") for pin in PINS)
 TOOLS = ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "sed")
 
-# Answers as the machine that the variables describe. Every installation is written down; it fails where $FAILS, a
-# regular expression, fits it. An environment is made up to where $VENV says that it was interrupted.
+# Answers as the machine that the variables describe. Every installation is written down; it fails if $FAILS, a
+# regular expression, fits it. $VENV says whether the making of an environment is interrupted.
 MACHINE = """#!/usr/bin/env bash
 name=${0##*/}
 case "$name $*" in
@@ -101,58 +104,97 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-class TestWhatIsInstalled:
-    @pytest.mark.parametrize(
-        ("variables", "expected"),
-        [
-            pytest.param({}, ["torch-cpu", "base", "."], id="Linux without a GPU"),
-            pytest.param({"SYSTEM": "Darwin"}, ["torch", "base", "."], id="a Mac"),
-            pytest.param({"CARDS": "1"}, ["torch", "base+gpu", "."], id="a GPU"),
-            pytest.param({"CARDS": "1", "CUDA_VISIBLE_DEVICES": ""}, ["torch-cpu", "base", "."], id="a hidden GPU"),
-            pytest.param({"TORCH": "there"}, ["base", "."], id="a PyTorch of one's own"),
-        ],
-    )
-    def test_locks_follow_the_machine(self, machine, variables, expected):
-        status, commands, errors = machine.set_up(**variables)
-        assert (status, errors) == (0, [])
-        assert installed(commands) == expected and {command.split()[0] for command in commands} == {"python"}
+OLD_DRIVER = {"CARDS": "1", "DRIVER": "550.54.15", "RUNS": "12.4"}
+OLD_CARD = {"CARDS": "1", "CAPABILITY": "7.0"}
+MACHINES = {  # what is installed on them, by python
+    "Linux without a GPU": ({}, ["torch-cpu", "base", "."]),
+    "a Mac": ({"SYSTEM": "Darwin"}, ["torch", "base", "."]),
+    "a GPU": ({"CARDS": "1"}, ["torch", "base+gpu", "."]),
+    "a hidden GPU": ({"CARDS": "1", "CUDA_VISIBLE_DEVICES": ""}, ["torch-cpu", "base", "."]),
+    "a PyTorch of one's own": ({"TORCH": "there"}, ["base", "."]),
+    "an old driver with cuda-compat": (OLD_DRIVER | {"RUNS": "13.0"}, ["torch", "base+gpu", "."]),
+    "a hidden old GPU": (OLD_DRIVER | {"CUDA_VISIBLE_DEVICES": ""}, ["torch-cpu", "base", "."]),
+    "an old driver that torch does with": (OLD_DRIVER | {"SEES": "1", "TORCH": "there"}, ["base", "."]),
+    "an old card that torch does with": (OLD_CARD | {"SEES": "1", "TORCH": "there"}, ["base", "."]),
+}
 
-    def test_second_call_installs_nothing_until_a_lock_changes(self, machine):
-        assert len(machine.set_up()[1]) == 3
-        assert machine.set_up() == (0, [], [])
-        with open(machine.folder / "configs" / "locks" / "base.txt", "a") as lock:
-            lock.write("another==1\n")
-        assert len(machine.set_up()[1]) == 3
 
-    def test_gpu_that_comes_later_adds_vllm(self, machine):
-        machine.set_up()
-        assert "base+gpu" in installed(machine.set_up(CARDS="1")[1])
+@pytest.mark.parametrize(("variables", "expected"), MACHINES.values(), ids=MACHINES)
+def test_locks_follow_the_machine(machine, variables, expected):
+    status, commands, errors = machine.set_up(**variables)
+    assert (status, errors) == (0, [])
+    assert installed(commands) == expected and {command.split()[0] for command in commands} == {"python"}
 
-    def test_uv_installs_where_it_is_there_and_takes_pytorch_for_the_cpu(self, machine):
-        machine.add("uv")
-        commands = machine.set_up()[1]
-        assert installed(commands) == ["torch-cpu", "base", "."]
-        assert {command.split()[0] for command in commands} == {"uv"}
-        assert "--torch-backend=cpu" in commands[0] and "--torch-backend" not in commands[1] + commands[2]
-        assert f"--python {machine.bin / 'python'} " in commands[0]
 
-    def test_uv_leaves_pytorch_for_cuda_to_the_lock(self, machine):
-        machine.add("uv")
-        assert not any("--torch-backend" in command for command in machine.set_up(CARDS="1")[1])
+def test_second_call_installs_nothing_until_a_lock_changes_or_a_gpu_comes(machine):
+    assert len(machine.set_up()[1]) == 3
+    assert machine.set_up() == (0, [], [])
+    with open(machine.folder / "configs" / "locks" / "base.txt", "a") as lock:
+        lock.write("another==1\n")
+    assert len(machine.set_up()[1]) == 3
+    assert "base+gpu" in installed(machine.set_up(CARDS="1")[1])
 
-    def test_pip_follows_where_uv_fails(self, machine):
-        machine.add("uv")
-        status, commands, _ = machine.set_up(FAILS="^uv ")
-        assert status == 0
-        assert installed(commands) == ["torch-cpu", "torch-cpu", "base", "base", ".", "."]
-        assert [command.split()[0] for command in commands] == ["uv", "python"] * 3
 
-    def test_several_gb_are_announced_with_a_way_to_have_less(self, machine):
-        status, commands, errors = machine.set_up(FAILS="torch-cpu")
-        assert status == 0 and installed(commands) == ["torch-cpu", "torch", "base", "."]
-        (line,) = errors
-        assert "several GB" in line and "Ctrl-C" in line and "-m pip install WHEEL" in line
-        assert "https://download.pytorch.org/whl/cpu/torch" in line
+def test_uv_installs_if_it_is_there_and_pip_if_it_fails(machine):
+    machine.add("uv")
+    assert not any("--torch-backend" in command for command in machine.set_up(CARDS="1")[1])
+    commands = machine.set_up()[1]
+    assert installed(commands) == ["torch-cpu", "base", "."]
+    assert {command.split()[0] for command in commands} == {"uv"}
+    assert "--torch-backend=cpu" in commands[0] and "--torch-backend" not in commands[1] + commands[2]
+    assert f"--python {machine.bin / 'python'} " in commands[0]
+    for stamp in machine.folder.glob("countdown-installed-*"):
+        stamp.unlink()
+    status, commands, _ = machine.set_up(FAILS="^uv ")
+    assert status == 0 and installed(commands) == ["torch-cpu", "torch-cpu", "base", "base", ".", "."]
+    assert [command.split()[0] for command in commands] == ["uv", "python"] * 3
+
+
+def test_several_gb_are_announced_with_a_way_to_have_less(machine):
+    status, commands, errors = machine.set_up(FAILS="torch-cpu")
+    assert status == 0 and installed(commands) == ["torch-cpu", "torch", "base", "."]
+    (line,) = errors
+    assert "several GB" in line and "Ctrl-C" in line and "-m pip install WHEEL" in line
+    assert "https://download.pytorch.org/whl/cpu/torch" in line
+
+
+PYTHON_LINE = "found Python 3.10.13"
+REFUSED = {  # the machines, whether an environment is active, and the one line that ends setup.sh
+    "no Python that fits": (
+        {"FITTING": ""},
+        False,
+        f"setup.sh: {PYTHON_LINE}, wanted Python 3.11 to 3.14: install one of them$",
+    ),
+    "an active environment of another Python": (
+        {"FITTING": "python3"},
+        True,
+        f"{PYTHON_LINE} in the active environment, wanted Python 3.11 to 3.14: type deactivate",
+    ),
+    "an old driver": (
+        OLD_DRIVER,
+        True,
+        "found driver 550.54.15, wanted 580 or newer: type apt-get install nvidia-driver-580"
+        ".*CUDA_VISIBLE_DEVICES= bash train.sh --config configs/tiny_cpu.yaml",
+    ),
+    "a very old driver, whose nvidia-smi knows no compute capability": (
+        OLD_DRIVER
+        | {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'},
+        True,
+        "found driver 470.182.03, wanted 580",
+    ),
+    "an old card": (
+        OLD_CARD,
+        True,
+        "found compute capability 7.0, wanted 7.5 or more: type .* -m pip install "
+        rf"torch=={PINS['torch']} --index-url https://download.pytorch.org/whl/cu126;",
+    ),
+}
+
+
+@pytest.mark.parametrize(("variables", "active", "said"), REFUSED.values(), ids=REFUSED)
+def test_machine_that_does_not_do_is_told_in_one_line_before_anything_is_installed(machine, variables, active, said):
+    status, commands, (line,) = machine.set_up(active, **variables)
+    assert (status, commands) == (1, []) and re.search(said, line), line
 
 
 class TestInterrupted:
@@ -175,139 +217,56 @@ class TestInterrupted:
         machine.add("python")
         assert installed(machine.set_up()[1]) == ["torch-cpu", "base", "."]
 
-    def test_environment_is_made_once(self, machine):
-        status, commands, _ = machine.set_up(active=False)
-        assert status == 0 and commands[0] == "python3 -m venv" and len(commands) == 4
-        assert machine.set_up(active=False) == (0, [], [])
-
-    def test_environment_that_was_interrupted_is_made_anew(self, machine):
+    def test_environment_is_made_once_by_the_newest_python_and_anew_if_it_is_broken(self, machine):
         status, commands, _ = machine.set_up(active=False, VENV="interrupted")
         assert status != 0 and commands == ["python3 -m venv"], "nothing is installed into the system's Python"
         status, commands, _ = machine.set_up(active=False)
         assert status == 0 and commands[0] == "python3 -m venv" and len(commands) == 4
-
-    def test_environment_whose_python_is_gone_is_made_anew(self, machine):
-        machine.set_up(active=False)
+        assert machine.set_up(active=False) == (0, [], [])
         (machine.folder / ".venv" / "bin" / "python").unlink()
-        assert machine.set_up(active=False)[1][0] == "python3 -m venv"
-
-
-class TestPython:
-    def test_newer_name_is_found_where_python3_is_too_old(self, machine):
-        assert machine.set_up(active=False, FITTING="python python3.14")[1][0] == "python3.14 -m venv"
-
-    def test_none_that_fits_is_told_in_one_line(self, machine):
-        status, commands, errors = machine.set_up(active=False, FITTING="")
-        wanted = "setup.sh: found Python 3.10.13, wanted Python 3.11 to 3.14: install one of them"
-        assert (status, commands, errors) == (1, [], [wanted])
-
-    def test_active_environment_of_another_python_is_told_in_one_line(self, machine):
-        status, commands, (line,) = machine.set_up(FITTING="python3")
-        assert (status, commands) == (1, [])
-        assert "found Python 3.10.13 in the active environment, wanted Python 3.11 to 3.14: type deactivate" in line
-
-    def test_versions_are_those_of_the_project(self):
-        script = (ROOT / "setup.sh").read_text()
-        oldest, newest = re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", script).groups()
-        assert PROJECT["requires-python"] == f">=3.{oldest},<3.{int(newest) + 1}"
-
-
-class TestOldGpu:
-    """What CUDA 13 does not run on is told before anything is installed."""
-
-    OLD = {"CARDS": "1", "DRIVER": "550.54.15", "RUNS": "12.4"}
-    V100 = {"CARDS": "1", "CAPABILITY": "7.0"}
-
-    def test_driver_that_is_too_old_installs_nothing(self, machine):
-        status, commands, (line,) = machine.set_up(**self.OLD)
-        assert (status, commands) == (1, [])
-        assert "found driver 550.54.15, wanted 580 or newer: type apt-get install nvidia-driver-580" in line
-        assert "CUDA_VISIBLE_DEVICES= bash train.sh --config configs/tiny_cpu.yaml" in line
-
-    def test_card_that_is_too_old_installs_nothing(self, machine):
-        status, commands, (line,) = machine.set_up(**self.V100)
-        assert (status, commands) == (1, [])
-        assert "found compute capability 7.0, wanted 7.5 or more: type" in line
-        (torch,) = [pin for pin in PROJECT["dependencies"] if pin.startswith("torch==")]
-        assert f"-m pip install {torch} --index-url https://download.pytorch.org/whl/cu126;" in line
-
-    @pytest.mark.parametrize("old", [OLD, V100], ids=["driver", "card"])
-    def test_torch_that_sees_it_all_the_same_is_used_without_vllm(self, machine, old):
-        status, commands, _ = machine.set_up(**old, SEES="1", TORCH="there")
-        assert status == 0 and installed(commands) == ["base", "."]
-
-    def test_old_driver_with_cuda_compat_is_none(self, machine):
-        assert "base+gpu" in installed(machine.set_up(**self.OLD | {"RUNS": "13.0"})[1])
-
-    def test_gpu_that_is_hidden_on_purpose_is_left_alone(self, machine):
-        status, commands, _ = machine.set_up(**self.OLD, CUDA_VISIBLE_DEVICES="")
-        assert status == 0 and installed(commands) == ["torch-cpu", "base", "."]
-
-    def test_very_old_driver_without_a_compute_capability_is_told_too(self, machine):
-        """nvidia-smi has known that field since driver 510."""
-        old = {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'}
-        status, _, (line,) = machine.set_up(**self.OLD | old)
-        assert status == 1 and "found driver 470.182.03, wanted 580" in line
+        commands = machine.set_up(active=False, FITTING="python python3.14")[1]
+        assert commands[0] == "python3.14 -m venv", "python3 is too old"
 
 
 def locked(*names):
-    """The versions and the hashes that lock files name, as two dicts by package."""
-    versions, hashes = {}, {}
+    """{package: the versions that lock files name}."""
+    versions = {}
     for name in names:
-        for line in (LOCKS / f"{name}.txt").read_text().splitlines():
-            if pin := re.match(r"([\w.-]+)==([^\s;]+)", line):
-                package = canonicalize_name(pin[1])
-                versions.setdefault(package, set()).add(pin[2])
-            elif digest := re.match(r"    --hash=sha256:([0-9a-f]{64})", line):
-                hashes.setdefault(package, []).append(digest[1])
-            else:
-                assert line.startswith("#"), f"{name}: {line}"
-    return versions, hashes
+        pins = re.findall(r"^([\w.-]+)==([^\s;]+)", (LOCKS / f"{name}.txt").read_text(), flags=re.MULTILINE)
+        for package, version in pins:
+            versions.setdefault(canonicalize_name(package), set()).add(version)
+    return versions
 
 
-class TestLocks:
-    GPU = ("torch", "base", "gpu")
+def test_python_versions_of_the_script_are_those_of_the_project():
+    oldest, newest = re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", (ROOT / "setup.sh").read_text()).groups()
+    assert PROJECT["requires-python"] == f">=3.{oldest},<3.{int(newest) + 1}"
 
-    @pytest.mark.parametrize("name", [*GPU, "torch-cpu"])
-    def test_each_package_has_hashes_and_no_index_is_named(self, name):
-        versions, hashes = locked(name)
-        assert versions and versions.keys() == hashes.keys()
 
-    def test_pins_of_the_project_are_locked(self):
-        versions, _ = locked(*self.GPU)
-        extras = PROJECT["optional-dependencies"]
-        pins = PYPROJECT["build-system"]["requires"] + PROJECT["dependencies"] + extras["gpu"] + extras["dev"]
-        for pin in pins:
-            name, _, wanted = pin.partition("==")
-            assert versions[canonicalize_name(name)] == {wanted}, "type python configs/locks/make.py"
-            if name == "torch":
-                assert locked("torch-cpu")[0]["torch"] == {f"{wanted}+cpu"}
+def test_pins_of_the_project_are_locked():
+    versions = locked("torch", "base", "gpu")
+    found = {name: versions[canonicalize_name(name)] for name in PINS}
+    assert found == {name: {version} for name, version in PINS.items()}, "type python configs/locks/make.py"
+    assert locked("torch-cpu")["torch"] == {f"{PINS['torch']}+cpu"}
 
-    def test_package_in_two_of_them_has_the_same_versions_there(self):
-        """vLLM needs some of the others' packages on more systems, such as cffi, so that gpu.txt has them again."""
-        versions = [locked(name)[0] for name in self.GPU]
-        again = versions[2].keys() & (versions[0].keys() | versions[1].keys())
-        assert "cffi" in again and not versions[0].keys() & versions[1].keys()
-        for package in again:
-            assert versions[2][package] == (versions[0] | versions[1])[package]
 
-    def test_what_is_needed_in_turn_is_locked_for_the_cpu(self):
-        """Asks the packages that are installed here, since pip is told to add nothing by itself."""
-        versions, _ = locked("torch-cpu", "base")
-        waiting, seen = [("countdown-r1-zero", frozenset({"dev"}))], set()
-        while waiting:
-            name, extras = waiting.pop()
-            if (name, extras) in seen:
+def test_what_is_needed_in_turn_is_locked_for_the_cpu():
+    """Asks the packages that are installed here, since pip is told to add nothing by itself."""
+    versions = locked("torch-cpu", "base")
+    waiting, seen = [("countdown-r1-zero", frozenset({"dev"}))], set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for line in distribution(name).requires or []:
+            need = Requirement(line)
+            if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
                 continue
-            seen.add((name, extras))
-            for line in distribution(name).requires or []:
-                need = Requirement(line)
-                if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
-                    continue
-                package = canonicalize_name(need.name)
-                if package.startswith(("nvidia-", "cuda-")) or package == "triton":
-                    continue  # of a PyTorch for CUDA, which torch.txt has
-                assert package in versions, f"{name} needs {line}"
-                assert any(need.specifier.contains(each, prereleases=True) for each in versions[package]), line
-                waiting.append((package, frozenset(need.extras)))
-        assert len(seen) > 50
+            package = canonicalize_name(need.name)
+            if package.startswith(("nvidia-", "cuda-")) or package == "triton":
+                continue  # of a PyTorch for CUDA, which torch.txt has
+            assert package in versions, f"{name} needs {line}"
+            assert any(need.specifier.contains(each, prereleases=True) for each in versions[package]), line
+            waiting.append((package, frozenset(need.extras)))
+    assert len(seen) > 50

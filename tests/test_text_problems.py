@@ -3,7 +3,6 @@
 bash tests/run.sh tests/test_text_problems.py
 """
 
-import doctest
 import json
 
 import pyarrow.parquet as pq
@@ -11,41 +10,32 @@ import pytest
 from conftest import FIXTURES
 
 import preprocess
-from r1zero.tasks import word_problems as text_problems
 from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable, problem_key
 
 
 def prepare(task, folder, *flags):
     """preprocess.py on a task; returns the rows of train and test."""
     preprocess.main([task, "--local_dir", str(folder), *map(str, flags)])
-    return [pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")]
+    return rows_of(folder)
 
 
 def rows_of(folder):
-    return [row for split in ("train", "test") for row in pq.read_table(folder / f"{split}.parquet").to_pylist()]
+    return [pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")]
 
 
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(text_problems).failed == 0
+GOLDS = {
+    "x_r1_750": r"42|\frac{1}{2}|\left\{-2, 2\right\}|x^2+2x+1|8|2\sqrt{2}|9\pi|\text{east}|0.25",
+    "gsm8k": "31|25000|-5|4.5|28",  # the numbers after the hashes
+}
 
 
-def test_boxed_golds_are_extracted_with_balanced_braces(data):
-    golds = {row["solution"] for row in rows_of(data / "x_r1_750")}
-    assert golds == {
-        "42",
-        r"\frac{1}{2}",
-        r"\left\{-2, 2\right\}",
-        "x^2+2x+1",
-        "8",
-        r"2\sqrt{2}",
-        r"9\pi",
-        r"\text{east}",
-        "0.25",
-    }
-
-
-def test_numbers_after_the_hashes_are_the_golds_of_gsm8k(data):
-    assert {row["solution"] for row in rows_of(data / "gsm8k")} == {"31", "25000", "-5", "4.5", "28"}
+@pytest.mark.parametrize("task", GOLDS)
+def test_golds_are_extracted_and_prompts_are_text_that_the_completion_goes_on_from(data, task):
+    rows = sum(rows_of(data / task), [])
+    assert {row["solution"] for row in rows} == set(GOLDS[task].split("|"))
+    for row in rows:
+        assert row["prompt"].startswith("A conversation between User and Assistant.") and "\nUser: " in row["prompt"]
+        assert row["prompt"].endswith("\nAssistant: Let me solve this step by step. <think>")
 
 
 @pytest.mark.parametrize(
@@ -66,10 +56,9 @@ def test_rows_without_a_gold_are_unusable(task, row, reason):
 
 def test_eurus_may_give_its_prompt_as_a_chat():
     row = {"ability": "math", "data_source": "numina", "reward_model": {"ground_truth": "5"}}
-    expected = TextProblem("What is 2+3?", "5", "math", "numina")
-    assert TEXT_TASKS["eurus"].read(row | {"prompt": "What is 2+3?"}) == expected
     chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "What is 2+3?"}]
-    assert TEXT_TASKS["eurus"].read(row | {"prompt": chat}) == expected
+    for prompt in ("What is 2+3?", chat):
+        assert TEXT_TASKS["eurus"].read(row | {"prompt": prompt}) == TextProblem("What is 2+3?", "5", "math", "numina")
     with pytest.raises(Unusable, match="neither math nor code"):
         TEXT_TASKS["eurus"].read(row | {"prompt": chat, "ability": "poetry"})
 
@@ -80,22 +69,26 @@ def test_problems_that_differ_in_spacing_alone_are_one_and_the_seed_shuffles():
     assert 0 <= problem_key("a") < 2**63
 
 
-def test_rows_without_a_gold_and_repeated_problems_are_dropped_and_counted(tmp_path, capsys):
-    train, test = prepare("math", tmp_path, "--source", FIXTURES / "x_r1_750.jsonl", "--test_size", 2)
+def test_unusable_rows_and_repeated_problems_are_dropped_and_counted(tmp_path, capsys):
+    train, test = prepare("math", tmp_path / "a", "--source", FIXTURES / "x_r1_750.jsonl", "--test_size", 2)
     assert len(train) == 7 and len(test) == 2
     output = capsys.readouterr().out
     assert "test.parquet: 2 of the 12 rows of train; dropped 2 without a box that has content; " in output
     assert "train.parquet: 7 of the 12 rows" in output and "dropped 3 that came before or stand in test" in output
+    rows = [{"problem": text, "solution": r"\boxed{1}"} for text in ("a", "b", "c", "", None)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, test = prepare("math", tmp_path / "b", "--source", tmp_path / "set.jsonl")
+    assert len(train + test) == 3 and "dropped 2 without a problem" in capsys.readouterr().out
 
 
 def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(tmp_path, long_model, capsys):
     flags = ("--source", FIXTURES / "eurus.jsonl", "--tokenizer", long_model, "--test_size", 1)
-    train, test = prepare("eurus", tmp_path, *flags)
-    rows = sorted(train + test, key=lambda row: str(row["solution"]))
+    rows = sorted(sum(prepare("eurus", tmp_path, *flags), []), key=lambda row: str(row["solution"]))
     assert [row["solution"] for row in rows] == ["2x+2", "32", "540", None, None]
     for row in rows:
         assert (row["tests"] is None) == (row["ability"] == "math")
         assert row["reward_model"]["ground_truth"] == (row["solution"] or row["tests"])
+        assert ("```python" in row["prompt"]) == (row["ability"] == "code")
     assert {row["data_source"] for row in rows if row["tests"]} == {"taco", "apps"}
     output = capsys.readouterr().out
     for reason in (
@@ -108,22 +101,6 @@ def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(tmp_path, long_model
         assert reason in output
 
 
-def test_rows_without_a_problem_are_dropped(tmp_path, capsys):
-    rows = [{"problem": text, "solution": r"\boxed{1}"} for text in ("a", "b", "c", "", None)]
-    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, test = prepare("math", tmp_path, "--source", tmp_path / "set.jsonl")
-    assert len(train + test) == 3 and "dropped 2 without a problem" in capsys.readouterr().out
-
-
-def test_prompts_are_plain_text_that_the_completion_goes_on_from(data):
-    for task in ("x_r1_750", "gsm8k", "eurus"):
-        for row in rows_of(data / task):
-            assert row["prompt"].startswith("A conversation between User and Assistant.")
-            assert "\nUser: " in row["prompt"]
-            assert row["prompt"].endswith("\nAssistant: Let me solve this step by step. <think>")
-    assert all(r"The answer is \boxed{your answer}." in row["prompt"] for row in rows_of(data / "gsm8k"))
-
-
 def test_chat_prompt_keeps_the_problems_braces(tmp_path):
     train, test = prepare("math", tmp_path, "--source", FIXTURES / "x_r1_750.jsonl", "--template", "chat")
     (row,) = [row for row in train + test if "sqrt" in row["prompt"]]
@@ -132,17 +109,13 @@ def test_chat_prompt_keeps_the_problems_braces(tmp_path):
     assert row["prompt"].endswith("<|im_start|>assistant\nLet me solve this step by step. <think>")
 
 
-def test_own_test_split_is_used_and_kept_out_of_train(tmp_path):
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_own_test_split_is_used_and_kept_out_of_train(tmp_path, held_out):
     lines = (FIXTURES / "gsm8k.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train.jsonl").write_text("".join(lines))
-    (tmp_path / "set" / "test.jsonl").write_text("".join(lines[:2]))
-    train, test = prepare("gsm8k", tmp_path / "data", "--source", tmp_path / "set")
+    (tmp_path / f"{held_out}.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(SystemExit, match=rf"has the splits \['{held_out}'\], wanted train"):
+        prepare("gsm8k", tmp_path / "data", "--source", tmp_path)
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    train, test = prepare("gsm8k", tmp_path / "data", "--source", tmp_path)
     assert {row["solution"] for row in test} == {"31", "25000"}
     assert {row["solution"] for row in train} == {"-5", "4.5", "28"}
-
-
-def test_set_without_a_train_split_is_refused(tmp_path):
-    (tmp_path / "test.jsonl").write_text((FIXTURES / "gsm8k.jsonl").read_text())
-    with pytest.raises(SystemExit, match=r"has the splits \['test'\], wanted train"):
-        prepare("gsm8k", tmp_path / "data", "--source", tmp_path)

@@ -10,11 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import parser, run_to_end
-from trl import GRPOConfig
 
 from benchmarks import time_to_target
 from benchmarks.time_to_target import COMMON, MARKS, SETTINGS, Stopwatch
-from r1zero import tiny_model as tiny_model_module
 from r1zero.report import console
 
 FAST = [(0, 0, 0.2), (256, 10, 0.55), (512, 20, 0.45), (768, 30, 0.9)]
@@ -73,18 +71,20 @@ def test_run_is_stopped_after_the_evaluation_that_passes_the_mark_or_ends_the_ti
     assert lines.stopwatch.why_to_stop(seconds=71, mark=0.9) is None
 
 
-@pytest.mark.parametrize(
-    ("mark", "seconds"),
-    [(0.1, 0), (0.2, 0), (0.375, 5), (0.55, 10), (0.675, 25), (0.9, 30)],
-    ids=["below all", "start", "between two", "equal", "after a fall", "last"],
-)
+PASSED = {  # a mark, and after how many seconds
+    "below all": (0.1, 0),
+    "start": (0.2, 0),
+    "between two": (0.375, 5),
+    "after a fall": (0.675, 25),
+    "last": (0.9, 30),
+}
+
+
+@pytest.mark.parametrize(("mark", "seconds"), PASSED.values(), ids=PASSED)
 def test_mark_is_passed_on_the_line_between_two_evaluations(mark, seconds):
     passed = time_to_target.first_passed(evaluations(FAST), mark)
     assert passed["seconds"] == pytest.approx(seconds)
     assert passed["completions"] == pytest.approx(25.6 * seconds), "256 in ten seconds"
-
-
-def test_mark_that_is_not_reached_is_never_passed():
     assert time_to_target.first_passed(evaluations(FAST), 0.91) is None
 
 
@@ -103,55 +103,16 @@ def test_table_says_how_long_how_many_times_and_what_was_never_reached(monkeypat
     assert nano[2] == "> 135 s (1 of 2)\n> 640 completions\n> 4.5 times"
 
 
-def test_nothing_is_compared_with_a_reference_that_did_not_pass():
-    reference = time_to_target.summarize([evaluations(SLOW)], 0.85)
-    assert time_to_target.times_slower(time_to_target.summarize([evaluations(FAST)], 0.85), reference) == ""
-
-
-def test_defaults_are_those_of_trl():
-    defaults = GRPOConfig(output_dir="unused", use_cpu=True, bf16=False)
-    values = time_to_target.TRL
-    named = {name: getattr(defaults, name) for name in values if name not in ("trim_padding", "drop_finished")}
-    assert {name: values[name] for name in named} == named
-
-
 def test_settings_differ_in_nothing_that_the_model_forces(tmp_path):
     for name in SETTINGS:
         values = time_to_target.run_values(name, 1, tmp_path)
         assert {key: values[key] for key in COMMON} == COMMON and values["seed"] == 1
         assert values["eval_steps"] * time_to_target.completions_a_step(values) == 256, name
         assert values["eval_steps"] == values["logging_steps"], "the clock stops at the line of training before it"
-        parser().parse_dict(values)  # raises where a setting does not exist
+        parser().parse_dict(values)  # raises if a setting does not exist
+        assert values["trim_padding"] == values["drop_finished"] == (name == "a"), "what this project adds"
     rates = {name: values["learning_rate"] for name, values in SETTINGS.items()}
     assert rates.pop("b") == 1e-6 and set(rates.values()) == {time_to_target.RECIPE["learning_rate"]}
-
-
-@pytest.mark.parametrize(("name", "steps"), [("a", 4), ("b", 8), ("c", 1), ("c2", 1)])
-def test_evaluations_stand_between_generations(tmp_path, name, steps):
-    values = time_to_target.run_values(name, 1, tmp_path, evaluate_every=64)
-    assert values["eval_steps"] == values["logging_steps"] == steps
-
-
-def test_shipped_recipe_alone_has_what_this_project_adds():
-    for name, values in SETTINGS.items():
-        assert values["trim_padding"] == values["drop_finished"] == (name == "a")
-
-
-def test_base_model_of_a_seed_is_made_once(tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def make(command, **_):
-        args = tiny_model_module.read_arguments(command[3:])
-        asked.append((command[:3], args.seed, args.output_dir, args.data_dir))
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "config.json").write_text("{}")
-
-    monkeypatch.setattr(time_to_target.subprocess, "run", make)
-    time_to_target.make_base(7, tmp_path)
-    time_to_target.make_base(7, tmp_path)
-    words = [sys.executable, "-m", "r1zero.tiny_model"]
-    assert asked == [(words, 7, str(tmp_path / "model"), str(tmp_path / "data"))]
-    assert capsys.readouterr().out == 2 * "seed 7: the warm-up took 0 s, which are not counted\n"
 
 
 @pytest.mark.slow

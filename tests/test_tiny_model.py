@@ -3,7 +3,6 @@
 import itertools
 import random
 import re
-from dataclasses import fields
 from functools import partial
 
 import pyarrow.parquet as pq
@@ -75,16 +74,13 @@ def test_trace_of_a_small_problem_reads_as_documented():
     assert tiny.write_trace(tried[:1], solved=False) == "\n3+7 = 10: 10+5 = 15 no\n</think>\n<answer>(3+7)+5</answer>"
 
 
-def test_prompt_is_nine_tokens_and_each_number_one(rows, tokenizer):
+def test_prompt_is_nine_tokens_each_number_one_and_any_text_is_encoded(rows, tokenizer):
     for row in rows["test"]:
         ids = tokenizer(row["prompt"])["input_ids"]
         assert len(ids) == 9 and tokenizer.decode(ids) == row["prompt"]
     assert all(len(tokenizer(str(number))["input_ids"]) == 1 for number in range(100))
-
-
-@pytest.mark.parametrize("text", ["Hällo wörld", "x = 1.5 🙂\n\n\t 123456", "<think> no yes </think>", ""])
-def test_tokenizer_encodes_any_text(tokenizer, text):
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    for text in ("Hällo wörld", "x = 1.5 🙂\n\n\t 123456", "<think> no yes </think>", ""):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_giving_up_weighs_the_same_after_every_failed_try_wherever_the_trace_stops(rows, tokenizer):
@@ -100,30 +96,15 @@ def test_giving_up_weighs_the_same_after_every_failed_try_wherever_the_trace_sto
     assert stops > 0, "the fruitless searches stop after a no"
 
 
-def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert type(model).__name__ == "Qwen2ForCausalLM"
-    assert 0.3e6 < model.num_parameters() < 1e6
-
-
-def test_plan_is_what_is_made(tiny_model, tiny_data, rows):
+def test_plan_is_what_is_made_an_ordinary_checkpoint_of_the_promised_size(tiny_model, rows):
     planned_rows, (longest,), config, tokenizer = tiny.planned([])
     assert planned_rows == len(rows["train"])
     assert len(tokenizer(longest)["input_ids"]) == 9 and "create an equation that equals 60." in longest
-    made = AutoModelForCausalLM.from_pretrained(tiny_model).config
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert type(model).__name__ == "Qwen2ForCausalLM" and 0.3e6 < model.num_parameters() < 1e6
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        assert getattr(config, name) == getattr(made, name)
+        assert getattr(config, name) == getattr(model.config, name)
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
-
-
-def test_help_explains_every_setting(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        tiny.main(["--help"])
-    output = capsys.readouterr().out
-    assert stopped.value.code == 0 and output.startswith("usage: python -m r1zero.tiny_model ")
-    for setting in fields(tiny.TinyModelArguments):
-        assert f"--{setting.name} " in output and setting.metadata["help"], setting.name
-    assert "(default: data/countdown_tiny)" in output, "as the YAML has it"
 
 
 @pytest.mark.parametrize(
@@ -131,23 +112,18 @@ def test_help_explains_every_setting(capsys):
     [
         pytest.param(["--stepz", "3"], "found --stepz 3, which is no setting; --help lists them all", id="a typo"),
         pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
+        pytest.param(["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML", id="a list"),
         pytest.param(
-            ["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML mapping", id="a list"
+            ["--output_dir", "made"], ".*is there already: remove it", id="a model that would be overwritten"
         ),
-        pytest.param(["--config", "open.yaml"], "the settings cannot be read ", id="no YAML at all"),
     ],
 )
-def test_settings_that_cannot_be_read_end_in_one_line(tmp_path, monkeypatch, arguments, message):
+def test_settings_that_do_not_do_end_in_one_line(tmp_path, monkeypatch, tiny_model, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yaml").write_text("- 1")
-    (tmp_path / "open.yaml").write_text("steps: [")
+    (tmp_path / "made").symlink_to(tiny_model)
     with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
         tiny.main(arguments)
-
-
-def test_existing_model_is_not_overwritten(tiny_model, tiny_data):
-    with pytest.raises(SystemExit, match="is there already: remove it"):
-        tiny.main(["--output_dir", str(tiny_model), "--data_dir", str(tiny_data)])
 
 
 def test_the_seed_decides_the_warm_up(tmp_path, tiny_data):

@@ -1,0 +1,36 @@
+"""What this project takes from the texts of libraries, and what would break silently with another version of them.
+
+bash tests/run.sh tests/test_pinned_sources.py
+"""
+
+import inspect
+import re
+
+from trl import GRPOConfig
+from trl.trainer import grpo_trainer
+
+from benchmarks import time_to_target
+from r1zero.report import console, run_folder
+
+SOURCE = inspect.getsource(grpo_trainer)
+
+
+def test_metrics_that_the_console_watches_are_those_that_trl_logs():
+    """Under another name the line would lack its value, and the warning would never come."""
+    watched = [*console.COLUMNS, *re.findall(r'readings\.\w+\("([\w/]+)"\)', inspect.getsource(console))]
+    own = {"accuracy", "times_divide_rate"}  # of rewards.py
+    assert len(set(watched) - own) > 4
+    assert [name for name in watched if name not in own and not re.search(rf'\[f?"{name}"\]', SOURCE)] == []
+
+
+def test_metrics_that_trl_logs_are_not_taken_for_a_users():
+    names = re.findall(r'_metrics\[(?:mode|"train")\]\[f?"([^"]+)"\]', SOURCE)
+    assert len(names) > 30 and {"reward", "entropy", "step_time"} <= set(names)
+    assert run_folder.own_metrics(names) == []
+
+
+def test_defaults_of_the_benchmark_are_those_of_trl():
+    defaults = GRPOConfig(output_dir="unused", use_cpu=True, bf16=False)
+    values = {key: value for key, value in time_to_target.TRL.items() if hasattr(defaults, key)}
+    assert len(values) == len(time_to_target.TRL) - 2, "all but trim_padding and drop_finished"
+    assert {name: getattr(defaults, name) for name in values} == values
