@@ -7,13 +7,18 @@ r1zero/grading works out numbers, compares LaTeX, and runs programs shut in a sa
 metric's name in every tracker (`rewards/<name>/mean`).
 """
 
+import re
+
 from r1zero.grading import latex
 from r1zero.grading.arithmetic import solves_countdown
 from r1zero.grading.extract import completion_text, extract_answer, last_box, python_block
 from r1zero.grading.program_tests import parse_tests
 from r1zero.grading.sandbox import shared_sandbox
 from r1zero.grading.verdict import CORRECT, NO_ANSWER, UNDECIDED, WRONG, Table, Task, Verdict, judge_batch
+from r1zero.tasks.countdown import solve
 
+DISPLAY = re.compile(r"\\\[(.*)\\\]", re.DOTALL)
+PROSE = re.compile(r"####|\n|\banswer\b", re.IGNORECASE)
 GRADED = {NO_ANSWER: 0.0, WRONG: 0.1, UNDECIDED: 0.1, CORRECT: 1.0}  # TinyZero's: 0.1 is for the format alone
 
 
@@ -58,6 +63,7 @@ countdown_reward.task = Task(
     columns=("nums", "target"),
     worth=GRADED,
     table=Table(answer="equation", verdict="verdict", problem=("numbers", "target")),
+    right=lambda nums, target: f"<answer>{solve(nums, target)}</answer>",
     problem=lambda verdicts, nums, target: ([row_nums and str(row_nums) for row_nums in nums], list(target)),
     metrics=multiplies,
 )
@@ -93,6 +99,7 @@ multiplication_reward.task = Task(
     columns=("product",),
     worth=GRADED,
     table=Table(answer="stated_product", verdict="product_verdict", problem=("product",)),
+    right=lambda product: f"<answer>{product}</answer>",
     problem=lambda verdicts, product: ([None if value is None else str(value) for value in product],),
 )
 
@@ -127,7 +134,24 @@ def judge_boxed_math(completions, solution):
 
 def gold_answers(solution):
     """Return the golds of B solutions: what the last box of a text holds, or the text; None stays None."""
-    return [None if text is None else last_box(str(text)) or str(text) for text in solution]
+    return [None if text is None else gold_answer(str(text)) for text in solution]
+
+
+def gold_answer(text):
+    r"""Return the gold of a solution (str): what its last box holds, or all of it, without the \[ \] of a display.
+
+    >>> gold_answer(r"so it is \boxed{\frac{1}{2}}."), gold_answer(r"\[18\]"), gold_answer("x+1")
+    ('\\frac{1}{2}', '18', 'x+1')
+    """
+    return last_box(text) or DISPLAY.sub(r"\1", text.strip())
+
+
+def stated_gold(text):
+    """Return the gold of a solution. Raises ValueError for prose, which no answer equals: GSM8K's as they come."""
+    gold = gold_answer(str(text))
+    if PROSE.search(gold):
+        raise ValueError("a sentence, and the answer alone, or in a \\boxed{}, is wanted")
+    return gold
 
 
 boxed_math_reward.task = Task(
@@ -136,6 +160,7 @@ boxed_math_reward.task = Task(
     columns=("solution",),
     worth=GRADED | {CORRECT: GRADED[WRONG] + GRADED[CORRECT]},
     table=Table(answer="boxed", verdict="boxed_verdict", problem=("gold",)),
+    right=lambda solution: rf"\boxed{{{stated_gold(solution)}}}",
     problem=lambda verdicts, solution: (gold_answers(solution),),
     metrics=lambda verdict: {"undecided": float(verdict.status == UNDECIDED)},
 )

@@ -35,7 +35,13 @@ class Task:
     worth: dict[str, float]  # of each status; a status that is not there is worth the share of tests passed
     table: Table
     problem: Callable  # problem(verdicts, *columns) -> the problem's columns of the table, B values each
+    right: Callable | None = None  # right(*columns of one row) -> a right completion; ValueError if the row has none
     metrics: Callable = lambda verdict: {}  # metrics(verdict) -> dict of more metrics of one completion
+
+    @property
+    def most(self):
+        """What a right answer is worth."""
+        return max(self.worth.values())
 
     def rewards(self, verdicts):
         """Return what B verdicts are worth: B floats, None in rows of another task."""

@@ -5,6 +5,7 @@ numbers a problem has, and whether + and - are enough for it.
 """
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +121,38 @@ def reachable(nums, target):
             # An error of rounding is smaller, and a target that is missed by less is let pass
             found[some] = (np.abs(missed_by) < 1e-6).any(axis=1)
     return found
+
+
+def solve(nums, target):
+    """Return an expression (str) that uses each number once and has the target as its value.
+
+    nums: list of ints, at most four; target: int. Raises ValueError if there is none.
+
+    >>> solve([3, 8, 3, 8], 24)
+    '(8/(3-(8/3)))'
+    """
+    found = search([(Fraction(number), str(number)) for number in nums], target)
+    if found is None:
+        raise ValueError(f"{target} cannot be reached with {nums}")
+    return found
+
+
+def search(terms, target):
+    """Return an expression of all terms, (value, text) each, whose value is the target, or None."""
+    if len(terms) == 1:
+        return terms[0][1] if terms[0][0] == target else None
+    for (i, (a, left)), (j, (b, right)) in itertools.permutations(enumerate(terms), 2):
+        others = [term for place, term in enumerate(terms) if place not in (i, j)]
+        joined = [(a - b, f"({left}-{right})")]
+        if i < j:  # the order of these two makes no difference
+            joined += [(a + b, f"({left}+{right})"), (a * b, f"({left}*{right})")]
+        if b:
+            joined.append((a / b, f"({left}/{right})"))
+        for term in joined:
+            found = search([*others, term], target)
+            if found is not None:
+                return found
+    return None
 
 
 def cells(nums, target):
