@@ -1,8 +1,8 @@
-"""Completions a second of the rewards on one core, and the boxed-maths reward against TRL's accuracy_reward.
+"""Measure completions a second of the rewards on one core, and of boxed maths against TRL's accuracy_reward.
 
     python benchmarks/rewards.py
 
-Process time, the best of several rounds; for computer algebra, which works in processes of its own, wall-clock time.
+Process time, the best of several rounds; wall-clock time if computer algebra works, in processes of its own.
 """
 
 import os
@@ -18,7 +18,7 @@ from rewards import boxed_math_reward, countdown_reward, multiplication_reward  
 
 LENGTH, ROWS, ROUNDS = 1400, 4096, 7  # characters of a completion, completions of a batch, batches of which one counts
 BOXED_FORMS = {"integers": "{}", "fractions": r"\dfrac{{{}}}{{1001}}", "text": r"\text{{ room {} }}"}
-# Golds and answers that neither text nor exact numbers decide, right and wrong in turn; K is another number each time
+# Golds and answers that neither text nor exact numbers decide, right and wrong in turn; K stands for numbers
 ALGEBRA = [
     (r"x^2-K^2", r"(x-K)(x+K)"),
     (r"K\pi r", r"K\pi r^2"),
@@ -29,7 +29,7 @@ ALGEBRA = [
     (r"2\ln K", r"\ln K^2"),
     (r"e^{x+K}", r"e^{x-K}"),
 ]
-# Golds of the kind that physics and engineering have; the answer is another one, or the same with a factor too many
+# Golds from physics and engineering; the answer is another one, or the same with a factor of 3
 FORMULAS = [
     r"\frac{v_{0}}{r_{0}} \left(1+\frac{r}{r_{0}}\right)^{-3 / 2}",
     r"\sqrt{\frac{4 \pi G \rho}{3}}",
@@ -51,7 +51,7 @@ FORMULAS = [
 
 
 def reasoning(rng):
-    """LENGTH characters of the kind that stands before an answer."""
+    """Return LENGTH characters of the kind that stands before an answer."""
     text = ""
     while len(text) < LENGTH:
         a, b = rng.randint(1, 99), rng.randint(1, 99)
@@ -59,23 +59,18 @@ def reasoning(rng):
     return text[:LENGTH]
 
 
-def chat(text):
-    """A completion as chat messages, the form that TRL's accuracy_reward wants."""
-    return [{"role": "assistant", "content": text}]
-
-
-def fastest(function, *columns):
-    """Completions a second in the best round."""
+def report_rate(name, reward, *columns):
+    """Print completions a second in the best round."""
     best = float("inf")
     for _ in range(ROUNDS):
         started = time.process_time()
-        function(*columns)
+        reward(*columns)
         best = min(best, time.process_time() - started)
-    return len(columns[0]) / best
+    print(f"  {name:<35} {len(columns[0]) / best:>9,.0f} /s")
 
 
 def countdown_columns(rng):
-    """Expressions with all four operations in the 3 or 4 numbers given; every second one is right."""
+    """Return expressions with all four operations in the 3 or 4 numbers given; every second one is right."""
     completions, nums, target = [], [], []
     while len(completions) < ROWS:
         numbers = [rng.randint(1, 99) for _ in range(rng.choice((3, 4)))]
@@ -89,98 +84,51 @@ def countdown_columns(rng):
     return completions, nums, target
 
 
-def multiplication_columns(rng, text):
-    """Products of two numbers of three digits; every second one is right. text: what stands before the answer."""
-    completions, product = [], []
-    for row in range(ROWS):
-        right = rng.randint(100, 999) * rng.randint(100, 999)
-        completions.append(f"{text}<answer>{right + row % 2}</answer>")
-        product.append(str(right))
-    return completions, product
-
-
-def boxed_math_columns(rng, text, form):
-    """Boxes of one of BOXED_FORMS; every second one is right. text: what stands before the answer."""
-    completions, solution = [], []
-    for row in range(ROWS):
-        right = rng.randint(1, 1000)
-        completions.append(rf"{text} so it is \boxed{{{form.format(right + row % 2)}}}.")
-        solution.append(form.format(right))
-    return completions, solution
-
-
-def algebra_columns(text):
-    """Every pair of ALGEBRA with 50 numbers in K's place. text: what stands before the answer."""
-    completions, solution = [], []
-    for k in range(2, 52):
-        for gold, answer in ALGEBRA:
-            completions.append(chat(rf"{text} so it is \boxed{{{answer.replace('K', str(k))}}}."))
-            solution.append(f"${gold.replace('K', str(k))}$")
-    return completions, solution
-
-
-def formula_columns(text):
-    """Every one of FORMULAS against every other, and against itself with a factor. text: as in algebra_columns."""
-    completions, solution = [], []
-    for gold in FORMULAS:
-        for other in FORMULAS:
-            answer = other
-            if other == gold:
-                answer = other.replace("=", r"=3 \cdot ") if "=" in other else rf"3 \cdot {other}"
-            completions.append(chat(rf"{text} so it is \boxed{{{answer}}}."))
-            solution.append(f"${gold}$")
-    return completions, solution
-
-
-def measure_what_text_and_numbers_decide(rng, text):
+def measure_text_and_numbers(rng, text):
+    """Measure what needs no computer algebra. Every second product and box is right."""
     print(f"completions of {LENGTH:,} characters, one core:")
-    rate = fastest(countdown_reward, *countdown_columns(rng))
-    print(f"  countdown_reward                    {rate:>9,.0f} /s")
-    rate = fastest(multiplication_reward, *multiplication_columns(rng, text))
-    print(f"  multiplication_reward               {rate:>9,.0f} /s")
+    report_rate("countdown_reward", countdown_reward, *countdown_columns(rng))
+    products = [rng.randint(100, 999) * rng.randint(100, 999) for _ in range(ROWS)]
+    completions = [f"{text}<answer>{right + row % 2}</answer>" for row, right in enumerate(products)]
+    report_rate("multiplication_reward", multiplication_reward, completions, list(map(str, products)))
     for what, form in BOXED_FORMS.items():
-        rate = fastest(boxed_math_reward, *boxed_math_columns(rng, text, form))
-        print(f"  boxed_math_reward, {what:<16} {rate:>9,.0f} /s")
+        numbers = [rng.randint(1, 1000) for _ in range(ROWS)]
+        completions = [
+            rf"{text} so it is \boxed{{{form.format(right + row % 2)}}}." for row, right in enumerate(numbers)
+        ]
+        report_rate(f"boxed_math_reward, {what}", boxed_math_reward, completions, list(map(form.format, numbers)))
 
 
-def measure_formulas(what, completions, solution, right):
-    """Compares boxed_math_reward with TRL's accuracy_reward on formulas, of which so many are right."""
+def measure_formulas(what, text, pairs, right):
+    """Compare boxed_math_reward with TRL's accuracy_reward on (gold, answer) pairs, of which so many are right."""
     from trl.rewards import accuracy_reward  # imports torch, which nothing else here needs
 
-    print(f"{what}, {len(completions)} different pairs, wall-clock time:")
-    boxed_math_reward([chat(r"\boxed{x+x}")], ["$2x$"])  # starts the helper process
-    rates = {}
+    print(f"{what}, {len(pairs)} different pairs, wall-clock time:")
+    # Chat messages, and golds in $, are the form that TRL's reward wants
+    completions = [[{"role": "assistant", "content": rf"{text} so it is \boxed{{{answer}}}."}] for _, answer in pairs]
+    solution = [f"${gold}$" for gold, _ in pairs]
+    boxed_math_reward([r"\boxed{x+x}"], ["$2x$"])  # starts the helper process
+    rates = []
     for name, reward in {"TRL's accuracy_reward": accuracy_reward, "boxed_math_reward": boxed_math_reward}.items():
         started = time.perf_counter()
         scores = reward(completions, solution)
-        rates[name] = len(completions) / (time.perf_counter() - started)
+        rates.append(len(completions) / (time.perf_counter() - started))
         found = sum(score is not None and score >= 1 for score in scores)
-        print(f"  {name:<35} {rates[name]:>9,.0f} /s, {found} right of {right}")
-    times = rates["boxed_math_reward"] / rates["TRL's accuracy_reward"]
-    print(f"  {times:.1f} times TRL's, with {os.cpu_count()} cores")
-
-
-def measure_answers_that_never_end(completions, solution):
-    """A batch of 16 pairs, of which 8 are right, and 48 answers that computer algebra would never be done with."""
-    bombs = []
-    for i in range(24):
-        bombs += [rf"\boxed{{9^{{9^{{9^9}}}}+{i}}}", rf"\boxed{{(10^9)!+{i}x}}"]
-    batch = completions[:16] + [chat(bomb) for bomb in bombs]
-    started = time.perf_counter()
-    scores = boxed_math_reward(batch, solution[:16] + ["2x"] * len(bombs))
-    seconds = time.perf_counter() - started
-    right = sum(score > 1 for score in scores)
-    print(f"  a batch of {len(batch)} with {len(bombs)} that never end: {seconds:.1f} s, {right} right of 8")
+        print(f"  {name:<35} {rates[-1]:>9,.0f} /s, {found} right of {right}")
+    print(f"  {rates[1] / rates[0]:.1f} times TRL's, with {os.cpu_count()} cores")
 
 
 def main():
     rng = random.Random(0)
     text = reasoning(rng)
-    measure_what_text_and_numbers_decide(rng, text)
-    measure_formulas("wrong formulas", *formula_columns(text), right=0)
-    completions, solution = algebra_columns(text)
-    measure_formulas("half of them right", completions, solution, right=len(completions) // 2)
-    measure_answers_that_never_end(completions, solution)
+    measure_text_and_numbers(rng, text)
+    pairs = [(gold, other) for gold in FORMULAS for other in FORMULAS if other != gold]
+    pairs += [(gold, gold.replace("=", r"=3 \cdot ") if "=" in gold else rf"3 \cdot {gold}") for gold in FORMULAS]
+    measure_formulas("wrong formulas", text, pairs, right=0)
+    pairs = [
+        (gold.replace("K", str(k)), answer.replace("K", str(k))) for k in range(2, 52) for gold, answer in ALGEBRA
+    ]
+    measure_formulas("half of them right", text, pairs, right=len(pairs) // 2)
 
 
 if __name__ == "__main__":

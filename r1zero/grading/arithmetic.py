@@ -9,7 +9,7 @@ from fractions import Fraction
 
 TOKEN = re.compile(r"[0-9]+|[-+*/()]")
 TOKEN_CHARACTERS = "0123456789+-*/() \t\r\n"  # ASCII alone: any other character makes the answer wrong
-SIGN_PRECEDENCE = 3  # of a sign, which binds tighter than every binary operator
+SIGN_PRECEDENCE = 3  # a sign binds tighter than every binary operator
 
 
 def tokenize(text):
@@ -62,7 +62,7 @@ def exact_value(tokens):
             elif token in SIGN:
                 pending.append(SIGN[token])
             else:
-                raise ValueError(f"{token} where a value belongs")
+                raise ValueError(f"found {token}, wanted a value")
         elif token in BINARY:
             apply_down_to(BINARY[token][0], values, pending)
             pending.append(BINARY[token])
@@ -73,9 +73,9 @@ def exact_value(tokens):
                 raise ValueError("a parenthesis that was never opened")
             pending.pop()
         else:
-            raise ValueError(f"{token} where an operator belongs")
+            raise ValueError(f"found {token}, wanted an operator")
     if value_is_next:
-        raise ValueError("an expression that stops where a value belongs")
+        raise ValueError("found the end, wanted a value")
     apply_down_to(0, values, pending)
     if pending:
         raise ValueError("a parenthesis that was never closed")

@@ -313,7 +313,7 @@ def watch(process, limit, seconds, stop):
     def took():
         return 0.0 if began is None else time.monotonic() - began
 
-    poll = select.poll()  # select.select fails where a training has more than 1,024 open files
+    poll = select.poll()  # select.select fails if a training has more than 1,024 open files
     poll.register(process.stdout, select.POLLIN)
     while time.monotonic() < deadline and not stop.is_set():
         if time.monotonic() > next_look:
