@@ -44,6 +44,10 @@ class ScriptArguments:
             "reward_weights weighs them."
         },
     )
+    completions_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Completions of an optimizer step, over all processes: sets gradient_accumulation_steps."},
+    )
     allow_unsandboxed_code: bool = field(
         default=False,
         metadata={"help": "Let code_reward run what the model wrote without a sandbox, where bubblewrap is missing."},

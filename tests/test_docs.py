@@ -15,7 +15,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import PATIENCE, ROOT, parser, run_to_end
+from conftest import PATIENCE, ROOT, parser, run_to_end, settings
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
@@ -26,7 +26,7 @@ from r1zero import tiny_model
 from r1zero.evaluate import command as evaluate
 from r1zero.grading import behaviours as reasoning
 from r1zero.preflight import check as checks
-from r1zero.preflight import machine, vllm_server
+from r1zero.preflight import hardware
 from r1zero.report import page as report
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -115,8 +115,8 @@ def parse_command(command):
         case ["sbatch", "--nodes", _, "--gpus-per-node", _, "configs/slurm/nodes.sbatch", *flags]:
             parse_all(parser(), flags)
         case ["vllm", "serve", *_] as words:
-            recipe = ["--config", str(ROOT / "configs" / "qwen2.5-1.5b.yaml"), "--vllm_mode", "server"]
-            _, *wanted = shlex.split(vllm_server.serve_command(machine.read_recipe(parser(), recipe).values))
+            values = settings("--vllm_mode", "server", config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
+            _, *wanted = shlex.split(hardware.serve_command(values))
             assert words == wanted
         case ["trl", "grpo", *flags]:
             parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags)

@@ -1,4 +1,4 @@
-"""preprocess.py's commands on small sizes: the files, what is printed, what is refused, what is planned.
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused.
 
 bash tests/run.sh tests/test_preprocess.py
 """
@@ -9,7 +9,6 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FIXTURES
 from transformers import AutoTokenizer
 
 import preprocess
@@ -151,116 +150,3 @@ def test_source_that_holds_no_problems_is_told_in_one_line(tmp_path, text, said)
         preprocess.main(["math", "--source", str(tmp_path / "own.jsonl"), "--local_dir", str(tmp_path / "out")])
     line = str(stopped.value)
     assert f"--source {tmp_path}/own.jsonl {said}" in line and "\n" not in line
-
-
-class TestPlanned:
-    """What a run in a fresh clone is told of data that is not there yet."""
-
-    @pytest.mark.parametrize("task", ["countdown", "multiply"])
-    @pytest.mark.parametrize("template", ["base", "chat"])
-    def test_made_tasks_plan_as_many_rows_and_no_shorter_prompt_than_they_write(self, tmp_path, task, template):
-        flags = ["--train_size", "300", "--test_size", "3", "--template", template]
-        rows, (longest,) = preprocess.planned([task, *flags])
-        train, _ = prepare(task, tmp_path, *flags)
-        assert rows == len(train) == 300
-        assert max(len(row["prompt"]) for row in train) <= len(longest) <= 30 + len(train[0]["prompt"])
-
-    def test_largest_numbers_that_the_flags_allow_stand_in_the_prompt(self):
-        flags = ["--num_operands", "2", "5", "--max_number", "1234", "--max_target", "999"]
-        rows, (longest,) = preprocess.planned(["countdown", *flags])
-        assert rows == 327_680
-        assert f"Using the numbers {[1234] * 5}, create an equation that equals 999." in longest
-        assert "equation: 999 * 99 =" in preprocess.planned(["multiply", "--digits", "3", "2"])[1][0]
-
-    def test_what_only_the_source_knows_is_left_open(self):
-        assert preprocess.planned(["countdown", "--source", "somebody/a-set", "--train_size", "7"]) == (7, [])
-        assert preprocess.planned(["gsm8k"]) == preprocess.planned(["eurus", "--test_size", "9"]) == (None, [])
-
-    def test_rows_of_a_mixture_are_those_of_its_folders_where_they_are_there(self, data):
-        folders = [str(data / "countdown"), str(data / "x_r1_750")]
-        assert preprocess.planned(["mixture", *folders]) == (
-            pq.read_metadata(data / "mixture/train.parquet").num_rows,
-            [],
-        )
-        with pytest.raises(ValueError, match="nowhere/train.parquet does not exist: write it first, with"):
-            preprocess.planned(["mixture", folders[0], "nowhere"])
-        assert preprocess.planned(["mixture", folders[0], "nowhere"], elsewhere=True) == (None, [])
-
-    def test_recipes_own_commands_are_read_with_the_same_checks(self, capsys):
-        with pytest.raises(SystemExit):
-            preprocess.planned(["multiply", "--digits", "0", "3"])
-        assert "wanted --digits from 1 to 18" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        pytest.param(
-            "countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4", id="too few"
-        ),
-        pytest.param("countdown --source none.parquet", "none.parquet does not exist", id="no such source"),
-        pytest.param("countdown --source x.txt", "no parquet, json or jsonl", id="a source of another format"),
-        pytest.param("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target", id="no numbers"),
-        pytest.param(
-            "countdown --source bare.parquet",
-            r"nums \[\] and target 43 in row 1, wanted whole",
-            id="a row of none",
-        ),
-        pytest.param("countdown --source two.parquet", "has 2 problems, --train_size 327,680", id="a small source"),
-        pytest.param(
-            f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
-            r"\['problem', 'solution'\]; wanted question and answer",
-            id="other columns",
-        ),
-        pytest.param(
-            "math --source none.jsonl", "none.jsonl does not exist; give a parquet or json file", id="no file"
-        ),
-        pytest.param(
-            "math --source nobody/nothing", "nor a data set that the hub gives .* give its path", id="no hub"
-        ),
-        pytest.param(
-            "multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792", id="products"
-        ),
-        pytest.param("mixture none", "none/test.parquet does not exist: write it first", id="a folder missing"),
-        pytest.param(
-            f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
-            "tokenizer ./none cannot be had",
-            id="no tokenizer",
-        ),
-    ],
-)
-def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.txt").write_text("x")
-    pq.write_table(pa.table({"a": [1]}), "other.parquet")
-    write_source("bare.parquet", [([1, 2, 30], 33), ([], 43)])
-    write_source("two.parquet", [([1, 2, 30], 33), ([1, 2, 40], 43)])
-    with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}"):
-        preprocess.main([*arguments.split(), "--local_dir", "data"])
-    assert not list(tmp_path.glob("data/*"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        pytest.param("countdown --max_prompt_length 9", "needs --tokenizer", id="a token limit without tokenizer"),
-        pytest.param("countdown --source x --max_number 9", "cannot go with --source", id="numbers for a source"),
-        pytest.param("countdown --split tinyzero", "give it with --source", id="a split without source"),
-        pytest.param("countdown --max_target 5", "--max_target of at least 10", id="targets out of range"),
-        pytest.param("countdown --num_operands 1", "--num_operands of at least 2", id="one number"),
-        pytest.param("multiply --digits 3 19", "wanted --digits from 1 to 18", id="too many digits"),
-        pytest.param("math --test_size 0", "--test_size of at least 1", id="no test problem"),
-    ],
-)
-def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        preprocess.main(arguments.split())
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("task", "default"), [("eurus", 1000), ("x_r1_750", None), ("mixture", None)])
-def test_tasks_have_their_own_defaults(task, default):
-    """None gets another's, whatever the order in which they are listed."""
-    arguments = [task, "folder"] if task == "mixture" else [task]
-    args = preprocess.read_arguments(arguments)
-    assert args.max_prompt_length == default and (args.tokenizer is None) == (default is None)

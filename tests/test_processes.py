@@ -13,7 +13,7 @@ from conftest import ROOT, parser, run_to_end
 
 from r1zero import processes
 from r1zero.preflight import check as checks
-from r1zero.preflight.machine import Strategy
+from r1zero.preflight.machine import Machine, Strategy
 
 OF_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}  # what one process is given
 OF_TORCHRUN = {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # what each of two processes is given
@@ -109,7 +109,7 @@ def test_run_takes_its_share_where_the_cpu_computes(use_cpu, offload, expected, 
     monkeypatch.chdir(tmp_path)
     taken = []
     strategy = Strategy("a strategy", 1, {"weights": 1, "gradients": 1, "optimizer": 1}, offload=offload)
-    monkeypatch.setattr(checks, "launched_strategy", lambda: strategy)
+    monkeypatch.setattr(Machine, "here", lambda: Machine(strategy))
     monkeypatch.setattr(processes, "take_threads", lambda: taken.append(True))
     flags = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml"), "--dry_run", "--use_cpu", str(use_cpu)]
     with pytest.raises(SystemExit):

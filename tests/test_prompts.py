@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFas
 
 import preprocess
 from r1zero import tiny_model as tiny
-from r1zero.preflight import inputs
+from r1zero.preflight.model import longest_prompt
 from r1zero.tasks.prompts import PROMPTS, drop_long_prompts, fill_template, load_tokenizer, render_template
 
 
@@ -125,9 +125,9 @@ def test_data_that_was_written_with_two_bos_is_refused(tmp_path, adds):
     tokenizer = load_tokenizer(str(tokenizer_with_bos(tmp_path, adds, writes=True)))
     model = SimpleNamespace(tokenizer=tokenizer, config=PretrainedConfig(vocab_size=len(tokenizer)))
     chat = [{"role": "user", "content": "hello"}]
-    _, errors = inputs.longest_prompt(inputs.Data(prompts=[f"{BOS}[user]hello", chat]), model)
+    _, errors = longest_prompt([f"{BOS}[user]hello", chat], model)
     assert len(errors) == adds and all(f"begin with {BOS} twice" in error for error in errors)
-    longest, errors = inputs.longest_prompt(inputs.Data(prompts=[chat]), model)
+    longest, errors = longest_prompt([chat], model)
     assert errors == []
     assert longest == len(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"])
 

@@ -16,7 +16,6 @@ from datasets import Dataset, load_dataset
 
 from r1zero import files
 from r1zero.evaluate import engines
-from r1zero.preflight import cards
 from r1zero.preflight import data as data_checks
 from r1zero.preflight import hardware as hardware_checks
 from r1zero.preflight import model as model_checks
@@ -78,7 +77,7 @@ def flag_errors(args):
 def device_errors(args):
     """What keeps an evaluation from the GPU that is there, or from vLLM, as a list of one line at most."""
     cuda = torch.cuda.is_available()
-    unseen = None if cuda or args.use_cpu else cards.why_unseen("--use_cpu evaluates on the CPU")
+    unseen = None if cuda or args.use_cpu else hardware_checks.why_unseen("--use_cpu evaluates on the CPU")
     if unseen:
         return [unseen]
     if args.backend != "vllm":
