@@ -182,14 +182,6 @@ class TestRecipe:
         found, card = estimate(path, values)
         assert found["peaks"]["generation"] > 0.8 * card
 
-    def test_table_of_memory_in_the_docs_has_the_numbers_of_the_header(self, path, values):
-        if values.use_cpu:
-            return
-        header = re.search(r"card: (\d+) GiB in the update, (\d+) in evaluation, (\d+) in gen", path.read_text())
-        docs = (ROOT / "docs" / "recipes.md").read_text()
-        row = re.search(rf"^\| `{path.name}` \|.*\| (\d+) \| (\d+) \| (\d+) \|$", docs, flags=re.MULTILINE)
-        assert row.groups() == header.groups()
-
     def test_long_completions_are_weighted_token_by_token(self, values):
         """The ratio of a whole completion spreads with its length, and TRL drops those above 3 by default."""
         if values.use_vllm and values.max_completion_length > 2048:

@@ -6,7 +6,6 @@ import shutil
 import sys
 import sysconfig
 import types
-import warnings
 from pathlib import Path
 
 import pyarrow as pa
@@ -447,7 +446,7 @@ class TestHardware:
     def card(self, monkeypatch):
         """A machine with one GPU, and all that compiles for it."""
         pretend_card(monkeypatch)
-        monkeypatch.setattr(hardware, "compiler_errors", lambda *_: [])
+        monkeypatch.setattr(hardware, "triton_errors", lambda: [])
         return Machine(self.ONE, "the card", 80 * 2**30)
 
     def test_that_torch_does_not_see_is_the_only_line_of_a_recipe_for_a_gpu(self):
@@ -462,18 +461,6 @@ class TestHardware:
             "bf16 is on and the card has no bfloat16: pass --bf16 false --fp16 true"
         ]
 
-    def test_that_torch_has_nothing_for_is_told_the_build_that_has(self, card, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-        monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
-        (line,) = self.lines("--use_cpu", "false", "--fp16", "true", machine=card)
-        assert line == (
-            "the card has compute capability 7.0, and torch 2.13.0+cu130 begins at 7.5: type pip install "
-            "--force-reinstall torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126, and pass --use_vllm "
-            "false"
-        )
-        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_50", "sm_70", "sm_90a"])
-        assert self.lines("--use_cpu", "false", "--fp16", "true", machine=card) == []
-
     def test_of_several_gpus_in_one_process_is_refused(self, card, monkeypatch):
         """transformers would wrap the model in DataParallel and take so many times the batch."""
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -487,40 +474,19 @@ class TestHardware:
         (line,) = self.lines("--use_vllm", "true", machine=card if has_card else None)
         assert line.startswith("use_vllm is on and " + ("vllm is not installed: type" if has_card else "there is no"))
 
-    def test_vllm_that_trl_does_not_know_is_refused(self, card, monkeypatch):
-        def old_vllm():
-            warnings.warn("TRL supports vLLM from 0.22.0 to 0.31.0. You have version 0.1.0.", stacklevel=1)
-            return True
-
-        monkeypatch.setattr(hardware, "is_vllm_available", old_vllm)
-        (line,) = self.lines("--use_vllm", "true", machine=card)
-        assert "You have version 0.1.0. To mend it, type pip install" in line
-
     @pytest.mark.parametrize(
-        ("is_cpu", "flags", "line"),
+        ("build", "flags", "line"),
         [
-            (True, (), None),
-            (False, (), "use_vllm is on and there is no GPU: pass --use_vllm false"),
-            (True, ("--vllm_enable_sleep_mode", "true"), "pass --vllm_enable_sleep_mode false"),
-            (True, ("--vllm_mode", "server"), "pass --vllm_mode colocate"),
+            ("0.30.0+cpu", (), ""),
+            ("0.30.0", (), "use_vllm is on and there is no GPU: pass --use_vllm false"),
+            ("0.30.0+cpu", ("--vllm_mode", "server"), "which gets its weights from a GPU: pass --vllm_mode colocate"),
         ],
-        ids=["for the CPU", "for CUDA", "sleep mode", "a server, which gets weights over NCCL alone"],
     )
-    def test_vllm_without_a_gpu_is_asked_for_its_platform(self, monkeypatch, is_cpu, flags, line):
+    def test_vllm_without_a_gpu_is_one_built_for_the_cpu(self, monkeypatch, build, flags, line):
         monkeypatch.setattr(hardware, "is_vllm_available", lambda: True)
-        monkeypatch.setattr(hardware, "compiler_errors", lambda *_: [])
-        module = types.ModuleType("vllm.platforms")
-        module.current_platform = types.SimpleNamespace(is_cpu=lambda: is_cpu, is_sleep_mode_available=lambda: False)
-        monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
-        monkeypatch.setitem(sys.modules, "vllm.platforms", module)
-        lines = self.lines("--use_vllm", "true", *flags)
-        assert lines == [] if line is None else lines[0].endswith(line)
-
-    @pytest.mark.vllm
-    def test_real_vllm_built_for_the_cpu_is_used_but_for_its_sleep_mode(self):
-        assert self.lines("--use_vllm", "true") == []
-        (line,) = self.lines("--use_vllm", "true", "--vllm_enable_sleep_mode", "true")
-        assert "pass --vllm_enable_sleep_mode false" in line
+        monkeypatch.setattr(hardware, "version", lambda package: build)
+        assert "".join(self.lines("--use_vllm", "true", *flags)).endswith(line)
+        assert bool(line) == bool(self.lines("--use_vllm", "true", *flags))
 
     @pytest.mark.parametrize(
         ("commands", "headers", "cc", "lacking"),
@@ -547,16 +513,8 @@ class TestHardware:
     @pytest.mark.parametrize(
         ("flags", "variables", "line"),
         [
-            (
-                "--use_vllm true --vllm_tensor_parallel_size 3",
-                {"WORLD_SIZE": "2"},
-                "3 does not divide the 2 processes",
-            ),
-            (
-                "--use_vllm true --vllm_tensor_parallel_size 2",
-                {},
-                "set --vllm_tensor_parallel_size to 1",
-            ),
+            ("--use_vllm true --vllm_tensor_parallel_size 3", {"WORLD_SIZE": "2"}, "to 1 or 2"),
+            ("--use_vllm true --vllm_tensor_parallel_size 2", {}, "2 does not divide the 1 process: set"),
             ("--optim adamw_8bit", {"ACCELERATE_USE_FSDP": "true"}, "optim adamw_8bit does not work with FSDP"),
         ],
     )

@@ -11,7 +11,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from r1zero import processes, schedule
 from r1zero.training import vllm as vllm_settings
 
 DRIVER = 580  # the oldest of NVIDIA's drivers for CUDA 13; also in setup.sh
-OLD_CUDA = "https://download.pytorch.org/whl/cu126"  # PyTorch's build for CUDA 12.6 has cards down to capability 5.0
 ON_THE_CPU = "--config configs/tiny_cpu.yaml trains the tiny model on the CPU"
 SECONDS = 10  # to wait for one answer of a server
 
@@ -51,28 +50,6 @@ def why_unseen(on_the_cpu=ON_THE_CPU):
     )
 
 
-def gpu_errors(half, machine):
-    """Return what keeps a run from the GPU that torch sees (list of lines). half: bf16, fp16 or None."""
-    errors = []
-    built = [int("".join(filter(str.isdigit, arch))) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
-    major, minor = torch.cuda.get_device_capability(0)
-    if built and 10 * major + minor < min(built):
-        version = torch.__version__.split("+")[0]
-        errors.append(
-            f"{machine.name} has compute capability {major}.{minor}, and torch {torch.__version__} begins at "
-            f"{min(built) / 10}: type pip install --force-reinstall torch=={version} --index-url {OLD_CUDA}, and pass "
-            "--use_vllm false"
-        )
-    elif half == "bf16" and not machine.bf16:
-        errors.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
-    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        errors.append(
-            f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
-            "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
-        )
-    return errors + triton_errors()
-
-
 def errors(values, machine):
     """Return what a machine.Machine cannot do for a run (list of lines). values: every setting."""
     lines = strategy_errors(values, machine.strategy)
@@ -86,7 +63,14 @@ def errors(values, machine):
     if machine.card is None and half and (half == "fp16" or not values.use_cpu):
         lines.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
     if machine.card is not None and not values.use_cpu:
-        lines += gpu_errors(half, machine)
+        if half == "bf16" and not machine.bf16:
+            lines.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
+        if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+            lines.append(
+                f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
+                "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
+            )
+        lines += triton_errors()
     if values.use_vllm:
         lines += vllm_errors(values, machine)
     # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
@@ -117,43 +101,25 @@ def strategy_errors(values, strategy):
 
 
 def vllm_errors(values, machine):
-    """Return whether vLLM is there, in a version that TRL knows, and can compute here, as a list of lines."""
-    with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version
-        warnings.simplefilter("always")
-        available = is_vllm_available()
-    install = "type pip install -e '.[gpu]', or pass --use_vllm false"
-    if not available and machine.card is not None:
-        return [f"use_vllm is on and vllm is not installed: {install}"]
-    if available:
-        errors = [f"{warning.message} To mend it, {install}" for warning in caught]
-        if machine.card is not None:
-            return errors
-        from vllm.platforms import current_platform  # takes seconds, and is there only where vLLM is
-
-        if current_platform.is_cpu():
-            if values.vllm_mode == "server":
-                errors.append("vllm_mode is server, which gets its weights from a GPU: pass --vllm_mode colocate")
-            elif values.vllm_enable_sleep_mode and not current_platform.is_sleep_mode_available():
-                errors.append("vllm_enable_sleep_mode is on without a GPU: pass --vllm_enable_sleep_mode false")
-            return errors + compiler_errors("g++", "vLLM on a CPU", ("CXX", "g++"))
-    return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
+    """Return whether vLLM is there and can compute here, as a list of one line at most."""
+    is_there = is_vllm_available()
+    if machine.card is None and not (is_there and version("vllm").endswith("+cpu")):
+        return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
+    if not is_there:
+        return ["use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"]
+    if machine.card is None and values.vllm_mode == "server":
+        return ["vllm_mode is server, which gets its weights from a GPU: pass --vllm_mode colocate"]
+    return []
 
 
 def triton_errors():
-    """Return what is missing that compiles for Triton, with which TRL and vLLM compute on a GPU (list of lines)."""
-    return compiler_errors("gcc", "Triton, with which TRL and vLLM compute,", ("CC", "gcc", "clang"))
+    """Return what is missing that Triton compiles with, as a list of one line at most.
 
-
-def compiler_errors(package, who, names):
-    """Return which of a compiler and Python's headers is missing (list of lines).
-
-    package: apt's for the compiler; names: an environment variable that names one, then the commands that are looked
-    for. The headers are looked for where Triton looks for them.
+    TRL and vLLM compute with it on every GPU. Python's headers are looked for where Triton looks for them.
     """
-    variable, *commands = names
     lacking = []
-    if not os.environ.get(variable) and not any(shutil.which(command) for command in commands):
-        lacking.append(package)
+    if not os.environ.get("CC") and not any(shutil.which(command) for command in ("gcc", "clang")):
+        lacking.append("gcc")
     scheme = sysconfig.get_default_scheme()
     if scheme == "posix_local":  # Debian's own, without headers
         scheme = "posix_prefix"
@@ -161,7 +127,7 @@ def compiler_errors(package, who, names):
         lacking.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
     if not lacking:
         return []
-    return [f"{who} compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
+    return [f"Triton compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
 
 
 # vLLM's server

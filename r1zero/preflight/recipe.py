@@ -12,7 +12,7 @@ from typing import NamedTuple
 import yaml
 
 from r1zero import processes, schedule
-from r1zero.preflight import settings as setting_checks
+from r1zero.preflight import settings
 
 CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
 
@@ -79,7 +79,7 @@ def resolve(parser, flags, machine):
     if unknown:
         known = [action.dest for action in parser._actions]
         processes.stop(f"{path} and the flags name settings that do not exist", unknown_settings(unknown, known))
-    errors = setting_checks.errors(recipe | flags.given, parser.dataclass_types)
+    errors = settings.errors(recipe | flags.given, parser.dataclass_types)
     if errors:
         processes.stop(f"{path} cannot run as it is", errors)
     os.environ.update({name: str(value) for name, value in environment.items()})
