@@ -21,7 +21,9 @@ from benchmarks.step_clock import Clock
 from r1zero import schedule
 from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import check as checks
-from r1zero.preflight import inputs, machine
+from r1zero.preflight import recipe
+from r1zero.preflight.machine import Machine, read_strategy
+from r1zero.preflight.model import without_weights
 
 MEAN_SHARE = 0.4  # of max_completion_length: the mean of completions by random weights
 LORA = {"use_peft": True, "lora_r": 32, "lora_target_modules": "all-linear", "lora_dropout": 0, "dtype": "bfloat16"}
@@ -99,9 +101,9 @@ def estimate(values):
         prompts = pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"])["prompt"].to_pylist()
         longest = max(longest, *(len(ids) for ids in tokenizer(prompts)["input_ids"]))
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    model = inputs.without_weights(AutoConfig.from_pretrained(values.model_name_or_path))
+    model = without_weights(AutoConfig.from_pretrained(values.model_name_or_path))
     tokens = longest + values.max_completion_length
-    return max(memory.memory(values, model, machine.read_strategy({}), tokens, card)["peaks"].values())
+    return max(memory.memory(values, model, read_strategy({}), tokens, card)["peaks"].values())
 
 
 def arithmetic_type(values):
@@ -132,26 +134,36 @@ def describe_window(window, work):
     }
 
 
+def make_parser():
+    return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
+
+
+def read_values(words):
+    """Return every setting of a command line as one namespace."""
+    parser, here = make_parser(), Machine.here()
+    _, values = recipe.resolve(parser, recipe.read_flags(parser, words), here)
+    recipe.fit(values, here.processes)
+    return values
+
+
 def main():
     args, own = read_arguments()
-    config = args.config or machine.choose_recipe()
-    parser = TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
-    recipe = ["--config", str(config)]
-    recipe_words = [*recipe, *as_words(machine_flags(machine.read_recipe(parser, recipe).values))]
+    config = ["--config", str(args.config or Machine.here().choose_recipe())]
+    recipe_words = [*config, *as_words(machine_flags(read_values(config)))]
     recipe_words += [*as_words(METHODS[args.method]), *own]
-    values = machine.read_recipe(parser, recipe_words).values
+    values = read_values(recipe_words)
     eval_every = values.eval_steps  # the recipe's
     shape, model, data = prepare(args, values)
-    words = [*recipe, *as_words(run_flags(args, values, model, data)), *recipe_words[2:]]
+    words = [*config, *as_words(run_flags(args, values, model, data)), *recipe_words[2:]]
 
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="run-") as output:
         words += ["--output_dir", output]
-        values = machine.read_recipe(parser, words).values
-        whole = inputs.without_weights(AutoConfig.from_pretrained(model))
+        values = read_values(words)
+        whole = without_weights(AutoConfig.from_pretrained(model))
         able = step_floors.measure_machine(whole.config.get_text_config(), arithmetic_type(values))
         clock = Clock()
         clock.install()
-        train_countdown.main(*checks.check(parser, words))
+        train_countdown.main(*checks.check(make_parser(), words))
         write_result(args, shape, values, whole, able, clock, eval_every)
 
 

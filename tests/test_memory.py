@@ -14,8 +14,8 @@ from trl import GRPOConfig, GRPOTrainer
 from r1zero import schedule
 from r1zero.estimate import memory, plan
 from r1zero.estimate.model_shapes import SHAPES, Shape
-from r1zero.preflight.inputs import without_weights
 from r1zero.preflight.machine import read_strategy
+from r1zero.preflight.model import without_weights
 
 PARAMETERS = 1_543_714_304
 EMBEDDING = 151936 * 1536

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from r1zero import ROOT
 from r1zero.estimate import model_shapes
-from r1zero.preflight.inputs import without_weights
+from r1zero.preflight.model import without_weights
 
 PUBLISHED = {  # parameters, as the hub tells them of each model's safetensors
     "Qwen2.5-0.5B": 494_032_768,
@@ -17,6 +17,7 @@ PUBLISHED = {  # parameters, as the hub tells them of each model's safetensors
     "Qwen2.5-3B": 3_085_938_688,
     "Qwen2.5-7B": 7_615_616_512,
     "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "tiny": 473_216,
 }
 OWNER = {"DeepSeek-R1-Distill-Qwen-1.5B": "deepseek-ai"}
 

@@ -46,6 +46,7 @@ SHAPES = {
     "Qwen2.5-7B": Shape(3584, 28, 28, 4, 18944, 152064, False, 131072),
     "Qwen2.5-7B-Instruct": Shape(3584, 28, 28, 4, 18944, 152064, False, 32768),
     "DeepSeek-R1-Distill-Qwen-1.5B": Shape(1536, 28, 12, 2, 8960, 151936, False, 131072),
+    "tiny": Shape(128, 2, 2, 2, 384, 358, True, 512),  # of configs/tiny_model.yaml, before it is made
 }
 
 
