@@ -130,7 +130,7 @@ def parse_command(command):
             time_to_target.parse(flags)
         case ["python", "benchmarks/step.py", *flags]:
             parse_all(parser(), step.read_arguments(flags)[1])
-        case ["python", "benchmarks/rewards.py" | "benchmarks/lora_rounding.py" | "reverse.py"]:
+        case ["python", "benchmarks/rewards.py" | "reverse.py"]:
             pass
         case other:
             pytest.fail(f"nobody knows this command: {shlex.join(other)}")
