@@ -145,34 +145,6 @@ def missing_part(path):
     return f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {path.parent}"
 
 
-def planned(argv, elsewhere=False):
-    """What `python preprocess.py <argv>` would write, without writing: (rows of train, its longest prompts).
-
-    rows: int, None where only the source knows. prompts: one or two strs, [] where only the source knows. A chat is
-    rendered in Qwen's ChatML here, since a tokenizer may have to be downloaded. Raises ValueError where a part of a
-    mixture is missing, unless it is for another machine, elsewhere.
-    """
-    args = read_arguments(argv)
-    if args.task == "mixture":
-        paths = [Path(folder) / "train.parquet" for folder in args.folders]
-        missing = [path for path in paths if not path.is_file()]
-        if missing and not elsewhere:
-            raise ValueError(missing_part(missing[0]))
-        if missing:
-            return None, []
-        return min(pq.read_metadata(path).num_rows for path in paths) * len(paths), []
-    if args.task in TEXT_TASKS:
-        return None, []
-    if args.task == "countdown" and args.source:
-        return args.train_size, []
-    template = render_template(MADE[args.task].PROMPT, args.template)
-    if args.task == "countdown":
-        numbers = [args.max_number] * max(args.num_operands)
-        return args.train_size, [fill_template(template, numbers=numbers, target=args.max_target)]
-    left, right = (10**digits - 1 for digits in args.digits)
-    return args.train_size, [fill_template(template, left=left, right=right)]
-
-
 def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults):
     """The subcommand of a task whose prompts are made here. defaults: other ones for some of its flags."""
     task = add_command(tasks, name, run, text)

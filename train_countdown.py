@@ -36,35 +36,24 @@ def setting(default, text):
 class ScriptArguments:
     """What TRL has no setting for."""
 
-    data_dir: str = setting(
-        "data/countdown", "Folder with train.parquet and test.parquet, as preprocess.py writes them."
-    )
+    data_dir: str = setting("data/countdown", "Folder with train.parquet and test.parquet: preprocess.py writes them.")
     reward_funcs: list[str] = setting(
-        ["countdown_reward"],
-        "Functions of rewards.py, or your own as module:function; each scores the rows of its own task. "
-        "reward_weights weighs them.",
+        ["countdown_reward"], "Functions of rewards.py, or your own as module:function; reward_weights weighs them."
     )
-    allow_unsandboxed_code: bool = setting(
-        False, "Let code_reward run what the model wrote without a sandbox, if bubblewrap is missing."
+    completions_per_step: int | None = setting(
+        None, "Completions of an optimizer step, over all processes: sets gradient_accumulation_steps."
     )
-    dry_run: bool = setting(
-        False, "Print what the run will do and take, and what would stop it, and end before it starts."
-    )
+    allow_unsandboxed_code: bool = setting(False, "Let code_reward run programs without a sandbox, if there is none.")
+    dry_run: bool = setting(False, "Print what the run will do and take, and what would stop it, and end.")
     gpus: int | None = setting(None, "With --dry_run: plan for another machine, with so many GPUs; 0 for one without.")
     gpu_memory: float | None = setting(None, "With --gpus: the memory of each in GB, that is, 10^9 bytes.")
     strategy: str | None = setting(None, "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own.")
     trim_padding: bool = setting(True, "Compute no padding in the passes over completions: the same update, sooner.")
-    drop_finished: bool = setting(
-        True, "If transformers generates, drop completions that have ended; not with a sharded model."
-    )
+    drop_finished: bool = setting(True, "Drop completions that have ended, if transformers generates.")
     stop_on_nan: bool = setting(True, "End the run if a gradient or a reward is NaN or infinite.")
-    price_per_hour: float | None = setting(
-        None, "Price of the whole machine an hour, in any currency, to say what the run costs."
-    )
+    price_per_hour: float | None = setting(None, "Price of the machine an hour, to say what the run costs.")
     show_every: int = setting(20, "Optimizer steps between two whole completions on the console; 0 for none.")
-    prepare: str | None = setting(
-        None, "What python runs to make the recipe's missing data or model: preprocess.py countdown."
-    )
+    prepare: str | None = setting(None, "What python runs to make the recipe's missing data or model.")
 
 
 def main(script_args, training_args, model_args, reward_funcs):

@@ -1,259 +1,351 @@
-"""Where the time of a training step goes on this machine, part by part, and how near each part is to its floor.
+"""Show where the time of training goes, part by part, beside TRL's defaults and beside the least that each part needs.
 
-    python benchmarks/step.py                                         # the recipe for this machine, CPU or GPU
-    python benchmarks/step.py --config configs/qwen2.5-3b.yaml --beta 0.001
-    python benchmarks/step.py --shapes 0.5B 1.5B 3B --methods full lora
-    python benchmarks/step.py --model outputs/tiny_cpu --rounds 3     # a model that is there
+    python benchmarks/step.py --model outputs/tiny_cpu                   # the recipe for this machine, this model
+    python benchmarks/step.py --config configs/qwen2.5-3b.yaml --beta 0.001 --generations 3
+    python benchmarks/step.py --model FOLDER --data data/countdown/test.parquet --rounds 3
 
-A step is a generation of completions with all its updates: 256 completions, in most recipes. All numbers come from
-the recipe, and every flag of train_countdown.py goes through. Without --model the model has the recipe's shape and
-random weights, and its completions have geometric lengths (benchmarks/random_model.py). Its prompts have 9 to 12
-tokens, for whose text its tokenizer has words: hardly anything is computed for prompts.
+Each version trains by train_countdown.py in a process of its own, with every number of the recipe and every flag given
+here, on the prompts of --data; the completions are the model's own. The versions alternate: ours, and TRL's defaults,
+which compute padding and completions that have ended. Times are means over generations, that is, the completions of
+one rollout with all their optimizer steps; the first generation of each run is a warm-up. Each run measures one
+evaluation, which counts as often as the recipe evaluates. Nothing is saved.
 
-The same is measured with TRL's defaults, which compute padding and completions that have ended (--trim_padding false
---drop_finished false), in runs that alternate. The first generation of each run is a warm-up. An evaluation is
-measured once a run, and counted as often as the recipe evaluates. Nothing is saved meanwhile.
-
-The floor of a part is the least time that it can take (benchmarks/step_floors.py): operations over the measured rate
-of matrix products, or bytes over the measured bandwidth. Only real tokens count there, no padding, and nothing that
-is computed a second time to save memory. Rewards, logging and everything else are Python on the CPU and have no
-floor, and evaluation has none of its own, as it generates and scores.
-
-MFU is the utilisation of the machine: the operations of one forward and one backward pass over the real tokens of
-prompts and completions, attention included, over what its measured matrix rate does in the whole step. Generation,
-scoring and what is computed again take time, and do not count as operations.
-
-Writes everything to OUTPUT/step.json. The peak of memory is that of the card, whoever uses it, beside the estimate of
-r1zero/estimate/memory.py.
+TRL's profile and Trainer's callbacks tell the parts apart. Scoring is the old and the reference log-probabilities;
+backward includes clipping. A floor is the least time of a part: its operations over the measured rate of matrix
+products, or its bytes over the measured bandwidth, whichever takes longer. A forward pass has 2 operations a parameter
+and real token; attention, padding and what is computed again count nothing. MFU is the floor of one forward and
+backward pass over the whole time. OUTPUT_DIR/step.json has all of it.
 """
 
 import argparse
+import dataclasses
 import json
 import os
-import statistics
+import runpy
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import fmean, stdev
 
+import pyarrow.parquet as pq
+import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback, trainer
+from trl import GRPOConfig, ModelConfig
+from trl.extras.profiling import ProfilingContext
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from r1zero import schedule  # noqa: E402
+from r1zero.estimate import memory  # noqa: E402
+from r1zero.preflight import machine as machines  # noqa: E402
+
 VERSIONS = {
     "ours": ["--trim_padding", "true", "--drop_finished", "true"],
     "TRL's defaults": ["--trim_padding", "false", "--drop_finished", "false"],
 }
-CLOCKS = {"wall": "seconds", "processor": "processor seconds"}  # and what step_run.py calls them
-GIB = 2**30
+PROFILE = {  # names in TRL's profile
+    "transformers.generate": "generation",
+    "vLLM.generate": "generation",
+    "sync_weights": "weight sync",
+    "_calculate_rewards": "reward",
+    "_get_per_token_logps_and_entropies": "scoring",  # if gradients are off; it is part of compute_loss too
+    "compute_loss": "forward",
+}
+PARTS = (*dict.fromkeys(PROFILE.values()), "backward", "optimizer", "evaluation")
+CUDA = torch.cuda.is_available()
 
 
 def read_arguments(argv=None):
-    """The arguments, and the words (list[str]) of argv that are for train_countdown.py."""
+    """Return the arguments, and the words (list) of argv that are for train_countdown.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", help="default: the one that fits this machine")
-    parser.add_argument(
-        "--shapes", nargs="+", default=[None], help="as 0.5B 1.5B 3B 7B, or tiny; default: the recipe's"
-    )
-    parser.add_argument("--methods", nargs="+", choices=("recipe", "full", "lora"), default=["recipe"])
-    parser.add_argument("--model", help="a folder, instead of random weights")
-    parser.add_argument(
-        "--mean_length",
-        type=float,
-        help="tokens of a completion by random weights; default: 0.4 of max_completion_length",
-    )
+    parser.add_argument("--model", type=Path, help="a folder; default: the recipe's model")
+    parser.add_argument("--data", type=Path, help="a folder, or one .parquet for both splits; default: the recipe's")
     parser.add_argument("--generations", type=int, default=4, help="of a run, after the one that warms up")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each version, which alternate")
-    parser.add_argument(
-        "--time",
-        choices=CLOCKS,
-        default="wall",
-        help="what to count; processor time is steadier on a CPU that others use too",
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each version")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
-    parser.add_argument("--output_dir", default="outputs/step")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/step"))
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # train once, and write the result here
     return parser.parse_known_args(argv)
 
 
-def run(folder, args, shape, method, version, own):
-    """What one run has shown, as benchmarks/step_run.py writes it, or None where it has failed."""
-    path = folder / "run.json"
-    path.unlink(missing_ok=True)
-    command = [sys.executable, ROOT / "benchmarks" / "step_run.py", path, folder, "--method", method]
-    command += ["--generations", args.generations]
-    chosen = {"--config": args.config, "--shape": shape, "--model": args.model, "--mean_length": args.mean_length}
-    for flag, value in chosen.items():
-        if value is not None:
-            command += [flag, value]
-    command += [*VERSIONS[version], *own]
-    status = subprocess.run([str(word) for word in command], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    if status.returncode or not path.exists():
-        return None
-    return json.loads(path.read_text())
+class Stopwatch(TrainerCallback):
+    """Time the parts of each generation, and end the run after 1 + `generations` of them.
 
-
-def mean(windows, key):
-    return statistics.fmean(window[key] for window in windows)
-
-
-def floor(machine, work):
-    """The seconds that a part takes at least. work: its operations and its bytes, which may go on at the same time."""
-    operations, moved = work
-    return max(operations / max(machine["large_rate"], machine["own_rate"]), moved / machine["bandwidth"])
-
-
-def summarise(results, machine, clock):
-    """The mean step of a version's runs: its parts, and what it was made of.
-
-    results: list of step_run.py's dicts; machine: what it can do; clock: of CLOCKS.
+    windows: a dict a generation, with the seconds of each part and of the `whole`, and TRL's lengths of completions.
     """
-    windows, evaluations = [], []
-    for result in results:
-        windows += result["windows"]
-        # An evaluation is measured once a run, and counted as often as the recipe has one
-        evaluations.append(sum(window[clock]["evaluation"] for window in result["windows"]))
-    seconds, floors = {}, {}
-    for part in windows[0][clock]:
-        seconds[part] = statistics.fmean(window[clock][part] for window in windows)
-    seconds["evaluation"] = statistics.fmean(evaluations) * results[0]["evaluations"]
-    for part in windows[0]["work"]:
-        floors[part] = statistics.fmean(floor(machine, window["work"][part]) for window in windows)
+
+    def __init__(self, generations):
+        self.generations, self.windows, self.in_step, self.peak_bytes = generations, [], False, 0
+
+    def install(self):
+        """Add this callback to every trainer of this process, and make TRL's profile call it."""
+
+        def enter(context):
+            context._start_time = self.now()
+            return context
+
+        def leave(context, *error):
+            part = PROFILE.get(context.name.partition(".")[2])  # what follows the trainer's class
+            if self.in_step and part and not (part == "scoring" and torch.is_grad_enabled()):
+                self.lost = self.add(part, context._start_time)
+
+        ProfilingContext.__enter__, ProfilingContext.__exit__ = enter, leave
+        trainer.DEFAULT_CALLBACKS.append(self)
+
+    def now(self):
+        if CUDA:
+            torch.cuda.synchronize()
+            free, total = torch.cuda.mem_get_info()  # of the card, vLLM's memory too
+            self.peak_bytes = max(self.peak_bytes, total - free)
+        return time.perf_counter()
+
+    def add(self, part, since):
+        now = self.now()
+        self.windows[-1][part] += now - since
+        return now
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % max(1, int(schedule.span(args))) == 0:
+            self.end_window()
+            self.windows.append(dict.fromkeys(PARTS, 0.0))
+            self.began = self.now()
+        self.in_step = True
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.add("backward", self.lost)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.before_optimizer = self.add("backward", self.lost)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.add("optimizer", self.before_optimizer)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.in_step = False
+        if state.global_step == (1 + self.generations) * max(1, int(schedule.span(args))):
+            control.should_training_stop = True
+            control.should_evaluate = schedule.evaluates(args)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:  # not those of an evaluation, which begins after these
+            self.logged = self.now()
+        if "completions/mean_length" in logs:
+            lengths = ("num_tokens", "completions/mean_length", "completions/max_length")
+            self.windows[-1] |= {name: logs[name] for name in lengths}
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.add("evaluation", self.logged)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.end_window()
+
+    def end_window(self):
+        if self.windows:
+            self.windows[-1]["whole"] = self.now() - self.began
+
+
+def measure_machine(config, dtype):
+    """Return what this machine does in a second at most: `operations` of matrix products, and `bytes` copied.
+
+    config: the model's, whose widths are tried beside a large product; dtype: the torch.dtype of the run's products.
+    """
+    device, size, numbers = ("cuda", 8192, 2**28) if CUDA else ("cpu", 512, 2**26)
+
+    def fastest(function):
+        best, end = float("inf"), time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            function()
+            if CUDA:
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+    rates = []
+    for rows, inner, columns in ((size, size, size), (4096, config.hidden_size, config.intermediate_size)):
+        left = torch.randn(rows, inner, dtype=dtype, device=device)
+        right = torch.randn(inner, columns, dtype=dtype, device=device)
+        result = torch.empty(rows, columns, dtype=dtype, device=device)
+        seconds = fastest(lambda left=left, right=right, result=result: torch.mm(left, right, out=result))
+        rates.append(2 * rows * inner * columns / seconds)
+    return {"operations": max(rates), "bytes": 2 * source.nbytes / fastest(lambda: target.copy_(source))}
+
+
+def floors(able, model, values, completions, window):
+    """Return the least seconds (dict) of the parts that have a floor.
+
+    able: of measure_machine; model: without LoRA, on any device; values: every setting; completions: of a generation;
+    window: `tokens` of prompts and completions, and TRL's lengths of completions.
+    """
+    trained = memory.trained_parameters(model, values)
+    body = model.num_parameters() - memory.embedding_parameters(model) + (trained if values.use_peft else 0)
+    head = model.get_input_embeddings().weight.numel()
+    loaded = 2 if str(values.dtype) in ("bfloat16", "float16") else 4  # bytes of a number
+    computed = 2 if schedule.mixed_precision(values) else loaded
+    completion_tokens = completions * window["completions/mean_length"]
+    forward = 2 * (body * window["tokens"] + head * completion_tokens) / able["operations"]
+    # Decoding reads all weights for each token of the longest completion
+    decoding = (body + head) * computed * window["completions/max_length"] / able["bytes"]
+    has_old = values.use_vllm or schedule.span(values) > 1  # TRL then scores completions before the first step
+    least = {
+        "generation": max(forward, decoding),
+        "weight sync": (body + head) * (loaded + computed) / able["bytes"] if values.use_vllm else 0,
+        "scoring": forward * (bool(has_old) + bool(values.beta)),
+        "forward": forward * values.num_iterations,
+        "backward": forward * values.num_iterations * (1 if values.use_peft else 2),  # frozen weights: no gradient
+        "optimizer": 0,
+    }
+    if str(values.optim).startswith("adamw_torch"):  # it reads and writes weight and moments, and reads the gradient
+        moved = 7 * trained * (4 if values.use_peft else loaded)
+        least["optimizer"] = max(1, int(schedule.span(values))) * moved / able["bytes"]
+    return {part: seconds for part, seconds in least.items() if seconds}
+
+
+def run_one(args, words):
+    """Train once in this process, and write what was measured to args.one. words: flags of train_countdown.py."""
+    stopwatch = Stopwatch(args.generations)
+    stopwatch.install()
+    sys.argv = ["train_countdown.py", *words, "--output_dir", str(args.output_dir / "run")]
+    script = runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
+
+    # config.yaml has every setting of the run, except those that are None
+    classes = (script["ScriptArguments"], GRPOConfig, ModelConfig)
+    names = [field.name for arguments in classes for field in dataclasses.fields(arguments)]
+    settings = yaml.safe_load((args.output_dir / "run" / "config.yaml").read_text())
+    values = argparse.Namespace(**dict.fromkeys(names) | settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(values.model_name_or_path))
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}
+    able = measure_machine(model.config.get_text_config(), types[schedule.mixed_precision(values)])
+    completions = schedule.schedule(values, None, 1)["completions"]
+    for before, window in zip(stopwatch.windows, stopwatch.windows[1:], strict=False):
+        window["tokens"] = window["num_tokens"] - before["num_tokens"]
+        window["floors"] = floors(able, model, values, completions, window)
+    result = {
+        "device": torch.cuda.get_device_name(0) if CUDA else f"{torch.get_num_threads()} threads of a CPU",
+        "machine": able,
+        "completions": completions,
+        "windows": stopwatch.windows[1:],
+        "evaluations": schedule.span(values) / values.eval_steps if schedule.evaluates(values) else 0,
+    }
+    if CUDA:
+        prompts = []
+        for split in ("train", "test"):
+            prompts += pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"])["prompt"].to_pylist()
+        longest = max(map(len, AutoTokenizer.from_pretrained(values.model_name_or_path)(prompts)["input_ids"]))
+        card, tokens = torch.cuda.get_device_properties(0).total_memory, longest + values.max_completion_length
+        peaks = memory.memory(values, model, machines.read_strategy({}), tokens, card)["peaks"]
+        result |= {"peak GiB": stopwatch.peak_bytes / memory.GIB, "estimated GiB": max(peaks.values()) / memory.GIB}
+    args.one.write_text(json.dumps(result))
+
+
+def summarise(runs):
+    """Return the mean generation of a version, as a dict. runs: list of what run_one writes."""
+    windows = [window for run in runs for window in run["windows"]]
+    seconds = {part: fmean(window[part] for window in windows) for part in PARTS}
+    without_evaluation = [window["whole"] - window["evaluation"] for window in windows]
+    one_evaluation = fmean(sum(window["evaluation"] for window in run["windows"]) for run in runs)
+    seconds["evaluation"] = 0
+    seconds["everything else"] = fmean(without_evaluation) - sum(seconds.values())
+    seconds["evaluation"] = one_evaluation * runs[0]["evaluations"]
+    least = {part: fmean(window["floors"][part] for window in windows) for part in windows[0]["floors"]}
     total = sum(seconds.values())
-    steps = [sum(window[clock].values()) - window[clock]["evaluation"] for window in windows]
+    length = fmean(window["completions/mean_length"] for window in windows)
     return {
         "seconds": seconds,
-        "floors": floors,
+        "floors": least,
         "total": total,
-        "spread": statistics.stdev(steps) if len(steps) > 1 else 0.0,
-        "steps": len(steps),
-        "one evaluation": statistics.fmean(evaluations),
-        "MFU": (floors["forward"] + floors["backward"]) / total,
-        "completions": mean(windows, "completions"),
-        "mean length": mean(windows, "completion tokens") / mean(windows, "completions"),
-        "longest": max(window["longest"] for window in windows),
-        "completion tokens/s": mean(windows, "completion tokens") / total,
-        "padding": mean(windows, "padding"),
-        "peak GiB": max(result["peak_bytes"] for result in results) / GIB or None,
-        "estimated GiB": results[0]["estimated_bytes"] / GIB,
+        "spread": stdev(without_evaluation) if len(windows) > 1 else 0.0,
+        "generations": len(windows),
+        "one evaluation": one_evaluation,
+        "mean length": length,
+        "longest": max(window["completions/max_length"] for window in windows),
+        "completion tokens/s": runs[0]["completions"] * length / total,
+        "MFU": (least["forward"] + least["backward"]) / total,
+        "peak GiB": max(run.get("peak GiB", 0) for run in runs),
+        "estimated GiB": runs[0].get("estimated GiB", 0),
     }
 
 
-def measure(folder, args, shape, method, own):
-    """A row of the report: the versions for a shape and a method, but for those of which a run has failed."""
-    results, failed = {version: [] for version in args.versions}, []
-    for _ in range(args.rounds):
-        for version in list(results):
-            result = run(folder, args, shape, method, version, own)
-            if result is None:
-                failed.append(version)
-                del results[version]
-            else:
-                results[version].append(result)
-    row = {"shape": shape, "method": method, "failed": failed}
-    if not results:
-        return row
-    last = list(results.values())[-1][-1]
-    row["shape"] = last["shape"]
-    for key in ("device", "threads", "engine", "type", "parameters", "optimizer steps", "published_rate"):
-        row[key] = last[key]
-    row["machine"] = {}
-    for key in last["machine"]:  # the best of all runs, on a machine that others may use too
-        row["machine"][key] = max(result["machine"][key] for runs in results.values() for result in runs)
-    row["versions"] = {
-        version: summarise(runs, row["machine"], CLOCKS[args.time]) for version, runs in results.items()
-    }
-    return row
-
-
-def number(value):
-    """A number of seconds or of times, with three digits that say something."""
-    if value is None:
-        return ""
-    return f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def part_table(row):
-    """The parts of a step, one a line, as a rich Table."""
-    versions = row["versions"]
-    first = next(iter(versions))
-    ours = versions[first]
-    table = Table(title=f"{row['shape']}, {row['method']}: one step of {ours['completions']:.0f} completions")
-    table.add_column("part")
+def show(result):
+    """Print the parts of a generation, one a line, and what it was made of. result: as in step.json."""
+    (first, ours), *others = result["versions"].items()
+    table = Table(title=f"one generation of {result['completions']} completions; {result['device']}")
     heads = [f"{first}, s", "%", "floor, s", "times the floor"]
-    others = [version for version in versions if version != first]
-    for other in others:
+    for other, _ in others:
         heads += [f"{other}, s", "times ours"]
+    table.add_column("part")
     for head in heads:
         table.add_column(head, justify="right")
-    columns = {version: with_sums(found["seconds"], ours["floors"]) for version, found in versions.items()}
-    floors = ours["floors"] | {"what has a floor": sum(ours["floors"].values())}
-    for part, taken in columns[first].items():
-        if not taken:
-            continue
-        least = floors.get(part)
-        cells = [number(taken), f"{100 * taken / ours['total']:.1f}", number(least), number(least and taken / least)]
-        for other in others:
-            cells += [number(columns[other][part]), f"{columns[other][part] / taken:.2f}"]
-        table.add_row(part, *cells, end_section=part == list(ours["seconds"])[-1])
-    return table
-
-
-def with_sums(seconds, floors):
-    """The seconds of all parts (dict), with those of the parts that have a floor, and of the whole."""
-    floored = sum(seconds[part] for part in floors)
-    return seconds | {"what has a floor": floored, "the whole": sum(seconds.values())}
-
-
-def notes(row):
-    """What stands below a table: the machine, and what a step was made of, as list[str]."""
-    able = row["machine"]
-    lines = [
-        f"{row['device']}, {row['threads']} threads, {row['engine']}, {row['type']}",
-        f"measured here: {able['bandwidth'] / 1e9:,.3g} GB/s copied, {able['large_rate'] / 1e9:,.4g} GFLOP/s in a "
-        f"large product and {able['own_rate'] / 1e9:,.4g} in one of the model's widths",
-    ]
-    for version, found in row["versions"].items():
+    parts = [part for part, seconds in ours["seconds"].items() if seconds]
+    for part in (*parts, "the whole"):
+        seconds, least = ours["seconds"].get(part, ours["total"]), ours["floors"].get(part)
+        cells = [f"{seconds:.3g}", f"{100 * seconds / ours['total']:.1f}"]
+        cells += [f"{least:.3g}", f"{seconds / least:.1f}"] if least else ["", ""]
+        for _, other in others:
+            theirs = other["seconds"].get(part, other["total"])
+            cells += [f"{theirs:.3g}", f"{theirs / seconds:.2f}"]
+        table.add_row(part, *cells, end_section=part == parts[-1])
+    Console(width=119).print(table)
+    able = result["machine"]
+    print(
+        f"measured here: {able['operations'] / 1e9:,.4g} GFLOP/s in products, {able['bytes'] / 1e9:,.3g} GB/s copied"
+    )
+    for version, found in result["versions"].items():
         line = (
-            f"{version}: {found['total']:.3g} s +- {found['spread']:.2g} over {found['steps']} steps, of "
-            f"{row['optimizer steps']} updates each; completions of {found['mean length']:.0f} tokens, at most "
-            f"{found['longest']:.0f}; {found['completion tokens/s']:,.0f} tokens/s; {100 * found['padding']:.0f} % "
-            f"of the tokens in passes were padding; MFU {100 * found['MFU']:.1f} %"
+            f"{version}: {found['total']:.3g} s, ± {found['spread']:.2g} over {found['generations']} generations, "
+            f"completions of {found['mean length']:.0f} tokens, at most {found['longest']:.0f}; "
+            f"{found['completion tokens/s']:,.0f} tokens/s; MFU {100 * found['MFU']:.1f} %; "
+            f"one evaluation {found['one evaluation']:.3g} s"
         )
-        if row["published_rate"]:
-            published = found["MFU"] * max(able["large_rate"], able["own_rate"]) / row["published_rate"]
-            line += f", or {100 * published:.1f} % of what the card's maker promises"
-        if found["one evaluation"]:
-            line += f"; one evaluation takes {found['one evaluation']:.3g} s"
         if found["peak GiB"]:
             line += f"; {found['peak GiB']:.1f} GiB at the peak, estimated {found['estimated GiB']:.1f}"
-        lines.append(line)
-    return lines
+        print(line)
 
 
 def main():
-    args, own = read_arguments()
-    folder = Path(args.output_dir).resolve()  # the runs work in the project's folder
+    args, words = read_arguments()
+    if args.one:
+        run_one(args, words)
+        return
+    folder = args.output_dir.resolve()  # the runs work in the project's folder
     folder.mkdir(parents=True, exist_ok=True)
+    data = args.data and args.data.resolve()
+    if data and data.is_file():
+        (folder / "data").mkdir(exist_ok=True)
+        for split in ("train", "test"):
+            shutil.copyfile(data, folder / "data" / f"{split}.parquet")
+        data = folder / "data"
     if args.model:
-        args.model = Path(args.model).resolve()
-    if args.config:
-        args.config = Path(args.config).resolve()
-    rows = []
-    for shape in args.shapes:
-        for method in args.methods:
-            rows.append(measure(folder, args, shape, method, own))
-            (folder / "step.json").write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-    console = Console(width=119)
-    for row in rows:
-        for version in row["failed"]:
-            print(f"{row['shape'] or 'the recipe'}, {row['method']}: a run with {version} failed")
-        if "versions" not in row:
-            continue
-        console.print(part_table(row))
-        print("\n".join(notes(row)))
-    if all("versions" not in row for row in rows):
-        sys.exit("no run came to its end; its own message is above")
+        words += ["--model_name_or_path", args.model.resolve()]
+    if data:
+        words += ["--data_dir", data]
+    words += ["--save_strategy", "no", "--eval_on_start", "false", "--logging_steps", 1, "--report_to", "none"]
+    runs = {version: [] for version in args.versions}
+    for number in range(args.rounds):
+        for version in runs:
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            command = [sys.executable, __file__, "--one", folder / f"{version} {number}.json", "--output_dir", folder]
+            command += ["--generations", args.generations, *words, *VERSIONS[version]]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            if subprocess.run([str(word) for word in command], cwd=ROOT, env=environment).returncode:
+                sys.exit(f"a run of {version} failed; its own message is above")
+            runs[version].append(json.loads((folder / f"{version} {number}.json").read_text()))
+    first = runs[args.versions[0]][0]
+    result = {name: first[name] for name in ("device", "completions", "machine")}
+    result["versions"] = {version: summarise(found) for version, found in runs.items()}
+    (folder / "step.json").write_text(json.dumps(result | {"runs": runs}, indent=1) + "\n")
+    show(result)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ COMMON = read("benchmarks/settings/common.yaml")
 LONG = {"max_steps": 100_000}
 # What train_countdown.py adds to TRL is on in a alone
 SETTINGS = {
-    "a": RECIPE | {"prepare": None, "trim_padding": True, "drop_finished": True},
+    "a": RECIPE | {"gradient_accumulation_steps": 1, "prepare": None, "trim_padding": True, "drop_finished": True},
     "b": TRL,
     "b2": TRL | {"learning_rate": RECIPE["learning_rate"]},
     "c": LONG | read("benchmarks/settings/nano_aha_moment.yaml"),

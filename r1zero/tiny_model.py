@@ -22,6 +22,7 @@ import bisect
 import itertools
 import os
 import random
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from trl import TrlParser
 
-import preprocess
 from r1zero import ROOT
 from r1zero.tasks import countdown
 from r1zero.tasks.prompts import fill_template, render_template
@@ -307,22 +307,12 @@ def data_flags(args):
     return words
 
 
-def planned(argv):
-    """What `python -m r1zero.tiny_model <argv>` would make, without making it.
-
-    Returns (rows, prompts, config, tokenizer): the number of training problems (int), the longest prompts (list[str]),
-    the model's Qwen2Config and its tokenizer.
-    """
-    args = read_arguments(argv)
-    rows, prompts = preprocess.planned(data_flags(args))
-    tokenizer = build_tokenizer()
-    return rows, prompts, build_config(args, tokenizer), tokenizer
-
-
 def main(argv=None):
     args = read_arguments(sys.argv[1:] if argv is None else argv)
     if not Path(args.data_dir, "test.parquet").exists():
-        preprocess.main(data_flags(args))
+        written = subprocess.run([sys.executable, str(ROOT / "preprocess.py"), *data_flags(args)])
+        if written.returncode:  # its own message is above
+            sys.exit(written.returncode)
     if Path(args.output_dir, "config.json").exists():
         sys.exit(
             f"r1zero.tiny_model: {args.output_dir} is there already: remove it, or name another with --output_dir"

@@ -121,6 +121,19 @@ def parser():
     return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
 
 
+def settings(*flags, config=ROOT / "configs" / "tiny_cpu.yaml", processes=1):
+    """Every setting of a recipe with flags, without a GPU: what the checks see. processes: None for no batch yet."""
+    from r1zero.preflight import recipe
+    from r1zero.preflight.machine import Machine, Strategy
+
+    here = Machine(Strategy("one process", processes or 1, {"weights": 1, "gradients": 1, "optimizer": 1}))
+    of_run = parser()
+    _, values = recipe.resolve(of_run, recipe.read_flags(of_run, ["--config", str(config), *map(str, flags)]), here)
+    if processes:
+        recipe.fit(values, processes)
+    return values
+
+
 def train_here(config, *more, **flags):
     """A run of train_countdown.py in this process, which saves the ten seconds of starting one. more: words."""
     import train_countdown
@@ -154,6 +167,7 @@ SMALL = {
     "per_device_train_batch_size": 8,
     "num_generations": 4,
     "steps_per_generation": 1,
+    "gradient_accumulation_steps": 1,
     "max_completion_length": 16,
     "per_device_eval_batch_size": 128,
     "logging_steps": 1,

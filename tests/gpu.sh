@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # On this machine's first GPU: the tests that need one, then where the time of a step goes and what memory it takes,
-# for the recipe that fits it with random weights, as a table, and JSON in outputs/step. Its flags are those of
-# benchmarks/step.py:
-#   bash tests/gpu.sh [--shapes 0.5B 1.5B] [--methods full lora] [--generations 2]
+# with the recipe that fits it, as a table, and JSON in outputs/step. Its flags are those of benchmarks/step.py:
+#   bash tests/gpu.sh [--model FOLDER] [--generations 2]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source setup.sh

@@ -77,7 +77,7 @@ def parse_report(flags):
 # Commands without flags of this project's
 AS_THEY_ARE = (
     r"bash tests/(run\.sh( --all)?|gpu\.sh|vllm\.sh|audit\.sh)",
-    r"python (configs/locks/make|benchmarks/rewards|benchmarks/lora_rounding|reverse)\.py",
+    r"python (configs/locks/make|benchmarks/rewards|reverse)\.py",
     r"apt-get install .*|source \.venv-vllm/bin/activate|vllm serve .*",
 )
 

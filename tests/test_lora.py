@@ -3,7 +3,6 @@
 bash tests/run.sh tests/test_lora.py
 """
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,6 @@ from conftest import ROOT, train_here
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from benchmarks import lora_rounding
 from r1zero.training import lora
 
 
@@ -122,19 +120,6 @@ def test_base_is_merged_without_a_copy_if_it_needs_none(tiny_model, monkeypatch,
     now = dict(model.named_parameters())
     drift = max((now[name] - weight).abs().max() for name, weight in before.items())
     assert dtype == torch.bfloat16 or drift < 1e-6
-
-
-def test_base_in_float32_shows_a_bfloat16_engine_no_more_of_an_update(monkeypatch, capsys):
-    """The benchmark behind the table of docs/recipes.md, on a small matrix."""
-    for name, value in {"SIZE": 64, "RANK": 4, "STEPS": (1, 20)}.items():
-        monkeypatch.setattr(lora_rounding, name, value)
-    lora_rounding.main()
-    rows = re.findall(r"^ *\d+ +(.*)$", capsys.readouterr().out, flags=re.MULTILINE)
-    assert len(rows) == 4
-    for row in rows:
-        _, drifted, kept, none, wide, _, _, zero = (float(cell.rstrip("%")) for cell in row.split())
-        assert 0 < kept < 100 and wide == pytest.approx(kept, abs=0.5)
-        assert none == zero == 0 and drifted > 0.01
 
 
 def test_model_without_adapter_is_left_as_it_is():

@@ -1,4 +1,4 @@
-"""preprocess.py's commands on small sizes: the files, what is printed, what is refused, what is planned.
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused.
 
 bash tests/run.sh tests/test_preprocess.py
 """
@@ -95,36 +95,6 @@ def test_problem_that_one_part_of_a_mixture_holds_out_is_in_no_train(tmp_path):
     assert len(prompts[0]) > 200 and not set(prompts[0]) & set(prompts[1])
 
 
-class TestPlanned:
-    """What a run in a fresh clone is told of data that is not there yet."""
-
-    @pytest.mark.parametrize("task", ["countdown", "multiply"])
-    @pytest.mark.parametrize("template", ["base", "chat"])
-    def test_made_tasks_plan_as_many_rows_and_no_shorter_prompt_than_they_write(self, tmp_path, task, template):
-        flags = ["--train_size", "300", "--test_size", "3", "--template", template]
-        rows, (longest,) = preprocess.planned([task, *flags])
-        train, _ = prepare(task, tmp_path, *flags)
-        assert rows == len(train) == 300
-        assert max(len(row["prompt"]) for row in train) <= len(longest) <= 30 + len(train[0]["prompt"])
-
-    def test_largest_numbers_that_the_flags_allow_stand_in_the_prompt(self):
-        flags = ["--num_operands", "2", "5", "--max_number", "1234", "--max_target", "999"]
-        rows, (longest,) = preprocess.planned(["countdown", *flags])
-        assert rows == 327_680
-        assert f"Using the numbers {[1234] * 5}, create an equation that equals 999." in longest
-        assert "equation: 999 * 99 =" in preprocess.planned(["multiply", "--digits", "3", "2"])[1][0]
-
-    def test_what_only_the_source_or_a_part_knows_is_left_open(self, data):
-        assert preprocess.planned(["countdown", "--source", "somebody/a-set", "--train_size", "7"]) == (7, [])
-        assert preprocess.planned(["gsm8k"]) == preprocess.planned(["eurus", "--test_size", "9"]) == (None, [])
-        folders = [str(data / "countdown"), str(data / "x_r1_750")]
-        rows = pq.read_metadata(data / "mixture/train.parquet").num_rows
-        assert preprocess.planned(["mixture", *folders]) == (rows, [])
-        with pytest.raises(ValueError, match="nowhere/train.parquet does not exist: write it first, with"):
-            preprocess.planned(["mixture", folders[0], "nowhere"])
-        assert preprocess.planned(["mixture", folders[0], "nowhere"], elsewhere=True) == (None, [])
-
-
 REFUSED = {
     "too few": ("countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4"),
     "no such source": ("countdown --source none.parquet", "none.parquet does not exist"),
@@ -176,8 +146,7 @@ NOT_MEANT = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), NOT_MEANT.items())
-def test_flags_that_cannot_be_meant_are_refused_also_in_a_plan(capsys, arguments, message):
-    for command in (preprocess.main, preprocess.planned):
-        with pytest.raises(SystemExit):
-            command(arguments.split())
-        assert message in capsys.readouterr().err
+def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        preprocess.main(arguments.split())
+    assert message in capsys.readouterr().err

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, parser, run_to_end, words
+from conftest import ENVIRONMENT, PATIENCE, ROOT, parser, run_to_end, settings, words
 from launches import COMPLETIONS, assert_same, distance, end, free_port, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
 from r1zero.preflight import check as checks
-from r1zero.preflight import machine, vllm_server
+from r1zero.preflight import hardware
 
 pytestmark = pytest.mark.vllm
 RECIPES = ROOT / "configs"
@@ -197,14 +197,14 @@ class TestServer:
         flags = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path_factory.mktemp("run")}
         flags |= {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
         flags = ["--config", str(RECIPES / "tiny_cpu.yaml"), *words(flags)]
-        values = machine.read_recipe(parser(), flags).values
+        values = settings(*flags[2:])
         # Compiling is left out, which takes longer than all that is asked here
-        command = f"PATH={Path(sys.executable).parent}:$PATH {vllm_server.serve_command(values)} --enforce-eager"
+        command = f"PATH={Path(sys.executable).parent}:$PATH {hardware.serve_command(values)} --enforce-eager"
         console = tmp_path_factory.mktemp("server") / "console"
         process = start(["bash", "-c", command], console, ENVIRONMENT)
-        url = vllm_server.address(values)
+        url = hardware.server_address(values)
         try:
-            while vllm_server.answer(f"{url}/health")[0] != 200:
+            while hardware.answer(f"{url}/health")[0] != 200:
                 assert process.poll() is None, console.read_text()[-4000:]
                 time.sleep(0.5)
             yield url, flags
@@ -213,7 +213,7 @@ class TestServer:
 
     def test_it_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(self, server, tiny_model, tiny_data):
         url, _ = server
-        assert vllm_server.takes_weights(url)
+        assert hardware.takes_weights(url)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         prompt = tokenizer(pq.read_table(tiny_data / "test.parquet")["prompt"][0].as_py(), return_tensors="pt")
         model = AutoModelForCausalLM.from_pretrained(tiny_model)

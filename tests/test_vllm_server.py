@@ -7,19 +7,17 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, parser
+from conftest import ROOT, parser, settings
 from test_machine import TINY
 from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from r1zero.preflight import check as checks
-from r1zero.preflight import hardware as hardware_checks
-from r1zero.preflight import machine, vllm_server
+from r1zero.preflight import hardware
 
 
 def values(*flags, config=TINY):
     """Every setting of a recipe that generates with a server."""
-    own = ["--use_vllm", "true", "--vllm_mode", "server"]
-    return machine.read_recipe(parser(), ["--config", str(config), *own, *map(str, flags)]).values
+    return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=config)
 
 
 @pytest.fixture
@@ -51,7 +49,7 @@ def server():
 def stopped(*flags):
     """The two lines that stop a run."""
     with pytest.raises(SystemExit) as ended:
-        vllm_server.await_server(values(*flags))
+        hardware.await_server(values(*flags))
     return str(ended.value).splitlines()
 
 
@@ -60,16 +58,16 @@ def info(transfer):
 
 
 def test_run_without_a_server_asks_nobody(monkeypatch):
-    monkeypatch.setattr(vllm_server, "answer", lambda url: pytest.fail(f"{url} was asked"))
-    vllm_server.await_server(machine.read_recipe(parser(), ["--config", str(TINY)]).values)
-    vllm_server.await_server(values("--vllm_mode", "colocate"))
+    monkeypatch.setattr(hardware, "answer", lambda url: pytest.fail(f"{url} was asked"))
+    hardware.await_server(settings())
+    hardware.await_server(values("--vllm_mode", "colocate"))
 
 
 def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsys):
     url = server({"/health": (200, None), "/server_info": info({"backend": "nccl"})})
-    vllm_server.await_server(values("--vllm_server_base_url", f"{url}/"))
+    hardware.await_server(values("--vllm_server_base_url", f"{url}/"))
     host, port = url.removeprefix("http://").split(":")
-    vllm_server.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
+    hardware.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
     assert capsys.readouterr().out == "", "nothing was waited for"
 
 
@@ -87,10 +85,10 @@ def test_address_where_nobody_listens_is_the_same(server):
 
 def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
     seconds = []
-    monkeypatch.setattr(vllm_server.time, "sleep", seconds.append)
+    monkeypatch.setattr(hardware.time, "sleep", seconds.append)
     up = json.dumps(info({"backend": "nccl"})[1]).encode()
-    monkeypatch.setattr(vllm_server, "answer", lambda url: (200, up) if len(seconds) >= 3 else (None, b""))
-    vllm_server.await_server(values())
+    monkeypatch.setattr(hardware, "answer", lambda url: (200, up) if len(seconds) >= 3 else (None, b""))
+    hardware.await_server(values())
     assert len(seconds) == 3
     assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
 
@@ -107,24 +105,16 @@ def test_server_that_takes_no_weights_is_refused(server, pages):
 
 def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_data, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hardware_checks, "vllm_errors", lambda *_: [])
+    monkeypatch.setattr(hardware, "vllm_errors", lambda *_: [])
+    monkeypatch.setattr(checks.recipe, "build", lambda *_: (None, SimpleNamespace(), None))
     asked = []
-    monkeypatch.setattr(vllm_server, "await_server", lambda values: asked.append(values.vllm_mode))
-    argv = [
-        "--config",
-        str(TINY),
-        "--model_name_or_path",
-        str(tiny_model),
-        "--use_vllm",
-        "true",
-        "--vllm_mode",
-        "server",
-    ]
+    monkeypatch.setattr(hardware, "await_server", lambda values: asked.append(values.vllm_mode))
+    argv = ["--config", str(TINY), "--model_name_or_path", str(tiny_model), "--use_vllm", "true"]
+    argv += ["--vllm_mode", "server"]
     for flags in (["--data_dir", "nowhere"], ["--data_dir", str(tiny_data), "--dry_run"]):
         with pytest.raises(SystemExit):
             checks.check(parser(), [*argv, *flags])
     assert asked == []
-    monkeypatch.setattr(checks, "parse", lambda *_: (None, SimpleNamespace(), None))
     checks.check(parser(), [*argv, "--data_dir", str(tiny_data)])
     assert asked == ["server"]
 
@@ -142,7 +132,7 @@ class TestServeCommand:
     def test_is_that_of_trl_but_for_images_and_what_is_vllms_default(self):
         """TRL's own command ends with 2.0, and listens on every address."""
         recipe = ROOT / "configs" / "qwen2.5-1.5b.yaml"
-        variable, *ours = shlex.split(vllm_server.serve_command(values(config=recipe)))
+        variable, *ours = shlex.split(hardware.serve_command(values(config=recipe)))
         assert variable == "VLLM_SERVER_DEV_MODE=1" and ours[:3] == ["vllm", "serve", "Qwen/Qwen2.5-1.5B"]
         trls = build_command(
             ScriptArguments("Qwen/Qwen2.5-1.5B", host="127.0.0.1", dtype="bfloat16", max_model_len=1280)
@@ -160,21 +150,21 @@ class TestServeCommand:
         [(("--bf16", "true"), "bfloat16"), (("--fp16", "true"), "float16"), ((), "float32")],
     )
     def test_has_the_type_of_the_run(self, flags, dtype):
-        assert self.flags(shlex.split(vllm_server.serve_command(values(*flags))))["--dtype"] == dtype
+        assert self.flags(shlex.split(hardware.serve_command(values(*flags))))["--dtype"] == dtype
 
     def test_has_the_seed_of_the_run(self):
-        assert self.flags(shlex.split(vllm_server.serve_command(values("--seed", 7))))["--seed"] == "7"
+        assert self.flags(shlex.split(hardware.serve_command(values("--seed", 7))))["--seed"] == "7"
 
     def test_listens_on_this_machine_alone_unless_the_run_names_another(self):
-        assert "--host 127.0.0.1 " in vllm_server.serve_command(values())
-        assert "--host 10.0.0.2 " in vllm_server.serve_command(values("--vllm_server_host", "10.0.0.2"))
+        assert "--host 127.0.0.1 " in hardware.serve_command(values())
+        assert "--host 10.0.0.2 " in hardware.serve_command(values("--vllm_server_host", "10.0.0.2"))
 
     @pytest.mark.vllm
     def test_is_one_that_vllm_knows(self):
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-        _, _, _, *words = shlex.split(vllm_server.serve_command(values()))
+        _, _, _, *words = shlex.split(hardware.serve_command(values()))
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
         assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
         assert args.seed == 0, "that of the tiny recipe"

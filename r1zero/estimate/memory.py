@@ -1,53 +1,88 @@
-"""How many steps a run takes and how much memory of a card, worked out before any weight is loaded.
+"""Estimate the memory of a run part by part, before any weight is loaded.
 
-The memory of weights, gradients and optimizer follows from what each strategy keeps on a card, and that of a forward
-and backward pass from what torch allocates in it (activations.py). No formula gives what CUDA, NCCL and a sleeping
-vLLM take: these two numbers are assumed.
+Exact, from the model and the strategy: weights, gradients, optimizer, reference model, copies of weights, vLLM's
+share. Upper bounds: a forward and backward pass, TRL's head and an evaluation (tests/test_estimate.py compares them
+with what torch allocates). Assumed, as no formula gives them: CONTEXT and VLLM_ASLEEP.
 """
 
-from typing import NamedTuple
-
 from r1zero import schedule
-from r1zero.estimate import activations
 from r1zero.schedule import ROWS
 
-GIB, GB = 2**30, 10**9  # what memory is told in here, and what makers of cards tell it in
-CONTEXT = 1.0 * GIB  # assumed: of CUDA, cuBLAS, NCCL and fragmentation
-# Assumed: what vLLM keeps on the card while it sleeps. Its pool has weights, keys and values alone, so that its CUDA
-# graphs and its NCCL buffers stay (vLLM's pull request 45623). Its own logs tell of graphs of 0.21 GiB for
-# Llama-3.2-1B (11349) to 1.62 GiB for a Qwen3.5 with 51 sizes of batches (39559).
+GIB, GB = 2**30, 10**9  # the plan is in GiB; makers of cards count in GB
+CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS, NCCL and fragmentation
+# Assumed: vLLM's sleep frees weights, keys and values, but neither CUDA graphs nor NCCL's buffers (its pull request
+# 45623). Its own logs report graphs of 0.21 GiB for Llama-3.2-1B (11349) to 1.62 GiB for a Qwen3.5 (39559).
 VLLM_ASLEEP = 1.0 * GIB
-BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at a time: reduce_bucket_size, its default
-LIVE = 1_000_000_000  # weights that ZeRO-3 holds whole at a time: stage3_max_live_parameters, its default
+BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at a time: its default reduce_bucket_size
+LIVE = 1_000_000_000  # weights that ZeRO-3 holds whole at a time: its default stage3_max_live_parameters
+# TRL computes logits in tiles: TOKEN_CHUNK_SIZE in trl/kernels/chunked_logprob.py, _CHUNKED_LOGPROB_CHUNK_SIZE in
+# trl/trainer/utils.py. A tile has its whole width even if the vocabulary is smaller.
+TILE_TOKENS, TILE_ENTRIES = 4096, 32768
+
+# What a card does, one at a time
+FORWARD, BACKWARD, STEP, EVALUATION, GENERATION = "forward", "backward", "step", "evaluation", "generation"
+PASS, ALWAYS = (FORWARD, BACKWARD), (FORWARD, BACKWARD, STEP, EVALUATION, GENERATION)
 
 
-class Cost(NamedTuple):
-    """Bytes that one trained parameter takes with AdamW, by what they hold."""
+def memory(values, model, strategy, tokens, card):
+    """Return bytes on a card as a dict: `parts`, and `peaks` of the update, of evaluation and of generation.
 
-    weight: int
-    gradient: int
-    moments: int  # two numbers, or what 8-bit optimizers make of them
-    float32_copy: int
+    values: every setting; model: on the meta device; tokens: of the longest prompt and completion together; card:
+    bytes of a card, or None.
+    """
+    parameters, trained = model.num_parameters(), trained_parameters(model, values)
+    number, trained_number = weight_bytes(values, strategy), trained_weight_bytes(values, strategy)
+    sharded = {
+        "weights": trained * trained_number + (parameters * number if values.use_peft else 0),  # and the frozen base
+        "gradients": trained * trained_number,
+        "optimizer": optimizer_bytes(values, model, strategy),
+    }
+    for part, shards in strategy.shards.items():
+        sharded[part] = 0 if part in strategy.offload else sharded[part] // shards
+    # With LoRA the reference is the model without its adapters
+    reference = parameters * number // strategy.shards["weights"] if values.beta and not values.use_peft else 0
+    # DeepSpeed exchanges gradients through a bucket, and DDP through a copy of all: gradient_as_bucket_view is off
+    buffers = BUCKET * trained_number if strategy.deepspeed else 0
+    if strategy.name == "DDP":
+        buffers = trained * trained_number
+    # DeepSpeed joins a card's gradients for a step, and copies them to float32
+    step = trained_by_deepspeed(values, strategy) and "optimizer" not in strategy.offload
+    colocated = values.use_vllm and values.vllm_mode == "colocate"  # a vLLM server is on another card
+    sleeps = colocated and values.vllm_enable_sleep_mode
+    share = int(values.vllm_gpu_memory_utilization * (card or 0)) if colocated else 0
+    working = working_bytes(values, model, strategy, tokens)
 
-
-COSTS = {
-    # The weights are loaded in float32 (`dtype`, TRL's default); gradients and both moments have their type
-    "float32": Cost(weight=4, gradient=4, moments=8, float32_copy=0),
-    # The weights are loaded in bfloat16 or float16, and so all else has 16 bits too
-    "16 bits": Cost(weight=2, gradient=2, moments=4, float32_copy=0),
-    # LoRA: PEFT makes the adapters in float32, whatever the type of the frozen weights
-    "adapters": Cost(weight=4, gradient=4, moments=8, float32_copy=0),
-    # DeepSpeed in bf16 or fp16: it trains in that type, and updates a float32 copy of the weights
-    "DeepSpeed": Cost(weight=2, gradient=2, moments=8, float32_copy=4),
-}
-EIGHT_BIT_MOMENTS, EMBEDDING_MOMENTS = 2, 8  # bytes a parameter; transformers leaves the embedding's in float32
+    table = [
+        ("weights", sharded["weights"], ALWAYS),
+        ("gradients", sharded["gradients"], ALWAYS if is_zero3(strategy) else (*PASS, STEP)),
+        ("optimizer", sharded["optimizer"], ALWAYS),
+        ("reference", reference, ALWAYS),
+        ("context", int(CONTEXT), ALWAYS),
+        ("activations", working["activations"], PASS),
+        ("head", working["head"], PASS),
+        ("head's gradient", working["head's gradient"], (BACKWARD,)),
+        ("cast weights", working["cast weights"], (FORWARD,) if checkpointing(values) else PASS),
+        ("buffers", buffers, ALWAYS if strategy.name == "DDP" else PASS),
+        ("gathered weights", gathered_bytes(model, strategy, number), (*PASS, EVALUATION)),
+        ("optimizer step", 6 * trained // strategy.shards["optimizer"] if step else 0, (STEP,)),
+        ("evaluation", working["evaluation"], (EVALUATION,)),
+        ("cache", 0 if values.use_vllm else cache_bytes(values, model, strategy, tokens), (GENERATION,)),
+        ("vLLM asleep", int(VLLM_ASLEEP) if sleeps else 0, (*PASS, STEP, EVALUATION)),
+        ("vLLM", share, (GENERATION,) if sleeps else ALWAYS),
+    ]
+    total = {phase: sum(size for _, size, phases in table if phase in phases) for phase in ALWAYS}
+    peaks = {"update": max(total[FORWARD], total[BACKWARD], total[STEP])}
+    if schedule.evaluates(values):
+        peaks["evaluation"] = total[EVALUATION]
+    peaks["generation"] = total[GENERATION]
+    return {"parts": {part: size for part, size, _ in table if size}, "peaks": peaks}
 
 
 def adapted_modules(model, values):
-    """The linear layers of a model beside which LoRA has an adapter, as a list."""
+    """Return the linear layers (list) of a model that get a LoRA adapter."""
     import torch  # here, as it takes a second
 
-    targets = values.lora_target_modules or ["q_proj", "v_proj"]  # peft's own for Qwen and Llama
+    targets = values.lora_target_modules or ["q_proj", "v_proj"]  # PEFT's own for Qwen and Llama
     if isinstance(targets, str):
         targets = [targets]
     modules = []
@@ -59,259 +94,179 @@ def adapted_modules(model, values):
 
 
 def trained_parameters(model, values):
-    """How many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
+    """Return how many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
     if not values.use_peft:
         return model.num_parameters()
-    trained = 0
-    for module in adapted_modules(model, values):
-        trained += values.lora_r * (module.in_features + module.out_features)
-    return trained
-
-
-def eight_bit(values):
-    """Whether the optimizer keeps its moments in 8 bits."""
-    return "8bit" in str(values.optim)
-
-
-def checkpointing(values):
-    """Whether activations are computed again in the backward pass, which TRL does unless told otherwise."""
-    return bool(getattr(values, "activation_checkpointing", True))
-
-
-def loaded_bytes(values):
-    """Bytes of a weight of the type that the model is loaded in."""
-    return 2 if str(values.dtype) in ("bfloat16", "float16") else 4
+    return sum(values.lora_r * (module.in_features + module.out_features) for module in adapted_modules(model, values))
 
 
 def trained_by_deepspeed(values, strategy):
-    """Whether DeepSpeed keeps the weights in the type of the arithmetic, which it does not in float32."""
+    """Return whether DeepSpeed keeps the weights in 16 bits, as it does unless the arithmetic is float32."""
     return bool(strategy.deepspeed and schedule.mixed_precision(values))
 
 
-def cost_of(values, strategy):
-    """The Cost of one trained parameter, with AdamW's moments in the type that they have without 8 bits."""
-    if trained_by_deepspeed(values, strategy):
-        return COSTS["DeepSpeed"]
+def weight_bytes(values, strategy):
+    """Return the bytes of a number of the model's weights, and of what goes from layer to layer."""
+    return 2 if trained_by_deepspeed(values, strategy) or str(values.dtype) in ("bfloat16", "float16") else 4
+
+
+def trained_weight_bytes(values, strategy):
+    """Return the bytes of a trained weight and of its gradient. PEFT makes adapters in float32."""
     if values.use_peft:
-        return COSTS["adapters"]
-    return COSTS["16 bits" if loaded_bytes(values) == 2 else "float32"]
+        return 2 if trained_by_deepspeed(values, strategy) else 4
+    return weight_bytes(values, strategy)
 
 
-def moment_bytes(values, model, strategy):
-    """Bytes of AdamW's two moments of all trained parameters together.
+def optimizer_bytes(values, model, strategy):
+    """Return the bytes of AdamW's two moments, and of DeepSpeed's float32 copy of the weights.
 
-    In 8 bits, transformers has the embedding's moments kept in float32. Neither an adapter nor DeepSpeed, which no
-    longer knows which weights are the embedding, has that exception.
+    An 8-bit optimizer leaves the embedding's moments in float32 (transformers), except with adapters or DeepSpeed.
     """
-    trained = trained_parameters(model, values)
-    if not eight_bit(values):
-        return trained * cost_of(values, strategy).moments
-    if values.use_peft or trained_by_deepspeed(values, strategy):
-        return trained * EIGHT_BIT_MOMENTS
-    embedding = model.get_input_embeddings().weight.numel()
-    return (trained - embedding) * EIGHT_BIT_MOMENTS + embedding * EMBEDDING_MOMENTS
+    trained, by_deepspeed = trained_parameters(model, values), trained_by_deepspeed(values, strategy)
+    if eight_bit(values):
+        embedding = 0 if values.use_peft or by_deepspeed else model.get_input_embeddings().weight.numel()
+        moments = 2 * (trained - embedding) + 8 * embedding
+    else:
+        moments = trained * (8 if by_deepspeed else 2 * trained_weight_bytes(values, strategy))
+    return moments + (4 * trained if by_deepspeed else 0)
 
 
-def model_parts(values, model, strategy):
-    """Bytes on a card of weights, gradients, optimizer and the reference model, as a dict, activations aside."""
-    parameters, trained = model.num_parameters(), trained_parameters(model, values)
-    cost = cost_of(values, strategy)
-    parts = {
-        "weights": trained * cost.weight,
-        "gradients": trained * cost.gradient,
-        "optimizer": moment_bytes(values, model, strategy) + trained * cost.float32_copy,
-    }
-    if values.use_peft:
-        parts["weights"] += parameters * loaded_bytes(values)  # the frozen ones, beside the adapters
-    for part, shards in strategy.shards.items():
-        parts[part] //= shards
-        if part in strategy.offload:
-            parts[part] = 0
-    if values.beta and not values.use_peft:  # with LoRA the reference is the model without its adapters
-        element = 2 if trained_by_deepspeed(values, strategy) else loaded_bytes(values)
-        parts["reference"] = parameters * element // strategy.shards["weights"]
-    return parts
+def eight_bit(values):
+    """Return whether the optimizer keeps its moments in 8 bits."""
+    return "8bit" in str(values.optim)
+
+
+def is_zero3(strategy):
+    """Return whether a Strategy is DeepSpeed's ZeRO-3 over several processes."""
+    return strategy.deepspeed and strategy.shards["weights"] > 1
+
+
+def gathered_bytes(model, strategy, number):
+    """Return the bytes of sharded weights, of `number` bytes each, that a pass makes whole for a while."""
+    if strategy.shards["weights"] == 1:
+        return 0
+    if strategy.deepspeed:
+        return min(LIVE, model.num_parameters()) * number
+    return (embedding_parameters(model) + 2 * layer_parameters(model)) * number  # FSDP2: this layer and the next one
 
 
 def embedding_parameters(model):
-    """How many parameters the embedding and the head have: once where they are the same."""
+    """Return how many parameters embedding and head have; tied ones count once."""
     once = model.get_input_embeddings().weight.numel()
     return once if model.config.get_text_config().tie_word_embeddings else 2 * once
 
 
-def buffers(values, model, strategy):
-    """Bytes of the buffers in which gradients are exchanged.
-
-    DDP has as many as gradients (accelerate leaves gradient_as_bucket_view off), DeepSpeed one of BUCKET gradients.
-    """
-    gradient = cost_of(values, strategy).gradient
-    if strategy.deepspeed:
-        return BUCKET * gradient
-    return trained_parameters(model, values) * gradient if strategy.name == "DDP" else 0
-
-
-def gathered(values, model, strategy):
-    """Bytes of the weights that are whole on each card for a while, where every card keeps only a part of them."""
-    if strategy.shards["weights"] == 1:
-        return 0
-    if strategy.deepspeed:
-        return min(LIVE, model.num_parameters()) * stream_bytes(values, strategy)
-    # FSDP2: embedding and head, the layer at work and the next one
-    layers = 2 * layer_parameters(model)
-    return (embedding_parameters(model) + layers) * loaded_bytes(values)
-
-
 def layer_parameters(model):
-    """How many parameters one decoder layer has, the last norm left out."""
-    layers = model.config.get_text_config().num_hidden_layers
-    return (model.num_parameters() - embedding_parameters(model)) // layers
+    """Return how many parameters one decoder layer has."""
+    return (model.num_parameters() - embedding_parameters(model)) // model.config.get_text_config().num_hidden_layers
 
 
-def stream_bytes(values, strategy):
-    """Bytes of a number that goes from layer to layer: it has the type of the weights."""
-    return 2 if trained_by_deepspeed(values, strategy) else loaded_bytes(values)
+def head_size(config):
+    """Return the width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def one_pass(values, model, strategy, sequences, tokens):
-    """The activations.Pass over so many sequences of so many tokens, all at a time unless padding is trimmed."""
-    stream = stream_bytes(values, strategy)
-    return activations.Pass(
-        config=model.config.get_text_config(),
-        layer_parameters=layer_parameters(model),
-        sequences=sequences,
-        rows=ROWS if values.trim_padding else sequences,
-        width=tokens,
-        compute=2 if schedule.mixed_precision(values) else stream,
-        stream=stream,
-        autocast=bool(
-            schedule.mixed_precision(values) and not strategy.deepspeed
-        ),  # accelerate leaves DeepSpeed without it
-        adapters=values.use_peft,
-        checkpointing=checkpointing(values),
-    )
+def checkpointing(values):
+    """Return whether the backward pass computes activations again; TRL does so by default."""
+    return bool(getattr(values, "activation_checkpointing", True))
 
 
-def cache(values, model, strategy, tokens):
-    """Bytes of keys and values where transformers generates, for all steps of a generation at once or an evaluation.
+def working_bytes(values, model, strategy, tokens):
+    """Return upper bounds, as a dict of part to bytes, for passes over micro-batches of sequences of `tokens`.
 
-    ZeRO-3 gathers the whole model for it (TRL's ds3_gather_for_generation).
+    The layers are Qwen2's and Llama's in transformers with sdpa attention and a mask, the head is TRL's.
     """
     config = model.config.get_text_config()
-    element = stream_bytes(values, strategy)
-    width = config.num_key_value_heads * activations.head_size(config)
-    whole = model.num_parameters() * element if is_zero3(strategy) else 0
-    return max(sequences_generated(values)) * tokens * config.num_hidden_layers * 2 * width * element + whole
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    stream = weight_bytes(values, strategy)  # of a number that goes from layer to layer
+    compute = 2 if schedule.mixed_precision(values) else stream  # of a number in matrix products
+    rows, scored = values.per_device_train_batch_size, values.per_device_eval_batch_size  # sequences
+    at_once, scored_at_once = (min(rows, ROWS), min(scored, ROWS)) if values.trim_padding else (rows, scored)
+
+    # Bytes a token that a layer keeps for its backward pass: two norms in float32 and their results, the inputs of its
+    # matrices (one copy each under autocast or beside adapters), the mask as numbers, query, key, value and result for
+    # all heads, and gate, activation, up and product of the MLP
+    attention = config.num_attention_heads * head_size(config)
+    layer = hidden * (8 + 2 * stream + 6 * compute) + compute * (tokens + 4 * attention + 4 * inner)
+    moving = inner * (2 * compute + 4) + hidden * (stream + compute)  # gradients inside a layer
+    kept = tokens + 2 * stream * hidden + layers * (stream * hidden if checkpointing(values) else layer)
+    activations = tokens * (rows * kept + at_once * (layer + moving))
+    if rows > at_once and not values.use_peft:  # autograd first sums the gradients of all sub-batches
+        activations += stream * layers * layer_parameters(model)
+
+    # autocast caches 16-bit copies of float32 weights until the forward pass ends. It caches none of frozen weights,
+    # but without checkpointing autograd keeps those too; with it, a layer that is computed again has its own copies.
+    cast = compute * layer_parameters(model) if stream > compute else 0
+    activations += cast
+    every_cast = 0 if values.use_peft and checkpointing(values) else layers * cast
+
+    # A tile of logits with the head's weights for it, and the gradient of a trained head: a float32 sum, and beside it
+    # a copy in the weights' type, or the gradient of the tied embedding
+    tile_weights = compute * min(config.vocab_size, TILE_ENTRIES) * hidden
+    head = compute * min(at_once * tokens, TILE_TOKENS) * TILE_ENTRIES + tile_weights + 4 * at_once * tokens * hidden
+    twice = config.tie_word_embeddings or stream < 4
+    gradient = 0 if values.use_peft else (4 + stream if twice else 4) * config.vocab_size * hidden
+
+    # Scoring holds gate, up, product and PEFT's cast; embeddings, stream, a norm and PEFT's casts; a row of the mask
+    held = 4 * compute * inner + (4 * stream + 2 * compute) * hidden + tokens
+    tile = compute * min(scored_at_once * tokens, TILE_TOKENS) * TILE_ENTRIES + tile_weights
+    evaluation = scored_at_once * tokens * held + tile + (cast if values.use_peft else layers * cast)
+    return {
+        "activations": activations,
+        "head": head,
+        "head's gradient": gradient,
+        "cast weights": every_cast,
+        "evaluation": evaluation if schedule.evaluates(values) else 0,
+    }
 
 
 def sequences_generated(values):
-    """How many sequences a process generates at a time: for training, and in an evaluation (ints, 0 without one)."""
+    """Return how many sequences a process generates at a time, in training and in an evaluation (0 without one)."""
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
     evaluated = values.per_device_eval_batch_size if schedule.evaluates(values) else 0
     return values.per_device_train_batch_size * steps_per_generation, evaluated
 
 
-def is_zero3(strategy):
-    """Whether a machine.Strategy is DeepSpeed's ZeRO-3 over several processes."""
-    return strategy.deepspeed and strategy.shards["weights"] > 1
-
-
-def optimizer_step(values, model, strategy):
-    """Bytes that DeepSpeed takes for a step: a card's part of the gradients, joined, and the same in float32."""
-    if not trained_by_deepspeed(values, strategy) or "optimizer" in strategy.offload:
-        return 0
-    return (2 + 4) * trained_parameters(model, values) // strategy.shards["optimizer"]
-
-
-def memory(values, model, strategy, tokens, card):
-    """Bytes on a card as a dict: `parts`, and `peaks` of the update, of evaluation and of generation.
-
-    model: on the meta device; tokens: of the longest prompt and completion together; card: bytes of a card, or None.
-    The parts are not all there at once: each peak is that of the moment that takes most.
-    """
-    parts = model_parts(values, model, strategy)
-    gradients = parts["gradients"]
-    parts["context"] = int(CONTEXT)
-    always = sum(parts.values()) - gradients
-    if is_zero3(strategy):  # which keeps their place for good
-        always, gradients = always + gradients, 0
-    run = one_pass(values, model, strategy, values.per_device_train_batch_size, tokens)
-    parts |= activations.update_parts(run)
-    parts["buffers"] = buffers(values, model, strategy) + gathered(values, model, strategy)
-    update = parts["buffers"] + max(activations.update_moments(run).values())
-    peaks = {"update": always + gradients + max(update, optimizer_step(values, model, strategy))}
-    if strategy.name == "DDP":  # DeepSpeed's buffers come and go
-        always += parts["buffers"]
-    if schedule.evaluates(values):
-        run = one_pass(values, model, strategy, values.per_device_eval_batch_size, tokens)
-        parts["evaluation"] = activations.evaluation(run) + gathered(values, model, strategy)
-        peaks["evaluation"] = always + parts["evaluation"]
-    peaks["generation"] = always
-    if not values.use_vllm:
-        parts["cache"] = cache(values, model, strategy, tokens)
-        peaks["generation"] += parts["cache"]
-    elif values.vllm_mode == "colocate":  # a server is on another card
-        add_vllm(values, card, parts, peaks)
-    return {"parts": {name: size for name, size in parts.items() if size}, "peaks": peaks}
-
-
-def add_vllm(values, card, parts, peaks):
-    """Adds to parts and peaks what vLLM takes beside the trainer: its share, or while it sleeps what it keeps."""
-    share = int(values.vllm_gpu_memory_utilization * (card or 0))
-    kept = share
-    if values.vllm_enable_sleep_mode:
-        kept = parts["vLLM asleep"] = int(VLLM_ASLEEP)
-    parts["vLLM"] = share
-    for phase in peaks:
-        peaks[phase] += share if phase == "generation" else kept
+def cache_bytes(values, model, strategy, tokens):
+    """Return the bytes of keys and values if transformers generates. ZeRO-3 gathers the whole model for it."""
+    config, number = model.config.get_text_config(), weight_bytes(values, strategy)
+    a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * number
+    whole = model.num_parameters() * number if is_zero3(strategy) else 0
+    return max(sequences_generated(values)) * tokens * a_token + whole
 
 
 def exact_copies(values, model, strategy):
-    """Bytes of the machine's own memory, in each process, that hold a LoRA base exactly while vLLM is in use: lora.py.
+    """Return the bytes of the machine's own memory, a process, for the exact copy of a LoRA base: training/lora.py.
 
-    A base of 16 bits has them, of every matrix beside which there is an adapter.
+    Only a base of 16 bits that is pushed to vLLM has one, of every matrix with an adapter.
     """
-    pushed = values.use_peft and values.use_vllm
-    if not pushed or is_zero3(strategy) or stream_bytes(values, strategy) == 4:
+    if not (values.use_peft and values.use_vllm) or is_zero3(strategy) or weight_bytes(values, strategy) == 4:
         return 0
-    elements = 0
-    for module in adapted_modules(model, values):
-        for weight in module.parameters():
-            elements += weight.numel()
-    return 2 * elements
+    return 2 * sum(weight.numel() for module in adapted_modules(model, values) for weight in module.parameters())
 
 
 def advice(values, strategy, phase):
-    """The settings to change, cheapest first, where a card is too small for the update or for generation."""
-    options = []
-    if phase == "generation" and not values.use_vllm:
-        trained, evaluated = sequences_generated(values)
-        if evaluated > trained:  # the larger of the two has the larger cache
-            options.append(f"--per_device_eval_batch_size below {evaluated}")
-        else:
-            options.append("a smaller --steps_per_generation")
-    if phase == "evaluation":
-        at_a_time = values.per_device_eval_batch_size
-        if values.trim_padding:
-            at_a_time = min(at_a_time, ROWS)
-        else:
-            options.append("--trim_padding true")
-        if at_a_time > 1:
-            options.append(f"--per_device_eval_batch_size below {at_a_time}")
-    if phase == "generation" and values.use_vllm:
-        options.append(f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}")
-    if phase != "generation" and values.use_vllm and not values.vllm_enable_sleep_mode:
-        options.append("--vllm_enable_sleep_mode true")
-    if phase == "update" and not checkpointing(values):
-        options.append("--activation_checkpointing true")
-    if phase == "update" and values.per_device_train_batch_size > 1:
-        options.append("a smaller --per_device_train_batch_size, with more --gradient_accumulation_steps")
-    if values.beta and not values.use_peft:
-        options.append("--beta 0 (no reference model)")
-    moments_are_small = values.use_peft or eight_bit(values) or "optimizer" in strategy.offload
-    if not moments_are_small and "FSDP" not in strategy.name:
-        options.append("--optim adamw_bnb_8bit")
-    if not values.use_peft:
-        options.append("--use_peft true --lora_target_modules all-linear --lora_dropout 0 --learning_rate 1e-5")
-    if strategy.shards["weights"] == 1:
-        options.append("more GPUs with configs/accelerate/zero3.yaml")
-    return ", or ".join(options)
+    """Return the settings to change, cheapest first, if a card is too small for a phase of memory()'s `peaks`."""
+    update, evaluation, generation = phase == "update", phase == "evaluation", phase == "generation"
+    trained, evaluated = sequences_generated(values)
+    scored = min(values.per_device_eval_batch_size, ROWS) if values.trim_padding else values.per_device_eval_batch_size
+    own, vllm = generation and not values.use_vllm, values.use_vllm
+    small_moments = values.use_peft or eight_bit(values) or "optimizer" in strategy.offload or "FSDP" in strategy.name
+    options = [
+        (own and evaluated > trained, f"--per_device_eval_batch_size below {evaluated}"),
+        (own and evaluated <= trained, "a smaller --steps_per_generation"),
+        (evaluation and not values.trim_padding, "--trim_padding true"),
+        (evaluation and scored > 1, f"--per_device_eval_batch_size below {scored}"),
+        (generation and vllm, f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}"),
+        (not generation and vllm and not values.vllm_enable_sleep_mode, "--vllm_enable_sleep_mode true"),
+        (update and not checkpointing(values), "--activation_checkpointing true"),
+        (update and values.per_device_train_batch_size > 1, "a smaller --per_device_train_batch_size"),
+        (values.beta and not values.use_peft, "--beta 0 (no reference model)"),
+        (not small_moments, "--optim adamw_bnb_8bit"),
+        (
+            not values.use_peft,
+            "--use_peft true --lora_target_modules all-linear --lora_dropout 0 --learning_rate 1e-5",
+        ),
+        (strategy.shards["weights"] == 1, "more GPUs with configs/accelerate/zero3.yaml"),
+    ]
+    return ", or ".join(option for helps, option in options if helps)

@@ -1,4 +1,4 @@
-"""The plan that every run begins with, and that `--dry_run` ends with: steps, model, machine and memory, in words."""
+"""Say in words what a run will take: steps, model, machine, memory and disk. `--dry_run` ends with these lines."""
 
 from r1zero import schedule
 from r1zero.estimate import memory
@@ -7,10 +7,10 @@ from r1zero.training import checkpoints
 
 
 def plan_lines(values, model, rows, longest, strategy, card):
-    """The plan as a list of lines.
+    """Return the plan as a list of lines.
 
-    values: every setting; model: on the meta device; rows: training problems, or None where their number is not known;
-    longest: tokens of the longest prompt, 0 where it is not known; card: bytes of a card, or None.
+    values: every setting; model: on the meta device; rows: training problems, None if unknown; longest: tokens of the
+    longest prompt, 0 if unknown; card: bytes of a card, or None.
     """
     lines = [
         steps_line(values, rows, strategy),
@@ -26,7 +26,7 @@ def plan_lines(values, model, rows, longest, strategy, card):
 
 
 def steps_line(values, rows, strategy):
-    """What a generation makes, and how many steps an epoch and the run have."""
+    """Return the line on a generation and on the steps of an epoch and of the run."""
     plan = schedule.schedule(values, rows, strategy.processes)
     plural = "s" if plan["span"] != 1 else ""
     line = (
@@ -43,7 +43,7 @@ def steps_line(values, rows, strategy):
 
 
 def model_line(values, model):
-    """The model's size, what of it is trained, and in which types."""
+    """Return the line on the model's size, its trained share and its types."""
     parameters, trained = model.num_parameters(), memory.trained_parameters(model, values)
     share = "all trained"
     if trained != parameters:
@@ -55,7 +55,7 @@ def model_line(values, model):
 
 
 def machine_line(values, strategy):
-    """How the model is spread over the processes, and what generates."""
+    """Return the line on the processes that share the model, and on what generates."""
     over = f" over {strategy.processes} processes" if strategy.processes > 1 else ""
     if not values.use_vllm:
         generation = "transformers' own generation"
@@ -68,7 +68,7 @@ def machine_line(values, strategy):
 
 
 def memory_lines(values, model, longest, strategy, card):
-    """The estimate of a card's memory, and what to change for each phase that the card is too small for."""
+    """Return the lines on a card's memory, with what to change for each phase that does not fit."""
     estimate = memory.memory(values, model, strategy, longest + values.max_completion_length, card)
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in estimate["parts"].items())
     peaks = ", ".join(f"{size / GIB:.1f} in {phase}" for phase, size in estimate["peaks"].items())

@@ -15,9 +15,8 @@ from datasets import Dataset, load_dataset
 
 from r1zero.evaluate.engines import read_model
 from r1zero.files import checksum, one_line
-from r1zero.preflight import cards
 from r1zero.preflight.data import columns_read, examine
-from r1zero.preflight.hardware import triton_errors
+from r1zero.preflight.hardware import triton_errors, why_unseen
 from r1zero.preflight.model import context_errors, vocabulary_errors
 from r1zero.training.reward_functions import ours, resolve, score
 
@@ -59,7 +58,7 @@ def check(args):
 def device_errors(args):
     """Return what keeps an evaluation from the GPU of this machine, or from vLLM, as a list of one line at most."""
     cuda = torch.cuda.is_available()
-    unseen = None if cuda or args.use_cpu else cards.why_unseen("--use_cpu evaluates on the CPU")
+    unseen = None if cuda or args.use_cpu else why_unseen("--use_cpu evaluates on the CPU")
     if unseen:
         return [unseen]
     if args.backend != "vllm":

@@ -1,131 +1,90 @@
-"""What this machine and its launcher cannot do for a run: GPU, vLLM, compilers, strategy; each error is one line."""
+"""What a machine, its launcher and its vLLM server cannot do for a run; each error is one line."""
 
-import importlib.util
+import http.client
+import json
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
-import warnings
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from trl.import_utils import is_vllm_available
 
 from r1zero import processes, schedule
-from r1zero.preflight import cards
+from r1zero.training import vllm as vllm_settings
 
-BITSANDBYTES_OPTIMIZERS = (  # of transformers' OptimizerNames, those that bitsandbytes has; a test compares the two
-    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
-    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
-)
-VLLM_CAPABILITY = (7, 5)  # the oldest that vLLM 0.30's wheel of the package index is compiled for
+DRIVER = 580  # the oldest of NVIDIA's drivers for CUDA 13; also in setup.sh
+ON_THE_CPU = "--config configs/tiny_cpu.yaml trains the tiny model on the CPU"
+SECONDS = 10  # to wait for one answer of a server
 
 
-def hardware_errors(values):
-    """What the machine cannot do: a type of arithmetic, vLLM, several GPUs in one process, optimizers in 8 bits."""
-    cuda = torch.cuda.is_available()
-    half = schedule.mixed_precision(values)
-    unseen = None if cuda or values.use_cpu else cards.why_unseen()
-    errors = []
-    if unseen:
-        errors.append(unseen)
-    elif not cuda and half and (half == "fp16" or not values.use_cpu):
-        errors.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
-    if cuda and not values.use_cpu:
-        errors += gpu_errors(half)
-    if values.use_vllm and not unseen:
-        errors += vllm_errors(values, cuda)
-    needs = [f"optim {values.optim}"] if values.optim in BITSANDBYTES_OPTIMIZERS else []
-    needs += [name for name in ("load_in_4bit", "load_in_8bit") if getattr(values, name)]
-    if needs and importlib.util.find_spec("bitsandbytes") is None:
-        errors.append(
-            f"{' and '.join(needs)} needs bitsandbytes, which is not installed: type pip install -e '.[gpu]'"
-        )
-    return errors
+# The GPU
 
 
-def gpu_errors(half):
-    """What keeps a run from the GPU that torch sees. half: bf16, fp16 or None, the type of the arithmetic."""
-    errors = []
-    too_old = cards.why_too_old()
-    if too_old:
-        errors.append(too_old)
-    elif half == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        errors.append(f"bf16 is on and {torch.cuda.get_device_name(0)} has no bfloat16: pass --bf16 false --fp16 true")
-    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        errors.append(
-            f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
-            "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
-        )
-    return errors + triton_errors()
+def why_unseen(on_the_cpu=ON_THE_CPU):
+    """Return a line (str) if nvidia-smi shows a GPU, for when torch sees none; otherwise None.
 
-
-def vllm_errors(values, cuda):
-    """Whether vLLM is there, in a version that TRL knows, and can compute here. cuda: whether torch sees a GPU."""
-    with warnings.catch_warnings(record=True) as caught:  # how TRL says that it does not know a version
-        warnings.simplefilter("always")
-        available = is_vllm_available()
-    if not available:
-        if not cuda:
-            return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
-        return ["use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"]
-    errors = [f"{warning.message} Type pip install -e '.[gpu]', or pass --use_vllm false" for warning in caught]
-    if not cuda:
-        return errors + vllm_errors_without_gpu(values)
-    if torch.cuda.get_device_capability(0) < VLLM_CAPABILITY and not cards.why_too_old():  # which says it already
-        errors.append(
-            f"use_vllm is on and vLLM has nothing for {torch.cuda.get_device_name(0)}, of compute capability "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability(0)))}: pass --use_vllm false"
-        )
-    return errors
-
-
-def vllm_errors_without_gpu(values):
-    """Whether vLLM is built for the CPU, and what such a build cannot do."""
-    from vllm.platforms import current_platform  # takes seconds, and is there only where vLLM is
-
-    if not current_platform.is_cpu():
-        return ["use_vllm is on and there is no GPU, which this build of vLLM needs: pass --use_vllm false"]
-    if values.vllm_mode == "server":
-        return ["vllm_mode is server, which gets its weights from a GPU, and there is none: pass --vllm_mode colocate"]
-    errors = []
-    if values.vllm_enable_sleep_mode and not current_platform.is_sleep_mode_available():
-        errors.append(
-            "vllm_enable_sleep_mode is on, which vLLM has on a GPU only: pass --vllm_enable_sleep_mode false"
-        )
-    return errors + compiler_errors("g++", "vLLM on a CPU", ("CXX", "g++"))
-
-
-def triton_errors():
-    """Whether there is what compiles for Triton, with which both TRL and vLLM compute on a GPU."""
-    return compiler_errors("gcc", "Triton, with which TRL and vLLM compute,", ("CC", "gcc", "clang"))
-
-
-def compiler_errors(package, who, names):
-    """Whether there is what compiles for torch when vLLM starts: a compiler, and Python's headers.
-
-    package: apt's for the compiler; names: an environment variable that names one, then the commands that are looked
-    for. The headers are looked for where Triton looks for them.
+    on_the_cpu: how to do without the GPU, as the end of the line.
     """
-    variable, *commands = names
-    lacking = []
-    if not os.environ.get(variable) and not any(shutil.which(command) for command in commands):
-        lacking.append(package)
-    scheme = sysconfig.get_default_scheme()
-    if scheme == "posix_local":  # Debian's own, without headers
-        scheme = "posix_prefix"
-    if not Path(sysconfig.get_path("include", scheme), "Python.h").is_file():
-        lacking.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
-    if not lacking:
-        return []
-    return [f"{who} compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):  # not installed, no driver, or no card
+        return None
+    if not shown:
+        return None
+    name, driver = (word.strip() for word in shown[0].rsplit(",", 1))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f", with CUDA_VISIBLE_DEVICES={visible!r}"
+    return (
+        f"found a {name} with driver {driver}, and torch {torch.__version__}, built for CUDA {torch.version.cuda}, "
+        f"sees no GPU{hidden}: wanted a build for CUDA (pip install -e '.[gpu]'), driver {DRIVER} or newer for CUDA "
+        f"13 (apt-get install nvidia-driver-{DRIVER}) and the GPU in CUDA_VISIBLE_DEVICES; {on_the_cpu}"
+    )
+
+
+def errors(values, machine):
+    """Return what a machine.Machine cannot do for a run (list of lines). values: every setting."""
+    lines = strategy_errors(values, machine.strategy)
+    if not machine.is_here:
+        if machine.card is None and not values.use_cpu:
+            lines.append("the recipe is for a GPU and that machine has none: pass --gpus and --gpu_memory")
+        return lines
+    half = schedule.mixed_precision(values)
+    if machine.unseen and not values.use_cpu:
+        return [*lines, machine.unseen]
+    if machine.card is None and half and (half == "fp16" or not values.use_cpu):
+        lines.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
+    if machine.card is not None and not values.use_cpu:
+        if half == "bf16" and not machine.bf16:
+            lines.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
+        if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+            lines.append(
+                f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
+                "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
+            )
+        lines += triton_errors()
+    if values.use_vllm:
+        lines += vllm_errors(values, machine)
+    # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
+    if machine.strategy.deepspeed and (values.use_cpu or machine.strategy.offload):
+        packages = {"g++": "g++", "ninja": "ninja-build"}
+        lacking = [package for tool, package in packages.items() if not shutil.which(tool)]
+        if lacking:
+            lines.append(f"DeepSpeed compiles with g++ and ninja: type apt-get install {' '.join(lacking)}")
+    return lines
 
 
 def strategy_errors(values, strategy):
-    """What does not go with how the processes share the model. strategy: machine.Strategy."""
-    ranks, parallel = processes.count(), values.vllm_tensor_parallel_size
+    """Return what does not go with how the processes share the model (list of lines). strategy: machine.Strategy."""
+    ranks, parallel = strategy.processes, values.vllm_tensor_parallel_size
     errors = []
     if values.use_vllm and values.vllm_mode == "colocate" and ranks % parallel:
         sizes = [str(size) for size in range(1, ranks + 1) if ranks % size == 0]
@@ -133,18 +92,106 @@ def strategy_errors(values, strategy):
             f"vllm_tensor_parallel_size {parallel} does not divide the {ranks} process{'es' * (ranks > 1)}: "
             f"set --vllm_tensor_parallel_size to {' or '.join(sizes)}"
         )
-    if "FSDP" in strategy.name and values.optim in BITSANDBYTES_OPTIMIZERS:
-        errors.append(
-            f"optim {values.optim} of bitsandbytes does not work with FSDP: take configs/accelerate/zero2.yaml"
-        )
-    if strategy.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        errors.append("the launcher asks for DeepSpeed, which is not installed: type pip install -e .")
-    # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
-    if strategy.deepspeed and (values.use_cpu or strategy.offload):
-        packages = {"g++": "g++", "ninja": "ninja-build"}
-        lacking = [package for tool, package in packages.items() if not shutil.which(tool)]
-        if lacking:
-            errors.append(
-                f"DeepSpeed compiles an operator with g++ and ninja; type apt-get install {' '.join(lacking)}"
-            )
+    if "FSDP" in strategy.name and any(part in str(values.optim) for part in ("8bit", "bnb", "paged")):
+        errors.append(f"optim {values.optim} does not work with FSDP: take configs/accelerate/zero2.yaml")
     return errors
+
+
+# vLLM and compilers
+
+
+def vllm_errors(values, machine):
+    """Return whether vLLM is there and can compute here, as a list of one line at most."""
+    is_there = is_vllm_available()
+    if machine.card is None and not (is_there and version("vllm").endswith("+cpu")):
+        return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
+    if not is_there:
+        return ["use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"]
+    if machine.card is None and values.vllm_mode == "server":
+        return ["vllm_mode is server, which gets its weights from a GPU: pass --vllm_mode colocate"]
+    return []
+
+
+def triton_errors():
+    """Return what is missing that Triton compiles with, as a list of one line at most.
+
+    TRL and vLLM compute with it on every GPU. Python's headers are looked for where Triton looks for them.
+    """
+    lacking = []
+    if not os.environ.get("CC") and not any(shutil.which(command) for command in ("gcc", "clang")):
+        lacking.append("gcc")
+    scheme = sysconfig.get_default_scheme()
+    if scheme == "posix_local":  # Debian's own, without headers
+        scheme = "posix_prefix"
+    if not Path(sysconfig.get_path("include", scheme), "Python.h").is_file():
+        lacking.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
+    if not lacking:
+        return []
+    return [f"Triton compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
+
+
+# vLLM's server
+
+
+def await_server(values):
+    """Wait for the vLLM server of a run that has one, as long as TRL would. Exit if none comes, or if it is no use.
+
+    TRL asks for the same once the model is loaded, and raises an error of its own for each.
+    """
+    if not values.use_vllm or values.vllm_mode != "server":
+        return
+    url = server_address(values)
+    started, is_said = time.monotonic(), False
+    while answer(f"{url}/health")[0] != 200:
+        if time.monotonic() - started >= values.vllm_server_timeout:
+            wait = f"in {values.vllm_server_timeout:g} s (--vllm_server_timeout)"
+            processes.stop(f"no vLLM server answered at {url} {wait}", [f"type {serve_command(values)}"])
+        if not is_said:
+            print(f"waiting up to {values.vllm_server_timeout:g} s for a vLLM server at {url}", flush=True)
+            is_said = True
+        time.sleep(1)
+    if not takes_weights(url):
+        processes.stop(f"the vLLM server at {url} takes no new weights", [f"start it with {serve_command(values)}"])
+
+
+def server_address(values):
+    """Return the URL that TRL asks, without a slash at its end."""
+    url = values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}"
+    return url.rstrip("/")
+
+
+def answer(url):
+    """Return status and body (int, bytes) of a GET, (None, b"") if nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=SECONDS) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except (OSError, http.client.HTTPException):
+        return None, b""
+
+
+def takes_weights(url):
+    """Return whether a server that is up has the endpoints for new weights, and an engine behind them."""
+    status, body = answer(f"{url}/server_info?config_format=json")
+    if status != 200:  # vLLM has this endpoint if VLLM_SERVER_DEV_MODE is 1
+        return False
+    return json.loads(body)["vllm_config"]["weight_transfer_config"] is not None
+
+
+def serve_command(values):
+    """Return what starts vLLM's server for this run (str), on this machine unless vllm_server_host names another.
+
+    The settings are those with which `trl vllm-serve` starts it, which ends with TRL 2.0, but for the endpoints for
+    images and the address: it answers whoever reaches it, and its development endpoints would obey them. The seed is
+    the run's, since the server has one of its own, 0, and TRL's requests have none.
+    """
+    host = values.vllm_server_host
+    words = ["vllm", "serve", values.model_name_or_path]
+    words += ["--host", "127.0.0.1" if host == "0.0.0.0" else host, "--port", str(values.vllm_server_port)]
+    words += ["--dtype", str(vllm_settings.engine_type(values, values.dtype)), "--seed", str(values.seed)]
+    if values.vllm_max_model_length:
+        words += ["--max-model-len", str(values.vllm_max_model_length)]
+    words += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+    words += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
+    return f"VLLM_SERVER_DEV_MODE=1 {shlex.join(words)}"

@@ -1,23 +1,21 @@
-"""What a run finds on its machine: the recipe for it, what is missing, how processes share the model."""
+"""The machine of a run as a value: this one, or one that `--dry_run --gpus 8 --gpu_memory 80` describes."""
 
-import argparse
-import difflib
 import os
-import shlex
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
-from filelock import FileLock
+from accelerate.utils import DeepSpeedPlugin
 
-import preprocess
-from r1zero import ROOT, processes, tiny_model
-from r1zero.preflight import batch, cards
-from r1zero.preflight import settings as setting_checks
+from r1zero import ROOT, processes
+from r1zero.files import one_line
+from r1zero.preflight import hardware
 
+STRATEGIES = ROOT / "configs" / "accelerate"
+WITH_SEVERAL = "zero2"  # how train.sh starts on several GPUs
+GB, GIB = 10**9, 2**30
 ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processes
     1: ("optimizer",),
     2: ("optimizer", "gradients"),
@@ -26,236 +24,10 @@ ZERO_SHARDS = {  # what each stage of DeepSpeed's ZeRO spreads over the processe
 
 
 @dataclass
-class Recipe:
-    """A recipe with the flags given beside it.
-
-    path: str, of the YAML; flags: list[str]; values: the namespace of every setting, flags included; own: the same
-    without the flags.
-    """
-
-    path: str
-    flags: list
-    values: argparse.Namespace
-    own: argparse.Namespace
-
-
-def split_config(argv):
-    """What --config names (str or None), and all other words (list[str])."""
-    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    option.add_argument("--config")
-    option, flags = option.parse_known_args(argv)
-    return option.config, flags
-
-
-def read_recipe(parser, argv, choose=None):
-    """The Recipe that argv (list[str]) names with --config, or the one for this machine, with all other flags.
-
-    parser: a TrlParser, whose defaults become the recipe's values; choose: what stands for choose_recipe. Exits where
-    the YAML cannot be read, or where it or a flag names a setting that does not exist or has a value that cannot be
-    meant, and for --help.
-    """
-    config, flags = split_config(argv)
-    if "-h" in flags or "--help" in flags:
-        parser.print_help()
-        sys.exit(0)
-    path = config or (choose or choose_recipe)(use_cpu=parser.parse_known_args(flags)[0].use_cpu)
-    try:
-        settings = yaml.load(Path(path).read_text(), setting_checks.UniqueLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        processes.stop(f"--config {path} is not a readable YAML mapping", [str(error)])
-    if not isinstance(settings, dict):
-        processes.stop(
-            f"--config {path} is not a readable YAML mapping", [f"found {settings!r}, wanted lines as max_steps: 96"]
-        )
-    errors = setting_checks.type_errors(settings, parser.dataclass_types)
-    if errors:
-        processes.stop(f"{path} cannot run as it is", errors)
-    unknown = parser.set_defaults_with_config(**{key: settings[key] for key in settings if key != "env"})
-    values, unknown_flags = parser.parse_known_args(flags)
-    unknown += unknown_flags
-    if unknown:
-        errors = unknown_settings(unknown, values)
-        processes.stop(f"{path} and the flags given name settings that do not exist", errors)
-    errors = setting_checks.value_errors(values)
-    if errors:
-        processes.stop(f"{path} cannot run as it is", errors)
-    recipe = Recipe(path, flags, values, own=parser.parse_known_args([])[0])
-    shared, line = batch.share(recipe, chosen=config is None, processes=processes.count())
-    if line and processes.is_main_process():
-        print(line, flush=True)
-    recipe.flags = [*flags, *shared, *batch.share_evaluation(recipe, processes.count())]
-    recipe.values = parser.parse_known_args(recipe.flags)[0]
-    return recipe
-
-
-def unknown_settings(words, values):
-    """One line for each name that is no setting, with the nearest that is. words: names as flags, and their values."""
-    names = [word.lstrip("-").split("=")[0] for word in words if word.startswith("--")]
-    errors = []
-    for name in names or words:
-        nearest = difflib.get_close_matches(name, vars(values), n=1)
-        meant = f"did you mean {nearest[0]}?" if nearest else "nothing has a name like it; see --help"
-        errors.append(f"{name}: {meant}")
-    return errors
-
-
-def choose_recipe(use_cpu=False):
-    """The path (str) of the recipe for this machine; says which and why. Exits where there is a GPU that torch misses.
-
-    use_cpu: whether a flag asks for the CPU, which is then what the recipe is for.
-    """
-    import torch  # here, as it takes a second, which other users of this module do without
-
-    if use_cpu:
-        name, why = "tiny_cpu", "use_cpu is on"
-    elif not torch.cuda.is_available():
-        unseen = cards.why_unseen()
-        if unseen:
-            processes.stop("this machine has a GPU that cannot be used as it is", [unseen])
-        name, why = "tiny_cpu", "no GPU found"
-    else:
-        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        name, why = recipe_for(gib, bfloat16), f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
-        if not bfloat16:
-            why = f"{why}, no bfloat16"
-    if processes.is_main_process():
-        print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
-    return str(ROOT / "configs" / f"{name}.yaml")
-
-
-def recipe_for(gib, bfloat16=True):
-    """The name of the recipe for a card of so many GiB, with bfloat16 or without."""
-    if gib < 20 or not bfloat16:
-        return "qwen2.5-1.5b-lora-t4"
-    return "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
-
-
-def missing_files(recipe):
-    """The last files written of the recipe's own model and data, as list[Path], where they are not there yet.
-
-    Only what the recipe's `prepare` makes: what a flag points elsewhere is the user's own.
-    """
-    values, own = recipe.values, recipe.own
-    if not values.prepare:
-        return []
-    files = []
-    name = own.model_name_or_path
-    if name and name == values.model_name_or_path and name.startswith("models/"):
-        files.append(Path(name, "config.json"))
-    if own.data_dir == values.data_dir:
-        files.append(Path(own.data_dir, "test.parquet"))
-    return [file for file in files if not file.exists()]
-
-
-def make_missing(recipe):
-    """Runs the recipe's `prepare` where its own data or model is missing. Exits where that fails.
-
-    The first process of all machines does, and the others wait for its files: no lock of a file system that several
-    machines share has to hold between them. The lock keeps out another run in the same folder, where it can.
-    """
-    if not missing_files(recipe):
-        return
-    if not processes.is_main_process():
-        await_files(recipe)
-        return
-    prepare = recipe.values.prepare
-    lock = FileLock(".prepare.lock", fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:  # a folder to read only, or on NFS without its lock service
-        processes.stop(
-            f"{Path.cwd()} cannot be locked ({error})", [f"type python {prepare}, and then start the run again"]
-        )
-    try:
-        missing = missing_files(recipe)
-        if missing:  # another run may have made them
-            print(f"{' and '.join(map(str, missing))} not there yet: running python {prepare}", flush=True)
-            run_prepare(prepare)
-    finally:
-        lock.release()
-
-
-def run_prepare(prepare):
-    """Runs the words (str) after `python` with this Python, from any folder. Exits where that fails."""
-    script, *arguments = shlex.split(prepare)
-    if script.endswith(".py"):
-        script = str(ROOT / script)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # -m finds r1zero from any folder
-    try:
-        status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
-    except KeyboardInterrupt:
-        status = "interrupted"
-    if status:
-        processes.stop(f"python {prepare} failed ({status})", ["its own message is above"])
-
-
-def await_files(recipe):
-    """Waits until the first process has made what is missing, and says every minute what that is, once a machine.
-
-    Over NFS a file is seen up to a minute later. A launcher ends this process where the first one fails.
-    """
-    seconds = 0
-    while missing := missing_files(recipe):
-        time.sleep(1)
-        seconds += 1
-        if processes.is_first_here() and seconds % 60 == 0:
-            print(
-                f"waiting for {' and '.join(map(str, missing))}, which the first machine makes; on one that does not "
-                f"share its folder, type python {recipe.values.prepare}",
-                flush=True,
-            )
-
-
-@dataclass
-class Missing:
-    """What a dry run knows of what `prepare` would make. None or [] stands for what only making it would tell.
-
-    rows: training problems; prompts: list of the longest; config and tokenizer: transformers' objects.
-    """
-
-    data: bool = False
-    model: bool = False
-    rows: int | None = None
-    prompts: list = field(default_factory=list)
-    config: object = None
-    tokenizer: object = None
-
-
-def what_will_be_there(recipe, elsewhere=False):
-    """The Missing of a recipe, of which nothing is made; says what a run would make. Exits where making would fail.
-
-    elsewhere: whether that is for another machine.
-    """
-    files = missing_files(recipe)
-    missing = Missing()
-    if not files:
-        return missing
-    prepare = recipe.values.prepare
-    if processes.is_main_process():
-        folders = [str(file.parent) for file in files]
-        be, them = ("is", "it") if len(folders) == 1 else ("are", "them")
-        print(f"{' and '.join(folders)} {be} not there yet: a run would make {them} with python {prepare}", flush=True)
-    names = [file.name for file in files]
-    missing.data, missing.model = "test.parquet" in names, "config.json" in names
-    script, *arguments = shlex.split(prepare)
-    try:
-        if script == "preprocess.py":
-            missing.rows, missing.prompts = preprocess.planned(arguments, elsewhere)
-        if [script, *arguments[:1]] == ["-m", "r1zero.tiny_model"]:
-            found = tiny_model.planned(arguments[1:])
-            missing.rows, missing.prompts, missing.config, missing.tokenizer = found
-    except (OSError, ValueError) as error:
-        processes.stop(f"python {prepare} would fail", [str(error)])
-    return missing
-
-
-@dataclass
 class Strategy:
-    """How a model is spread over the processes, as accelerate's launcher says it through the environment.
+    """How a model is spread over the processes.
 
-    shards: dict of the parts of a model to how many cards share one; offload: the parts that the CPU's memory holds.
+    shards: dict of the parts of a model to how many processes share one; offload: the parts in the CPU's memory.
     """
 
     name: str
@@ -265,10 +37,99 @@ class Strategy:
     offload: tuple = ()
 
 
-def read_strategy(environment):
-    """The Strategy of this process, from the variables (a mapping) that `accelerate launch` sets.
+@dataclass
+class Machine:
+    """A machine and how the run is started on it.
 
-    Raises ValueError where they name a DeepSpeed file that cannot be read.
+    name: of its card, or "no GPU"; card: bytes of one card, None without; bf16: whether the card computes in bfloat16;
+    unseen: a line on a GPU that torch cannot use, or None; file: Path of the launcher's settings on a machine that
+    flags describe, None for the machine that this process is on.
+    """
+
+    strategy: Strategy
+    name: str = "no GPU"
+    card: int | None = None
+    bf16: bool = True
+    unseen: str | None = None
+    file: Path | None = None
+
+    @classmethod
+    def here(cls):
+        """Return the Machine that this process is on. Exit if the launcher's DeepSpeed file cannot be read."""
+        try:
+            strategy = read_strategy(os.environ)
+        except ValueError as error:
+            processes.stop("the launcher's DeepSpeed settings cannot be used", [one_line(error)])
+        if not torch.cuda.is_available():
+            return cls(strategy, unseen=hardware.why_unseen())
+        return cls(
+            strategy,
+            name=torch.cuda.get_device_name(0),
+            card=torch.cuda.get_device_properties(0).total_memory,
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
+
+    @classmethod
+    def described(cls, flags):
+        """Return the Machine that --gpus, --gpu_memory and --strategy describe. flags: recipe.Flags. Exit if half one.
+
+        Without --strategy it is started as the header of --config says, and as train.sh does it on several GPUs.
+        """
+        given = [f"--{name}" for name in ("gpus", "gpu_memory", "strategy") if name in flags.given]
+        if not flags.given.get("dry_run"):
+            advice = "a run takes the machine that it finds: leave them out, or plan"
+            processes.stop(f"{' and '.join(given)} without --dry_run", [advice])
+        gpus, gigabytes = flags.given.get("gpus"), flags.given.get("gpu_memory", 0)
+        if gpus is None or gpus < 0 or (gpus and not gigabytes > 0):
+            advice = "pass --gpus 8 --gpu_memory 80, or --gpus 0 for no GPU"
+            processes.stop(f"{' and '.join(given)} do not describe a machine", [advice])
+        name = flags.given.get("strategy")
+        if name is None:
+            there = flags.config and Path(flags.config).is_file()
+            recipe = Path(flags.config).read_text(errors="replace") if there else ""
+            header = re.search(r"^#.*configs/accelerate/(\w+)\.yaml", recipe, flags=re.MULTILINE)
+            name = header[1] if header else "single"
+            if name == "single" and gpus > 1:
+                name = WITH_SEVERAL
+        file = STRATEGIES / f"{name}.yaml"
+        if not file.is_file():
+            known = ", ".join(sorted(path.stem for path in STRATEGIES.glob("*.yaml")))
+            processes.stop(f"--strategy {name} is no file of configs/accelerate", [f"pass one of {known}"])
+        strategy = read_strategy(launcher_variables(file, gpus))
+        if not gpus:
+            return cls(strategy, file=file)
+        size = f"{gigabytes:g} GB, which are {gigabytes * GB / GIB:.1f} GiB"
+        return cls(strategy, f"{gpus} GPU{'s' * (gpus > 1)} of {size}", int(gigabytes * GB), file=file)
+
+    @property
+    def is_here(self):
+        return self.file is None
+
+    @property
+    def processes(self):
+        return self.strategy.processes
+
+    def choose_recipe(self, use_cpu=False):
+        """Return the path (str) of the recipe for this machine, and print it. Exit if torch cannot use its GPU."""
+        if self.unseen and not use_cpu:
+            processes.stop("this machine has a GPU that cannot be used as it is", [self.unseen])
+        name, why = "tiny_cpu", "use_cpu is on" if use_cpu else self.name
+        if self.card and not use_cpu:
+            gib = self.card / GIB
+            name = "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
+            if gib < 20 or not self.bf16:
+                name = "qwen2.5-1.5b-lora-t4"
+            why = f"{self.name}, {gib:.0f} GiB{'' if self.bf16 else ', no bfloat16'}"
+        if processes.is_main_process():
+            why = why if self.is_here else "for that machine"
+            print(f"recipe: configs/{name}.yaml ({why}); name another with --config", flush=True)
+        return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def read_strategy(environment):
+    """Return the Strategy that accelerate's launcher asks for through its variables (a mapping).
+
+    Raises ValueError if they name a DeepSpeed file that cannot be read.
     """
     count = int(environment.get("WORLD_SIZE", 1))
     whole = {"weights": 1, "gradients": 1, "optimizer": 1}
@@ -285,12 +146,10 @@ def read_strategy(environment):
 
 
 def read_deepspeed(environment):
-    """The stage of ZeRO and the parts on the CPU, from accelerate's settings or from the DeepSpeed file they name.
+    """Return the stage of ZeRO and the parts on the CPU, from accelerate's variables or the DeepSpeed file they name.
 
-    Everything is given to accelerate's plugin, which would otherwise read it from this process's own environment.
+    Everything is given to accelerate's plugin, which would otherwise read this process's own environment.
     """
-    from accelerate.utils import DeepSpeedPlugin  # here, as it imports torch
-
     plugin = DeepSpeedPlugin(
         hf_ds_config=environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
         zero_stage=int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)),
@@ -306,11 +165,15 @@ def read_deepspeed(environment):
     return plugin.zero_stage, tuple(offload)
 
 
-def is_folder_name(name):
-    """Whether the name of a model is a folder's: the hub is not asked for it, which offline means long retries.
-
-    The hub has nobody called `models`.
-    """
-    if name.startswith((".", "/", "~", "models/")) or name.count("/") > 1:
-        return True
-    return "/" in name and Path(name).parent.is_dir()
+def launcher_variables(file, processes):
+    """Return the variables (dict) that accelerate launch would set for so many processes with a file of its own."""
+    settings = yaml.safe_load(Path(file).read_text())
+    variables = {"WORLD_SIZE": "1" if settings["distributed_type"] == "NO" else str(max(1, processes))}
+    if settings["distributed_type"] == "DEEPSPEED":
+        variables["ACCELERATE_USE_DEEPSPEED"] = "true"
+        for name in ("zero_stage", "offload_optimizer_device", "offload_param_device"):
+            variables[f"ACCELERATE_DEEPSPEED_{name.upper()}"] = str(settings["deepspeed_config"][name])
+    if settings["distributed_type"] == "FSDP":
+        version = settings["fsdp_config"].get("fsdp_version", 1)
+        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": str(version)}
+    return variables

@@ -4,64 +4,123 @@ A model is a folder or a hub id. Its weights are safetensors alone, since to unp
 """
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from r1zero.files import broken_line, one_line
-from r1zero.preflight import machine
+from r1zero.estimate import model_shapes
+from r1zero.files import broken_line, one_line, shown
+from r1zero.tasks.prompts import begins_with_two_bos
+from r1zero.training import lora
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass
+class Model:
+    """A model without its weights.
+
+    parameters: the model on the meta device; tokenizer: None if only the model's shape in model_shapes.py is known.
+    """
+
+    config: PretrainedConfig
+    parameters: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def read(values, elsewhere=False):
+    """Return the Model of a run, None if it cannot be had, and the errors (list of lines).
+
+    A dry run takes the shape in model_shapes.py for a model that cannot be had. elsewhere: whether the run is for
+    another machine, on which a folder may be that is not here; the hub is not asked then.
+    """
+    name = values.model_name_or_path
+    if not name:
+        return None, ["no model is named: pass --model_name_or_path FOLDER_OR_HUB_ID"]
+    source = {"revision": values.model_revision, "local_files_only": elsewhere}
+    source["trust_remote_code"] = values.trust_remote_code
+    try:
+        config, tokenizer = read_config(name, **source), read_tokenizer(name, **source)
+        attention = None if elsewhere else values.attn_implementation  # it needs a package of its own, or none
+        model = Model(config, without_weights(config, values.trust_remote_code, attention), tokenizer)
+    except ValueError as error:
+        config = model_shapes.config_of(name)
+        if values.dry_run and config is not None and not Path(name).is_dir():
+            return Model(config, without_weights(config), None), []
+        return None, [one_line(error)]
+    errors = []
+    if tokenizer.eos_token_id is None:
+        errors.append(
+            f"the tokenizer of model {name} has no eos_token, which ends a completion and pads where there is no "
+            'pad_token: write "eos_token": "<|endoftext|>", or the one that the model knows, into its '
+            "tokenizer_config.json"
+        )
+    if not elsewhere:
+        errors += weight_errors(name, config, values.model_revision, values.trust_remote_code)
+    return model, errors
 
 
 # Configuration and tokenizer
 
 
 def read_config(name, trust_remote_code=False, **source):
-    """The configuration of a model. Raises ValueError with a line where there is none, or none that can be used.
+    """Return the configuration of a model. Raises ValueError with a line if there is none that can be used.
 
     trust_remote_code: whether the model's own Python code may run; source: from_pretrained's revision and
     local_files_only.
     """
     here = Path(name).is_dir()
-    if machine.is_folder_name(name) and not here and not source.get("local_files_only"):
+    if is_folder_name(name) and not here and not source.get("local_files_only"):
         raise ValueError(f"model {name} is a folder that does not exist: name another, or a hub id")
     if here and not Path(name, "config.json").is_file():
         if Path(name, ADAPTER_CONFIG).is_file():
-            raise ValueError(adapter_line(name))
+            raise ValueError(
+                f"model {name} is a LoRA adapter of {adapter_base(name)}: name that model, or a folder with the two "
+                "merged, by AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
+            )
         raise ValueError(f"model {name} has no config.json: name the folder of a whole model, or a hub id")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
-    except OSError as error:
-        raise ValueError(unavailable_line(name, error)) from error
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
     except Exception as error:  # a model's own code may raise anything
-        raise ValueError(refused_line(name, "config.json", error)) from error
-    if not config.architectures:  # TRL takes the first, to have the model's class
-        raise ValueError(
-            f"the config.json of model {name} names no architectures: write the class of the model there, as in "
-            '"architectures": ["Qwen2ForCausalLM"]'
-        )
-    return config
+        raise ValueError(unusable_line(name, f"model {name} cannot be had", error)) from error
+
+
+def is_folder_name(name):
+    """Return whether the name of a model is a folder's, for which the hub is not asked: offline it retries for long.
+
+    The hub has nobody called `models`.
+    """
+    if name.startswith((".", "/", "~", "models/")) or name.count("/") > 1:
+        return True
+    return "/" in name and Path(name).parent.is_dir()
 
 
 def read_tokenizer(name, trust_remote_code=False, **source):
-    """The tokenizer of a model, as for read_config. Raises ValueError with a line where none can be had."""
+    """Return the tokenizer of a model, as for read_config. Raises ValueError with a line if none can be had."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
     except Exception as error:  # for a tokenizer.json that is cut short, a plain Exception
-        raise ValueError(refused_line(name, "tokenizer", error)) from error
+        raise ValueError(unusable_line(name, f"the tokenizer of model {name} cannot be used", error)) from error
     if not tokenizer("a 1")["input_ids"]:  # what transformers makes of some folders without a tokenizer
-        raise ValueError(refused_line(name, "tokenizer", "it makes no tokens of a text"))
+        raise ValueError(unusable_line(name, f"the tokenizer of model {name} cannot be used", "it makes no tokens"))
     return tokenizer
 
 
 def without_weights(config, trust_remote_code=False, attention=None):
-    """The model of a configuration on the meta device, which takes no memory. ValueError where there is none of it.
+    """Return the model of a configuration on the meta device, where it takes no memory.
 
-    attention: transformers' attn_implementation, whose own is taken where that is None.
+    attention: transformers' attn_implementation, None for its own choice. Raises ValueError if there is no such model.
     """
     try:
         with torch.device("meta"):
@@ -74,34 +133,22 @@ def without_weights(config, trust_remote_code=False, attention=None):
         ) from error
 
 
-def unavailable_line(name, error):
-    """The line of a model that is not there. error: the OSError that says so."""
-    reason = str(error).splitlines()[0]
-    if Path(name).is_dir():
-        return f"model {name} cannot be had ({reason}): name the folder of a whole model, or a hub id"
-    folder = f"models/{Path(name).name}"
-    return (
-        f"model {name} cannot be had ({reason}): where there is a network, type hf download {name} --local-dir "
-        f"{folder}, and name {folder} here"
-    )
-
-
-def refused_line(name, what, reason):
-    """The line of a config.json or a tokenizer that cannot be used. reason: an exception, or a text."""
+def unusable_line(name, what, reason):
+    """Return the line of a configuration or a tokenizer that cannot be used. reason: an exception, or a text."""
     if "trust_remote_code" in str(reason):
         return (
             f"model {name} comes with Python code of its own, which would run with all your rights: read it and pass "
             "--trust_remote_code, or name another model"
         )
-    return (
-        f"the {what} of model {name} cannot be used ({one_line(reason)[:300]}): put those of the model that it was "
-        "made from beside the weights, with hf download MODEL --include '*.json' '*.txt' '*.model' --local-dir "
-        "FOLDER, or name another model"
-    )
+    line = f"{what} ({one_line(reason)[:300]})"
+    if Path(name).is_dir():
+        return f"{line}: copy the files of a whole model there, or name another folder or a hub id"
+    folder = f"models/{Path(name).name}"
+    return f"{line}: with a network, type hf download {name} --local-dir {folder}, and name {folder} here"
 
 
 def adapter_base(name):
-    """The model that the LoRA adapter in a folder is for. Raises ValueError with a line where it does not say that."""
+    """Return the model that the LoRA adapter in a folder is for. Raises ValueError with a line if it does not say."""
     path = Path(name, ADAPTER_CONFIG)
     try:
         return json.loads(path.read_text())["base_model_name_or_path"]
@@ -109,70 +156,57 @@ def adapter_base(name):
         raise ValueError(f"{path} names no base model ({one_line(error)}): name a whole checkpoint") from error
 
 
-def adapter_line(name):
-    """The line of a LoRA adapter that is named where a whole model is wanted."""
-    merge = (
-        f"from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
-        f"M.from_pretrained('{name}').merge_and_unload().save_pretrained('{name}-merged'); "
-        f"T.from_pretrained('{name}').save_pretrained('{name}-merged')"
-    )
-    return (
-        f"model {name} is a LoRA adapter of {adapter_base(name)}: name that model, or merge the two, with python -c "
-        f'"{merge}", and name {name}-merged'
-    )
-
-
 # Weights
 
 
 def weight_errors(name, config, revision=None, trust_remote_code=False):
-    """Weights that are missing, pickled, cut short or of another config, as a list of lines.
+    """Return weights that are missing, pickled, cut short or of another config (list of lines).
 
     config: as read_config gives it. Of a model that only the hub has, no more is known than the names of its files.
     """
-    folder, there = model_files(name, revision)
-    if SAFE_WEIGHTS_NAME in there:
-        files = [SAFE_WEIGHTS_NAME]
-    elif SAFE_WEIGHTS_INDEX_NAME not in there:
-        return [no_safetensors_line(name, there)]
-    elif folder is None:
-        return []
+    folder = Path(name)
+    if folder.is_dir():
+        there = {path.name for path in folder.iterdir()}
     else:
+        try:
+            folder, there = None, set(HfApi().list_repo_files(name, revision=revision))
+        except Exception:  # its client's own kinds. Without a network, what is in the cache is what will be loaded
+            folder = Path(try_to_load_from_cache(name, "config.json", revision=revision)).parent
+            there = {path.name for path in folder.iterdir()}
+    if not there & {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}:
+        return [no_safetensors_line(name, there)]
+    if folder is None:
+        return []
+    files = [SAFE_WEIGHTS_NAME]
+    if SAFE_WEIGHTS_NAME not in there:
         index = folder / SAFE_WEIGHTS_INDEX_NAME
         try:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             return [f"{index} cannot be read ({one_line(error)}): copy or download it again, or name another model"]
-    if folder is None:
-        return []
     broken = [line for line in (broken_line(folder / file) for file in files) if line]
     return broken or misfit_errors(name, folder, config, trust_remote_code)
 
 
 def misfit_errors(name, folder, config, trust_remote_code):
-    """Weights that a model's config asks for and its files (in folder, a Path) do not have, as a list of lines.
+    """Return weights that a config asks for and the files in folder (Path) lack: transformers would draw them.
 
-    transformers would draw them at random. Here it loads onto the meta device, which reads no weight.
+    It loads onto the meta device here, which reads no weight.
     """
     if getattr(config, "quantization_config", None):  # its files hold more, and other shapes
         return []
+    settings = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # its own report has many lines
     logging.disable_progress_bar()
     try:
-        _, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code, **settings)
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:
             logging.enable_progress_bar()
-    misfits = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    for key, stored, wanted in sorted(found["mismatched_keys"]):
+    misfits = [f"{key} is missing" for key in sorted(loaded[1]["missing_keys"])]
+    for key, stored, wanted in sorted(loaded[1]["mismatched_keys"]):
         misfits.append(f"{key} is {list(stored)}, wanted {list(wanted)}")
     if not misfits:
         return []
@@ -183,19 +217,8 @@ def misfit_errors(name, folder, config, trust_remote_code):
     ]
 
 
-def model_files(name, revision):
-    """The folder (Path) of a model, None where the hub has it, and the names (set) of the files there."""
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            return None, set(HfApi().list_repo_files(name, revision=revision))
-        except Exception:  # its client's own kinds. Without a network, what is in the cache is what will be loaded
-            folder = Path(try_to_load_from_cache(name, "config.json", revision=revision)).parent
-    return folder, {path.name for path in folder.iterdir()}
-
-
 def no_safetensors_line(name, there):
-    """The line of a model without safetensors. there: the names of its files."""
+    """Return the line of a model without safetensors. there: the names of its files."""
     pickled = sorted(file for file in there if file.startswith("pytorch_model") and file.endswith(".bin"))
     if not pickled:
         return f"model {name} has no weights ({SAFE_WEIGHTS_NAME}): name the folder of a whole model, or a hub id"
@@ -205,14 +228,14 @@ def no_safetensors_line(name, there):
         first = f"hf download {name} --local-dir {folder}, then "
     return (
         f"model {name} has pickled weights ({pickled[0]}), which may run code when they are loaded, wanted "
-        f'{SAFE_WEIGHTS_NAME}: name another model or, where you trust this one, type {first}python -c "from '
-        "transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\", and name {folder}"
+        f'{SAFE_WEIGHTS_NAME}: name another model or, if you trust this one, type {first}python -c "from transformers '
+        f"import AutoModelForCausalLM as M; M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\""
+        f", and name {folder}"
     )
 
 
 def adapter_errors(name):
-    """Weights of the LoRA adapter in a folder that are missing, pickled or cut short, as a list of lines."""
+    """Return weights of the LoRA adapter in a folder that are missing, pickled or cut short (list of lines)."""
     path = Path(name, ADAPTER_WEIGHTS)
     if not path.is_file():
         return [f"the LoRA adapter {name} has no {ADAPTER_WEIGHTS}: name the folder of a whole checkpoint"]
@@ -220,49 +243,78 @@ def adapter_errors(name):
     return [line] if line else []
 
 
-# Tokens
+# Prompts and the model together
 
 
-def tokenizer_errors(name, tokenizer):
-    """What TRL cannot train with, as a list of lines: a tokenizer that has no token to end a completion with."""
-    if tokenizer.eos_token_id is not None:
-        return []
-    return [
-        f"the tokenizer of model {name} has no eos_token, which ends a completion and pads where there is no "
-        'pad_token: write "eos_token": "<|endoftext|>", or the one that the model knows, into its '
-        "tokenizer_config.json"
-    ]
+def longest_prompt(prompts, model):
+    """Return the tokens of the longest prompt, 0 if it is not known, and the errors (list of lines).
+
+    prompts: list of texts and chats; model: Model, or None.
+    """
+    if model is None or model.tokenizer is None:
+        return 0, []
+    longest, highest = 0, 0
+    for prompt in prompts:
+        is_chat = not isinstance(prompt, str)
+        if is_chat:
+            if not model.tokenizer.chat_template:
+                return 0, ["the prompts are chats and the model has no chat template: write the prompts as text"]
+            try:
+                prompt = model.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # a template may raise anything
+                return 0, [
+                    f"the chat template of the model fails ({type(error).__name__}: {one_line(error)}) on a prompt "
+                    f"with {shown(prompt)}: write the prompts as text, or mend chat_template.jinja"
+                ]
+        token_ids = model.tokenizer(prompt, add_special_tokens=not is_chat)["input_ids"]  # as TRL does
+        if begins_with_two_bos(token_ids, model.tokenizer):
+            return 0, [
+                f"prompts begin with {model.tokenizer.bos_token} twice, as the text has one and the tokenizer adds "
+                "another: write the data anew, with preprocess.py and this model's --tokenizer or without the first"
+            ]
+        longest, highest = max(longest, len(token_ids)), max([highest, *token_ids])
+    return longest, vocabulary_errors(model.config, model.tokenizer, highest)
 
 
 def vocabulary_errors(config, tokenizer, highest):
-    """A token that the model has no embedding for, as a list of lines. highest: of the ids in the prompts."""
+    """Return a token that the model has no embedding for (list of lines). highest: of the ids in the prompts."""
     ids = [highest, *(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)]
     size = config.get_text_config().vocab_size
     if max(ids) < size:
         return []
-    name, token = config.name_or_path, tokenizer.convert_ids_to_tokens(max(ids))
     return [
-        f"model {name} has embeddings for {size:,} tokens, and its tokenizer writes prompts or pads them with the "
-        f"token {max(ids)}, {token!r}: put the tokenizer that it was trained with into its folder, or enlarge it, "
-        'with python -c "from transformers import AutoModelForCausalLM as M; '
-        f"m = M.from_pretrained('{name}'); m.resize_token_embeddings({len(tokenizer)}); "
-        f"m.save_pretrained('{name}')\""
+        f"model {config.name_or_path} has embeddings for {size:,} tokens, and its tokenizer writes prompts or pads "
+        f"them with the token {max(ids)}, {tokenizer.convert_ids_to_tokens(max(ids))!r}: put the tokenizer that it "
+        f"was trained with into its folder, or enlarge it with resize_token_embeddings({len(tokenizer)})"
     ]
 
 
+def fit_errors(values, model, longest):
+    """Return a context that is too short, and layers that LoRA does not find (list of lines).
+
+    model: Model, or None; longest: tokens of the longest prompt.
+    """
+    if model is None:
+        return []
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+    where, otherwise = "the model's context", ""
+    colocate = values.use_vllm and values.vllm_mode == "colocate"  # a server has its own length
+    if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
+        context, where = values.vllm_max_model_length, "vllm_max_model_length"
+        otherwise = ", or raise --vllm_max_model_length"
+    errors = context_errors(longest, values.max_completion_length, context, where, otherwise)
+    return errors + lora.target_errors(values, model.parameters)
+
+
 def context_errors(longest, completion, context, where, otherwise=""):
-    """A prompt of `longest` tokens that does not fit with a completion into a context, as a list of lines.
+    """Return a prompt of `longest` tokens that does not fit with a completion into a context (list of lines).
 
     where: whose context that is; otherwise: what else to do, as the end of a line.
     """
     if longest + completion <= context:
         return []
+    advice = f"set --max_completion_length to at most {context - longest}"
     if longest >= context:
-        return [
-            f"a prompt of {longest} tokens leaves no room for a completion in {where} of {context}: write the data "
-            f"without it, with preprocess.py and --max_prompt_length, or name another model{otherwise}"
-        ]
-    return [
-        f"a prompt of {longest} tokens and --max_completion_length {completion} exceed {where} of {context}: set "
-        f"--max_completion_length to at most {context - longest}{otherwise}"
-    ]
+        advice = "write the data without it, with preprocess.py and --max_prompt_length, or name another model"
+    found = f"a prompt of {longest} tokens and --max_completion_length {completion} exceed {where} of {context}"
+    return [f"{found}: {advice}{otherwise}"]

@@ -3,8 +3,8 @@
 TRL hands vLLM the adapter merged into the base weights. For every push it merges in place, and then subtracts the
 same again. In float32 that leaves behind 5e-5 of the adapter at most, which does not add up. In bfloat16 and float16
 both steps round: after 50 pushes in bfloat16 the base has moved by a fifth to a third of the adapter's norm, and with
-it the reference model, the adapter that is saved and a run that is resumed (TRL's issue 6688). benchmarks/
-lora_rounding.py measures it.
+it the reference model, the adapter that is saved and a run that is resumed (TRL's issue 6688). docs/recipes.md has the
+figures.
 """
 
 import torch

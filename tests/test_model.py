@@ -1,4 +1,4 @@
-"""Each fault of a model, with its line; no weights are loaded.   bash tests/run.sh tests/test_model_checks.py"""
+"""Each fault of a model, with its line; no weights are loaded.   bash tests/run.sh tests/test_model.py"""
 
 import json
 import shutil
@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
 from r1zero.evaluate import engines
-from r1zero.preflight import inputs, machine
-from r1zero.preflight import model as model_checks
+from r1zero.preflight import model as of_models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,7 +33,7 @@ def line():
             "trust_remote_code": trust_remote_code,
             "attn_implementation": None,
         }
-        _, errors = inputs.read_model(SimpleNamespace(**values, dry_run=True), machine.Missing())
+        _, errors = of_models.read(SimpleNamespace(**values, dry_run=True))
         (error,) = errors
         assert "\n" not in error
         with pytest.raises(ValueError) as refused:
@@ -77,21 +76,17 @@ class TestConfig:
     @pytest.mark.parametrize("text", ["{", "", '{"model_type": "nobodys"}', '{"hidden_size": 8}'])
     def test_that_cannot_be_read(self, line, folder, text):
         (folder / "config.json").write_text(text)
-        assert f"model {folder} cannot be" in line(folder)
+        assert f"model {folder} cannot be had (" in line(folder)
 
     def test_of_a_model_that_does_not_generate(self, line, folder):
         edit(folder / "config.json", model_type="t5")
         assert "copy is no causal language model that transformers can build (" in line(folder)
 
-    def test_without_the_architecture_that_trl_asks_for(self, line, folder):
-        edit(folder / "config.json", architectures=None)
-        assert '"architectures": ["Qwen2ForCausalLM"]' in line(folder)
-
     def test_of_a_lora_adapter_alone(self, folder, tiny_model):
         (folder / "config.json").unlink()
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
-        with pytest.raises(ValueError, match=f"copy is a LoRA adapter of {tiny_model}: name that model, or merge"):
-            model_checks.read_config(str(folder))
+        with pytest.raises(ValueError, match=f"copy is a LoRA adapter of {tiny_model}: name that model, or a folder"):
+            of_models.read_config(str(folder))
 
 
 class TestCode:
@@ -113,7 +108,7 @@ class TestCode:
         assert not (tmp_path / "ran").exists()
 
     def test_runs_with_the_flag(self, with_code, tmp_path):
-        assert model_checks.read_config(str(with_code), trust_remote_code=True).model_type == "own"
+        assert of_models.read_config(str(with_code), trust_remote_code=True).model_type == "own"
         assert (tmp_path / "ran").exists()
 
 
@@ -122,30 +117,34 @@ class TestTokenizer:
         for path in folder.glob("*token*"):
             path.unlink()
         said = line(folder)
-        assert f"the tokenizer of model {folder} cannot be used (" in said and "hf download MODEL --include" in said
+        assert (
+            f"the tokenizer of model {folder} cannot be used (" in said
+            and "copy the files of a whole model there" in said
+        )
 
     def test_that_is_cut_short(self, line, folder):
         text = (folder / "tokenizer.json").read_text()
         (folder / "tokenizer.json").write_text(text[: len(text) // 2])
         assert f"the tokenizer of model {folder} cannot be used (" in line(folder)
 
-    def test_without_an_end_token_cannot_be_trained_with(self, tiny_model):
+    def test_without_an_end_token_cannot_be_trained_with(self, tiny_model, monkeypatch):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        assert model_checks.tokenizer_errors("m", tokenizer) == []
         tokenizer.eos_token = None
-        (said,) = model_checks.tokenizer_errors("m", tokenizer)
-        assert "of model m has no eos_token, which ends a completion and pads where there is no pad_token" in said
+        monkeypatch.setattr(of_models, "read_tokenizer", lambda *_, **__: tokenizer)
+        named = {"model_name_or_path": str(tiny_model), "model_revision": "main", "trust_remote_code": False}
+        _, (said,) = of_models.read(SimpleNamespace(**named, attn_implementation=None, dry_run=False))
+        assert "has no eos_token, which ends a completion and pads where there is no pad_token" in said
 
     def test_whose_tokens_have_no_embedding_is_told_where_they_are_used(self, folder):
         config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         size = config.vocab_size
-        assert model_checks.vocabulary_errors(config, tokenizer, highest=size - 1) == []
+        assert of_models.vocabulary_errors(config, tokenizer, highest=size - 1) == []
         tokenizer.add_tokens(["<new>"])
-        assert model_checks.vocabulary_errors(config, tokenizer, highest=size - 1) == []
-        (said,) = model_checks.vocabulary_errors(config, tokenizer, highest=len(tokenizer) - 1)
+        assert of_models.vocabulary_errors(config, tokenizer, highest=size - 1) == []
+        (said,) = of_models.vocabulary_errors(config, tokenizer, highest=len(tokenizer) - 1)
         assert f"has embeddings for {size:,} tokens" in said and "'<new>'" in said and "resize_token" in said
         tokenizer.pad_token = "<new>"
-        assert len(model_checks.vocabulary_errors(config, tokenizer, highest=0)) == 1
+        assert len(of_models.vocabulary_errors(config, tokenizer, highest=0)) == 1
 
 
 class TestPrompts:
@@ -159,14 +158,14 @@ class TestPrompts:
     )
     def test_for_which_the_chat_template_fails(self, model, template):
         model.tokenizer.chat_template = template
-        longest, (error,) = inputs.longest_prompt(inputs.Data(prompts=[[{"role": "system", "content": "?"}]]), model)
+        longest, (error,) = of_models.longest_prompt([[{"role": "system", "content": "?"}]], model)
         assert longest == 0 and error.startswith("the chat template of the model fails (") and "\n" not in error
         assert "on a prompt with [{'role': 'system'" in error or "'content': '?'" in error
 
     def test_with_a_token_that_has_no_embedding(self, model):
         model.tokenizer.add_tokens(["<new>"])
-        assert inputs.longest_prompt(inputs.Data(prompts=["Using"]), model)[1] == []
-        (error,) = inputs.longest_prompt(inputs.Data(prompts=["Using", "<new>"]), model)[1]
+        assert of_models.longest_prompt(["Using"], model)[1] == []
+        (error,) = of_models.longest_prompt(["Using", "<new>"], model)[1]
         assert "'<new>'" in error
 
 
@@ -181,7 +180,7 @@ class TestWeights:
         assert "has pickled weights (pytorch_model.bin)" in said
         program = said.split('python -c "')[1].split('"')[0]
         exec(program, {})
-        assert model_checks.weight_errors(str(folder), model_checks.read_config(str(folder))) == []
+        assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
 
     @pytest.mark.parametrize("size", [0, 4, 100, 10_000, -1])
     def test_that_are_cut_short(self, line, folder, size):
@@ -191,7 +190,7 @@ class TestWeights:
 
     def test_in_parts_are_all_looked_at(self, line, folder):
         shard(folder)
-        assert model_checks.weight_errors(str(folder), model_checks.read_config(str(folder))) == []
+        assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
         second = folder / "model-00002-of-00002.safetensors"
         whole = second.read_bytes()
         second.write_bytes(whole[:-1])
@@ -232,10 +231,10 @@ class TestWeights:
         return folder.rename(cache / "snapshots" / COMMIT)
 
     def test_in_the_hubs_cache_are_looked_at_there(self, cached):
-        config = model_checks.read_config("somebody/something")
-        assert model_checks.weight_errors("somebody/something", config) == []
+        config = of_models.read_config("somebody/something")
+        assert of_models.weight_errors("somebody/something", config) == []
         pickle_weights(cached)
-        (said,) = model_checks.weight_errors("somebody/something", config)
+        (said,) = of_models.weight_errors("somebody/something", config)
         assert "type hf download somebody/something --local-dir models/something, then python -c" in said
 
     @pytest.mark.parametrize(
@@ -249,5 +248,26 @@ class TestWeights:
     )
     def test_on_the_hub_are_known_by_their_names(self, monkeypatch, names, said):
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: names)
-        errors = model_checks.weight_errors("somebody/something", Qwen2Config())
+        errors = of_models.weight_errors("somebody/something", Qwen2Config())
         assert bool(errors) == bool(said) and said in "".join(errors)
+
+
+def test_longest_prompt_may_be_a_chat(tiny_model):
+    chat = [{"role": "user", "content": "Using the numbers " * 40}]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = SimpleNamespace(config=AutoConfig.from_pretrained(tiny_model), tokenizer=tokenizer)
+    assert "no chat template" in of_models.longest_prompt(["short", chat], model)[1][0]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+    longest, errors = of_models.longest_prompt(["short", chat], model)
+    assert errors == [] and longest == len(tokenizer("user:" + chat[0]["content"])["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("./model", True), ("/a/model", True), ("~/model", True), ("models/mine", True), ("a/b/checkpoint-4", True)]
+    + [("here/model", True), ("Qwen/Qwen2.5-1.5B", False), ("gpt2", False)],
+)
+def test_folders_are_told_from_hub_ids(name, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert of_models.is_folder_name(name) == expected

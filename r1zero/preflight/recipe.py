@@ -1,0 +1,190 @@
+"""The settings of a run: the recipe's YAML, then the flags, as one namespace, and the batch for its processes."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from r1zero import processes, schedule
+from r1zero.preflight import settings
+
+CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
+
+
+class Flags(NamedTuple):
+    """A command line: what --config names (str, None if not given), the settings given (dict), and unknown words."""
+
+    config: str | None
+    given: dict
+    unknown: list
+
+
+class UniqueLoader(yaml.SafeLoader):
+    """Read YAML as yaml.safe_load does, and refuse a key that stands there twice."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_flags(parser, argv):
+    """Return the Flags of argv (list[str]). parser: a TrlParser. Exit for --help, and for a value of another type."""
+
+    def refuse(message):  # argparse itself would print the names of all 250 flags first
+        processes.stop("a setting cannot be read", [message])
+
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--config")
+    parser.error = option.error = refuse
+    option, words = option.parse_known_args(argv)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        sys.exit(0)
+    absent = object()  # argparse writes defaults only over what is missing, so that what stays absent was not given
+    found, unknown = parser.parse_known_args(
+        words, argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    )
+    return Flags(option.config, {name: value for name, value in vars(found).items() if value is not absent}, unknown)
+
+
+def resolve(parser, flags, machine):
+    """Return the recipe's path (str) and every setting as one namespace: --config or the machine's recipe, then flags.
+
+    parser: a TrlParser, whose defaults become the recipe's; flags: Flags; machine: a Machine. The YAML's `env` goes
+    into os.environ. Exit if the YAML cannot be read, or if it or a flag names a setting that does not exist or has a
+    value that cannot be meant.
+    """
+    path = flags.config or machine.choose_recipe(flags.given.get("use_cpu"))
+    try:
+        recipe = yaml.load(Path(path).read_text(), UniqueLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        processes.stop(f"--config {path} is not a readable YAML mapping", [str(error)])
+    if not isinstance(recipe, dict):
+        found = f"found {recipe!r}, wanted lines as max_steps: 96"
+        processes.stop(f"--config {path} is not a readable YAML mapping", [found])
+    environment = recipe.pop("env", {})
+    if not isinstance(environment, dict):
+        processes.stop(f"{path} cannot run as it is", [f"env is {environment!r}, wanted lines as NCCL_DEBUG: INFO"])
+
+    unknown = parser.set_defaults_with_config(**{str(name): value for name, value in recipe.items()}) + flags.unknown
+    if unknown:
+        known = [action.dest for action in parser._actions]
+        processes.stop(f"{path} and the flags name settings that do not exist", unknown_settings(unknown, known))
+    errors = settings.errors(recipe | flags.given, parser.dataclass_types)
+    if errors:
+        processes.stop(f"{path} cannot run as it is", errors)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    if "gradient_accumulation_steps" not in recipe:
+        parser.set_defaults(gradient_accumulation_steps=None)  # for fit
+    return path, parser.parse_args([], argparse.Namespace(**flags.given))  # fills in what the flags leave open
+
+
+def unknown_settings(words, known):
+    """Return a line for each name that is no setting, with the nearest that is. words: flags and their values."""
+    names = [word.lstrip("-").split("=")[0] for word in words if word.startswith("--")]
+    errors = []
+    for name in names or words:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {nearest[0]}?" if nearest else "nothing has a name like it; see --help"
+        errors.append(f"{name}: {meant}")
+    return errors
+
+
+def fit(values, processes):
+    """Set gradient_accumulation_steps, and the batch a device if need be, so that a step has completions_per_step.
+
+    values: every setting, changed in place. If whole groups on so many processes do not make that number, a step has
+    the nearest one that they do make. Accumulation costs no speed, so the batch a device is lowered only if the number
+    would be far from what is wanted. An explicit gradient_accumulation_steps stays, and without either it is TRL's 1.
+    Return what to tell the user (list[str]).
+    """
+    wanted = values.completions_per_step
+    if values.gradient_accumulation_steps is not None or wanted is None:
+        values.gradient_accumulation_steps = values.gradient_accumulation_steps or 1
+        return []
+    options = []
+    for per_device in range(values.per_device_train_batch_size, 0, -1):
+        for accumulation in range(1, wanted // (per_device * processes) + values.num_generations + 1):
+            if is_whole(values, per_device, accumulation, processes):
+                options.append((per_device, accumulation))
+    if not options:  # the generation cannot be dealt to so many processes: batch_errors, or TRL, says so
+        options = [(values.per_device_train_batch_size, 1)]
+
+    def distance(option):
+        return abs(option[0] * option[1] * processes - wanted)
+
+    own = [option for option in options if option[0] == values.per_device_train_batch_size]
+    chosen = min(own or options, key=distance)
+    if distance(chosen) > CLOSE * wanted:
+        chosen = min(options, key=distance)
+    values.per_device_train_batch_size, values.gradient_accumulation_steps = chosen
+    made = chosen[0] * chosen[1] * processes
+    if made == wanted:
+        return []
+    by = f"groups of {values.num_generations} and {processes} process{'es' * (processes > 1)}"
+    return [f"batch: {made:,} completions a step, the nearest to {wanted:,} that {by} divide"]
+
+
+def is_whole(values, per_device, accumulation, processes):
+    """Return whether a generation is whole groups with such a batch, and steps and generations end together."""
+    at_once = per_device * processes
+    if values.generation_batch_size:
+        return values.generation_batch_size % math.lcm(at_once, values.num_generations) == 0
+    steps = values.steps_per_generation or accumulation
+    ends_together = steps % accumulation == 0 or accumulation % steps == 0
+    return at_once * steps % values.num_generations == 0 and ends_together
+
+
+def fit_evaluation(values, rows, processes):
+    """Lower per_device_eval_batch_size to what the held-out rows (int) fill on so many processes, in whole groups.
+
+    Return what to tell the user (list[str]). With fewer rows than one group for each process it stays as it is.
+    """
+    group = values.num_generations_eval or values.num_generations
+    most = rows // processes // group * group
+    if not 0 < most < values.per_device_eval_batch_size:
+        return []
+    values.per_device_eval_batch_size = most
+    return [f"evaluation: per_device_eval_batch_size is {most:,}, as {rows:,} held-out rows fill no more"]
+
+
+def build(parser, values):
+    """Return the parser's dataclasses with the settings of a namespace, as parse_args_into_dataclasses makes them.
+
+    Raises ValueError if TRL or transformers find an error.
+    """
+    built = []
+    for dataclass_type in parser.dataclass_types:
+        names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
+        built.append(dataclass_type(**{name: getattr(values, name) for name in names}))
+    return tuple(built)
+
+
+def batch_errors(values, processes):
+    """Return completions that do not divide into groups, and checkpoints inside a generation (list of lines)."""
+    steps = values.steps_per_generation or values.gradient_accumulation_steps
+    batch = values.generation_batch_size or values.per_device_train_batch_size * processes * steps
+    errors = []
+    if batch % values.num_generations:
+        errors.append(
+            f"{batch} completions a generation (per_device_train_batch_size {values.per_device_train_batch_size} x "
+            f"{processes} process{'es' * (processes > 1)} x {steps} steps) do not divide into groups of "
+            f"num_generations {values.num_generations}: set --per_device_train_batch_size to a multiple of it"
+        )
+    span = int(schedule.span(values))
+    by_steps = str(values.save_strategy) == "steps" and values.save_steps >= 1
+    if by_steps and span > 1 and values.save_steps % span:
+        errors.append(
+            f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "
+            f"checkpoint would not resume exactly: set --save_steps to {max(1, values.save_steps // span) * span:g}"
+        )
+    return errors

@@ -1,0 +1,356 @@
+"""The plan of steps and memory before a run.   bash tests/run.sh tests/test_estimate.py"""
+
+import json
+from argparse import Namespace
+from contextlib import nullcontext
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from peft import LoraConfig, get_peft_model
+from r1zero.preflight.inputs import without_weights
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+from trl import GRPOConfig, GRPOTrainer
+from trl.kernels import chunked_logprob
+from trl.trainer import utils
+
+from r1zero import ROOT, schedule
+from r1zero.estimate import memory, model_shapes, plan
+from r1zero.preflight.machine import read_strategy
+
+PARAMETERS, EMBEDDING = 1_543_714_304, 151936 * 1536  # of Qwen2.5-1.5B
+CARD = 80 * memory.GIB
+
+
+def deepspeed(stage, processes, **offloaded):
+    environment = {"WORLD_SIZE": str(processes), "ACCELERATE_USE_DEEPSPEED": "true"}
+    environment |= {f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE": "cpu" for part in offloaded}
+    return read_strategy(environment | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)})
+
+
+ONE, DDP = read_strategy({}), read_strategy({"WORLD_SIZE": "8"})
+FSDP = read_strategy({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+ZERO1, ZERO2, ZERO3 = (deepspeed(stage, 8) for stage in (1, 2, 3))
+OFFLOAD = deepspeed(2, 8, OPTIMIZER=1)
+LORA = {"use_peft": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
+
+
+def values(**changed):
+    """Return the settings of configs/qwen2.5-1.5b.yaml on Countdown, with TinyZero's beta and less for vLLM."""
+    batch = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 32}
+    batch |= {"steps_per_generation": None, "generation_batch_size": None, "num_iterations": 1, "num_train_epochs": 1}
+    batch |= {"max_steps": 500, "max_completion_length": 1024, "beta": 0.001, "per_device_eval_batch_size": 64}
+    number = {"bf16": True, "fp16": False, "dtype": "float32", "optim": "adamw_torch_fused", "use_cpu": False}
+    number |= {"activation_checkpointing": True, "attn_implementation": None, "trim_padding": True}
+    lora = {"use_peft": False, "lora_r": 32, "lora_target_modules": None}
+    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}
+    vllm |= {"vllm_gpu_memory_utilization": 0.3, "vllm_enable_sleep_mode": True}
+    vllm |= {"vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000}
+    vllm["vllm_server_timeout"] = 240.0
+    saving = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 100, "save_total_limit": 2}
+    return Namespace(**batch | number | lora | vllm | saving | changed)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return without_weights(model_shapes.config_of("Qwen2.5-1.5B"))
+
+
+def estimated(model, strategy=ONE, card=CARD, **changed):
+    """Return the parts and the peaks."""
+    return tuple(memory.memory(values(**changed), model, strategy, 1280, card).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows", "processes", "expected"),
+    [
+        pytest.param({}, 327_680, 1, (32, 256, 1, 10_240, 500, 128_000), id="the recipe"),
+        pytest.param(
+            {"steps_per_generation": 64, "num_iterations": 2, "max_steps": -1, "num_train_epochs": 0.5},
+            1000,
+            2,
+            (128, 1024, 4, 28, 14, 4 * 1024),
+            id="several steps on one generation",
+        ),
+        pytest.param({}, None, 1, (32, 256, 1, None, 500, 128_000), id="max_steps is known, the problems are not"),
+        pytest.param({"max_steps": -1}, None, 1, (32, 256, 1, None, None, None), id="neither is known"),
+    ],
+)
+def test_steps_and_completions_follow_from_the_batch(changed, rows, processes, expected):
+    assert tuple(schedule.schedule(values(**changed), rows, processes).values()) == expected
+
+
+def test_steps_of_an_epoch_are_those_that_trl_runs(tmp_path, tiny_model, tiny_data):
+    """40 problems, 4 prompts a generation of two steps: ten generations, twenty steps."""
+    batch = {"num_train_epochs": 1, "num_generations": 4, "per_device_train_batch_size": 8, "steps_per_generation": 2}
+    cpu = {"use_cpu": True, "bf16": False, "max_completion_length": 2, "save_strategy": "no", "disable_tqdm": True}
+    trainer = GRPOTrainer(
+        model=str(tiny_model),
+        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        args=GRPOConfig(output_dir=str(tmp_path), **batch | cpu),
+        train_dataset=Dataset(pq.read_table(tiny_data / "train.parquet", columns=["prompt"]).slice(0, 40)),
+    )
+    trainer.train()
+    planned = schedule.schedule(trainer.args, 40, processes=1)
+    assert planned["steps_an_epoch"] == planned["steps"] == trainer.state.global_step == 20
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changed", "expected"),  # bytes of weights, gradients and optimizer a parameter
+    [
+        pytest.param(ONE, {}, (4, 4, 8), id="float32"),
+        pytest.param(ONE, {"dtype": "bfloat16"}, (2, 2, 4), id="bfloat16"),
+        pytest.param(DDP, {}, (4, 4, 8), id="DDP"),
+        pytest.param(FSDP, {}, (4 / 8, 4 / 8, 8 / 8), id="FSDP2"),
+        pytest.param(deepspeed(0, 1), {}, (2, 2, 12), id="DeepSpeed keeps a float32 copy"),
+        pytest.param(deepspeed(0, 1), {"bf16": False, "fp16": True}, (2, 2, 12), id="DeepSpeed in float16"),
+        pytest.param(deepspeed(0, 1), {"bf16": False}, (4, 4, 8), id="DeepSpeed in float32"),
+        pytest.param(ZERO1, {}, (2, 2, 12 / 8), id="ZeRO-1"),
+        pytest.param(ZERO2, {}, (2, 2 / 8, 12 / 8), id="ZeRO-2"),
+        pytest.param(ZERO3, {}, (2 / 8, 2 / 8, 12 / 8), id="ZeRO-3"),
+        pytest.param(OFFLOAD, {}, (2, 2 / 8, 0), id="offload"),
+        pytest.param(ONE, {"optim": "adamw_bnb_8bit"}, (4, 4, 2 + 6 * EMBEDDING / PARAMETERS), id="8 bits"),
+        pytest.param(ZERO2, {"optim": "adamw_bnb_8bit"}, (2, 2 / 8, 6 / 8), id="8 bits with DeepSpeed"),
+    ],
+)
+def test_trained_parameters_take_their_bytes_divided_over_the_cards(model, strategy, changed, expected):
+    parts, _ = estimated(model, strategy, **changed)
+    found = [parts.get(part, 0) / PARAMETERS for part in ("weights", "gradients", "optimizer")]
+    assert model.num_parameters() == PARAMETERS and found == pytest.approx(expected)
+
+
+def test_lora_trains_its_adapters_alone_and_needs_no_reference(model):
+    attention, mlp = [(1536, 1536), (1536, 256), (1536, 256), (1536, 1536)], 3 * [(1536, 8960)]
+    trained = 28 * sum(32 * (inner + outer) for inner, outer in attention + mlp)
+    parts, _ = estimated(model, **LORA)
+    assert (parts["weights"], parts["optimizer"]) == (2 * PARAMETERS + 4 * trained, 8 * trained)
+    assert "reference" not in parts and estimated(model)[0]["reference"] == 4 * PARAMETERS
+
+
+def test_phases_hold_what_is_there_at_their_time(model):
+    """ZeRO-3 alone keeps gradients during generation, DDP its buffers, and without sleep mode vLLM its share."""
+    for strategy, kept in ((ONE, []), (ZERO2, []), (ZERO3, ["gradients"]), (DDP, ["buffers"])):
+        parts, peaks = estimated(model, strategy, use_vllm=False)
+        always = sum(parts[part] for part in ("weights", "optimizer", "reference", "context", *kept))
+        assert peaks["generation"] == always + parts["cache"]
+        gathered = parts.get("gathered weights", 0)
+        assert peaks["evaluation"] == always + parts["evaluation"] + gathered
+        working = [parts["activations"], parts["head"], max(parts["head's gradient"], parts.get("cast weights", 0))]
+        others = sum(parts.get(part, 0) for part in {"gradients", "buffers"} - set(kept))
+        assert peaks["update"] == always + others + sum(working) + gathered
+    parts, peaks = estimated(model, deepspeed(2, 2), use_vllm=False, per_device_train_batch_size=1)
+    assert parts["optimizer step"] == 3 * PARAMETERS, "more than the pass takes with so small a batch"
+    assert peaks["update"] == peaks["generation"] - parts["cache"] + parts["gradients"] + 3 * PARAMETERS
+    _, asleep = estimated(model)
+    parts, awake = estimated(model, vllm_enable_sleep_mode=False)
+    assert parts["vLLM"] == int(0.3 * CARD) and asleep["generation"] == awake["generation"]
+    assert {awake[phase] - asleep[phase] for phase in ("update", "evaluation")} == {parts["vLLM"] - memory.VLLM_ASLEEP}
+    assert not {"vLLM", "vLLM asleep", "cache"} & estimated(model, vllm_mode="server")[0].keys()
+    assert "evaluation" not in estimated(model, eval_strategy="no")[1]
+
+
+def test_buffers_and_tiles_are_those_of_the_libraries(model):
+    zero = DeepSpeedZeroConfig()
+    assert (memory.BUCKET, memory.LIVE) == (zero.reduce_bucket_size, zero.max_live_parameters)
+    assert memory.TILE_TOKENS == chunked_logprob.TOKEN_CHUNK_SIZE
+    assert memory.TILE_ENTRIES == utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    assert estimated(model, DDP)[0]["buffers"] == 4 * PARAMETERS
+    parts, _ = estimated(model, ZERO3)
+    assert (parts["buffers"], parts["gathered weights"]) == (2 * 5e8, 2 * 1e9)
+
+
+def small_model(dtype="float32", **shape):
+    config = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(Qwen2Config(**config | shape), dtype=dtype).train()
+
+
+@pytest.mark.parametrize("changed", [{}, {"dtype": "bfloat16"}, {"bf16": False}], ids=str)
+def test_keys_and_values_have_the_size_that_transformers_gives_them(changed):
+    settings = values(use_vllm=False, gradient_accumulation_steps=1, eval_strategy="no", **changed)
+    model = small_model(settings.dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        cache = model(input_ids=torch.zeros(8, 16, dtype=torch.long), use_cache=True).past_key_values
+    size = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    assert memory.cache_bytes(settings, model, ONE, 16) == size
+    settings.gradient_accumulation_steps, settings.eval_strategy = 4, "steps"
+    assert memory.cache_bytes(settings, model, ONE, 16) == 8 * size, "64 evaluated at a time, 32 in training"
+
+
+def peak_bytes(compute, path):
+    """Return the most bytes that a function allocates at a time on the CPU, beside what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        compute()
+    profile.export_chrome_trace(str(path))
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        now += event["args"]["Bytes"]
+        most = max(most, now)
+    return most
+
+
+@pytest.fixture
+def gpu_head(monkeypatch):
+    """TRL's head with small tiles, whose folding and sums allocate nothing, as its kernels for a GPU do not."""
+
+    def add(total, left, right):
+        if total.dtype == left.dtype:
+            total.addmm_(left, right)
+
+    for name, function in {"_forward_tile": None, "_backward_tile": None, "_addmm_fp32": add}.items():
+        monkeypatch.setattr(chunked_logprob, name, function or (lambda *arguments, **settings: None))
+    monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 512)
+    monkeypatch.setattr(memory, "TILE_ENTRIES", 512)
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows", "shape"),
+    [
+        pytest.param({}, 8, {}, id="float32 under autocast"),
+        pytest.param({"activation_checkpointing": False}, 8, {}, id="without checkpointing"),
+        pytest.param({"bf16": False}, 8, {}, id="float32"),
+        pytest.param({"dtype": "bfloat16"}, 8, {}, id="bfloat16"),
+        pytest.param({"use_peft": True}, 8, {}, id="LoRA on float32"),
+        pytest.param(LORA, 8, {}, id="LoRA on bfloat16"),
+        pytest.param({"use_peft": True, "activation_checkpointing": False}, 8, {}, id="LoRA without checkpointing"),
+        pytest.param({}, 32, {}, id="16 rows at a time"),
+        pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
+        pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
+        pytest.param({}, 2, {"vocab_size": 20_000, "tie_word_embeddings": False}, id="a large head"),
+        pytest.param({}, 1, {"intermediate_size": 4000}, id="wide layers"),
+        pytest.param({}, 8, {"num_hidden_layers": 24}, id="many layers"),
+    ],
+)
+def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, gpu_head, changed, rows, shape):
+    """Counted on a CPU, whose passes allocate what those of a GPU do. On a GPU, test_gpu.py compares a whole run."""
+    changed = changed | {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
+    settings = values(beta=0, use_vllm=False, **changed)
+    model = small_model(settings.dtype, **shape)
+    parts, peaks = memory.memory(settings, model, ONE, 128, None).values()
+    utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    if settings.use_peft:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+        model.enable_input_require_grads()
+    if settings.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    ids = torch.randint(0, 512, (rows, 128))
+    mask = torch.ones_like(ids)
+    mask[:, :5] = 0  # without padding attention has no mask
+
+    def score():
+        total = 0
+        for some in torch.arange(rows).split(memory.ROWS if settings.trim_padding else rows):
+            labels = ids[some].masked_fill(mask[some] == 0, -100)
+            with torch.autocast("cpu", dtype=torch.bfloat16) if settings.bf16 else nullcontext():
+                found = model(input_ids=ids[some], attention_mask=mask[some], labels=labels, fused_lm_head=True)
+            total = total + found.log_probs.sum()
+        return total
+
+    score().backward()  # so that the gradients are there
+    update = peak_bytes(lambda: score().backward(), tmp_path / "update.json")
+    before = sum(parts[part] for part in ("weights", "gradients", "optimizer", "context"))
+    assert 1 <= (peaks["update"] - before) / update <= 2
+    with torch.no_grad():
+        assert 1 <= parts["evaluation"] / peak_bytes(score, tmp_path / "evaluation.json") <= 2
+
+
+@pytest.mark.parametrize(
+    ("phase", "strategy", "changed", "offered", "not_offered"),
+    [
+        ("update", ONE, {}, "--beta 0, smaller --per_device_train, zero3.yaml, adamw_bnb_8bit, --use_peft", "--vllm"),
+        ("update", OFFLOAD, {}, "--beta 0", "adamw_bnb_8bit"),
+        ("update", FSDP, {}, "--use_peft", "adamw_bnb_8bit, zero3.yaml"),
+        ("update", ONE, {"optim": "paged_adamw_8bit"}, "--beta 0", "adamw_bnb_8bit"),
+        ("update", ONE, LORA, "zero3.yaml", "adamw_bnb_8bit, --beta, --use_peft"),
+        ("update", ONE, {"activation_checkpointing": False}, "--activation_checkpointing true", "--trim_padding"),
+        ("update", ONE, {"vllm_enable_sleep_mode": False}, "--vllm_enable_sleep_mode true", "--trim_padding"),
+        ("evaluation", ONE, {}, "--per_device_eval_batch_size below 16", "--trim_padding"),
+        ("evaluation", ONE, {"per_device_eval_batch_size": 8}, "--per_device_eval_batch_size below 8", "--trim"),
+        ("evaluation", ONE, {"trim_padding": False}, "--trim_padding true, eval_batch_size below 64", "smaller --per"),
+        ("generation", ONE, {}, "--vllm_gpu_memory_utilization below 0.3", "eval_batch, steps_per_generation"),
+        ("generation", ONE, {"use_vllm": False}, "a smaller --steps_per_generation", "eval_batch, --vllm"),
+        (
+            "generation",
+            ONE,
+            {"use_vllm": False, "per_device_eval_batch_size": 512},
+            "--per_device_eval_batch_size below 512",
+            "--steps_per_generation",
+        ),
+    ],
+)
+def test_what_helps_a_phase_that_does_not_fit_is_offered_and_nothing_else(
+    phase, strategy, changed, offered, not_offered
+):
+    advice = memory.advice(values(**changed), strategy, phase)
+    assert [option for option in offered.split(", ") if option not in advice] == []
+    assert [option for option in not_offered.split(", ") if option in advice] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "strategy", "copied"),
+    [
+        pytest.param({}, ONE, True, id="a base in bfloat16"),
+        pytest.param({"dtype": "float32"}, ONE, False, id="a base in float32"),
+        pytest.param({"dtype": "float32"}, ZERO2, True, id="one that DeepSpeed makes bfloat16"),
+        pytest.param({}, ZERO3, False, id="ZeRO-3"),
+        pytest.param({"use_vllm": False}, ONE, False, id="no vLLM to push it to"),
+        pytest.param({"use_peft": False}, ONE, False, id="no adapter"),
+    ],
+)
+def test_copies_of_a_lora_base_take_the_machines_memory(model, changed, strategy, copied):
+    lines = plan.plan_lines(values(**LORA | changed), model, 327_680, 256, strategy, CARD)
+    assert ("memory of the machine: 2.4 GiB a process for exact copies of the base weights" in lines) == copied
+
+
+def test_plan_says_steps_model_machine_memory_and_disk(model):
+    assert plan.plan_lines(values(), model, 327_680, 256, ONE, CARD) == [
+        "steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; 10,240 steps an epoch of "
+        "327,680 problems, 500 steps and 128,000 completions in this run",
+        "model: 1,543,714,304 parameters, all trained, weights float32, arithmetic bf16, attention sdpa",
+        "machine: one process; vLLM in the same processes, tensor parallel 1",
+        "memory a card, estimate in GiB: weights 5.8, gradients 5.8, optimizer 11.5, reference 5.8, context 1.0, "
+        "activations 3.9, head 0.4, head's gradient 1.7, cast weights 2.4, evaluation 4.8, vLLM asleep 1.0, vLLM "
+        "24.0; at most 37.5 in update, 29.8 in evaluation, 48.0 in generation, of 80.0",
+        "disk: 61.75 GB for 3 checkpoints at once and the final model",
+    ]
+    fits = plan.plan_lines(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
+    assert any(line.startswith("will not fit in update: try a smaller --per_device_train") for line in fits)
+    server = plan.plan_lines(values(vllm_mode="server"), model, 327_680, 256, ONE, None)
+    assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in server[2]
+
+
+def test_plan_says_what_is_not_known_before_the_data_is_there(model):
+    steps, _, _, card, _ = plan.plan_lines(values(), model, None, 0, ONE, CARD)
+    assert steps.endswith("; the number of problems is not known yet, 500 steps and 128,000 completions in this run")
+    assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
+    steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, CARD)
+    assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
+
+
+@pytest.mark.parametrize("name", model_shapes.SHAPES)
+def test_shapes_are_the_published_ones(name):
+    """By the number of parameters that the hub gives for the safetensors, and by config.json if it is in the cache."""
+    published = {"0.5B": 494_032_768, "1.5B": PARAMETERS, "3B": 3_085_938_688, "7B": 7_615_616_512}
+    published["DeepSeek-R1-Distill-Qwen-1.5B"] = 1_777_088_000
+    ours = model_shapes.config_of(f"models/{name}")
+    size = name.removeprefix("Qwen2.5-").removesuffix("-Instruct")
+    assert without_weights(ours).num_parameters() == published[size]
+    try:
+        theirs = AutoConfig.from_pretrained(f"{'deepseek-ai' if 'DeepSeek' in name else 'Qwen'}/{name}")
+    except OSError:
+        return
+    assert {size: getattr(ours, size) for size in model_shapes.SIZES} == {
+        size: getattr(theirs, size) for size in model_shapes.SIZES
+    }
+
+
+def test_every_recipe_names_a_model_of_the_table_or_makes_it():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        name = yaml.safe_load(path.read_text()).get("model_name_or_path")
+        assert name in (None, "models/tiny") or model_shapes.config_of(name), path
+    assert model_shapes.config_of("Qwen/Qwen9-3B") is None
