@@ -1,7 +1,7 @@
-# An environment with the versions of configs/locks, each checked by its hash, made once:   source setup.sh
-# An active environment is used as it is, otherwise .venv is made. What an interrupted call left, the next completes.
-# vLLM is installed where an NVIDIA GPU is found, unless CUDA_VISIBLE_DEVICES is empty, which leaves the GPU alone.
-# uv downloads and installs where it is there; pip does where it is not, and where uv fails.
+# Makes an environment with the versions of configs/locks, each checked by its hash, once:   source setup.sh
+# It installs into an active environment, otherwise into .venv. Another call completes an interrupted one.
+# It installs vLLM if it finds an NVIDIA GPU; an empty CUDA_VISIBLE_DEVICES leaves the GPU alone.
+# uv downloads and installs; pip does if there is no uv, or if uv fails.
 
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
@@ -23,8 +23,8 @@ elif ! python -c "$fits"; then
     return 1
 fi
 
-# PyTorch and vLLM of the package index are for CUDA 13, which is asked before several GB of them are installed. What is
-# too old for it may do with NVIDIA's cuda-compat, or with a torch for an older CUDA, and then without vLLM.
+# PyTorch and vLLM of the package index are for CUDA 13: check the driver and the card before installing several GB. An
+# older one may work with NVIDIA's cuda-compat, or without vLLM with a torch for an older CUDA.
 kind=cpu
 torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)
 pytorch_index=https://download.pytorch.org/whl
@@ -59,7 +59,7 @@ with_pip() {
 with_either() {
     with_uv "$@" || with_pip "$@"
 }
-# PyTorch for the CPU is 0.2 GB, and for CUDA several. It lies at PyTorch's own index, for a Mac in the usual one.
+# PyTorch is 0.2 GB for the CPU and several for CUDA. PyTorch's own index has the former, the usual one has a Mac's.
 install_torch() {
     if [ "$kind" = gpu ] || [ "$(uname -s)" != Linux ]; then
         with_either --require-hashes -r configs/locks/torch.txt
@@ -80,7 +80,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     locks=(-r configs/locks/base.txt)
     if [ "$kind" = gpu ]; then locks+=(-r configs/locks/gpu.txt); fi
     missing=$torch
-    # DeepSpeed's installation asks for CUDA's compiler where it sees a GPU, though it compiles nothing then
+    # DeepSpeed asks for CUDA's compiler if it sees a GPU, though installing it compiles nothing
     install_torch && missing="what configs/locks names beside $torch" &&
         DS_ACCELERATOR=cpu with_either --require-hashes "${locks[@]}" && missing="the project itself" &&
         with_either -e . && missing=

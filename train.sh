@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Set-up, data, training and report in one command:   bash train.sh [flags of train_countdown.py]
-# Without an NVIDIA GPU it trains the embedded default, about four minutes on two CPU cores after installing. With one or
-# more it trains the Qwen2.5 recipe that fits the first of them. `--config configs/X.yaml` chooses another recipe.
-# `--resume_from_checkpoint auto` goes on where a run was stopped, or starts: one command for a job that is repeated.
+# Without an NVIDIA GPU it trains the embedded default, in about four minutes on two CPU cores after installing. With a
+# GPU it trains the Qwen2.5 recipe that fits the first one. `--config configs/X.yaml` chooses another recipe.
+# `--resume_from_checkpoint auto` resumes a stopped run, or starts one: the same command for a job that is requeued.
 # TinyZero's variables are read too: N_GPUS, BASE_MODEL, DATA_DIR, ROLLOUT_TP_SIZE, EXPERIMENT_NAME.
 set -euo pipefail
 cd "$(dirname "$0")"
 source setup.sh
 
-# Before the flags given, which count where both name a setting
+# Before the flags given: the later of two equal flags wins
 if [ -n "${BASE_MODEL:-}" ]; then set -- --model_name_or_path "$BASE_MODEL" "$@"; fi
 if [ -n "${DATA_DIR:-}" ]; then set -- --data_dir "$DATA_DIR" "$@"; fi
 if [ -n "${ROLLOUT_TP_SIZE:-}" ]; then set -- --vllm_tensor_parallel_size "$ROLLOUT_TP_SIZE" "$@"; fi
@@ -22,12 +22,12 @@ if [[ ! $gpus =~ ^[0-9]+$ ]]; then
     exit 1
 fi
 if [ "$gpus" -gt 1 ]; then
-    # Seconds for a checkpoint after Ctrl-C or SIGTERM, which the launcher hands on
+    # Seconds for a checkpoint after the launcher has handed on Ctrl-C or SIGTERM
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     exec accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "$gpus" train_countdown.py "$@"
 fi
-if [ "$gpus" -eq 1 ]; then # one process is to see one GPU
+if [ "$gpus" -eq 1 ]; then # one process must see one GPU
     export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
     CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
 fi
-exec python train_countdown.py "$@" # which needs no launcher
+exec python train_countdown.py "$@" # no launcher needed

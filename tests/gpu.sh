@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# On this machine's first GPU: the tests that need one, then where the time of a step goes and what memory it takes,
-# with the recipe that fits it, as a table, and JSON in outputs/step. Its flags are those of benchmarks/step.py:
+# Runs the tests that need a GPU on this machine's first one, then measures time and memory of a step with the recipe
+# that fits it: a table, and JSON in outputs/step. The flags are those of benchmarks/step.py:
 #   bash tests/gpu.sh [--model FOLDER] [--generations 2]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source setup.sh
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
-CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*} # one process is to see one GPU
+CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*} # one process must see one GPU
 status=0
 python -m pytest -m gpu -rs || status=$?
 python benchmarks/step.py "$@" || status=$?

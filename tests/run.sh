@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Set-up and tests that need no GPU, four minutes on two cores after installing:
+# Sets up and runs the tests that need no GPU, four minutes on two cores after installing:
 #   bash tests/run.sh [pytest flags]
-#   bash tests/run.sh --all           # with those marked slow, which train with every launcher: 25 minutes
+#   bash tests/run.sh --all           # also those marked slow, with every launcher: 25 minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 which=(-m "not slow and not vllm")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests with a real vLLM, which computes on the CPU, in an environment of their own, .venv-vllm: eight minutes on
-# two cores. Installing, and building vLLM from its source package, take some more, once: docs/recipes.md.
+# Runs the tests with a real vLLM on the CPU, in an environment of their own, .venv-vllm: eight minutes on two cores.
+# The first call also builds vLLM from its source package and installs everything: docs/recipes.md.
 #   bash tests/vllm.sh [pytest flags]
 #   VLLM_WHEEL=path bash tests/vllm.sh [pytest flags]     # takes a vLLM for the CPU that was built before
 set -euo pipefail
@@ -12,7 +12,7 @@ if [ ! -x .venv-vllm/bin/pip ]; then
 fi
 source .venv-vllm/bin/activate
 
-# The project with PyTorch's build for the CPU, which some machines have at hand
+# The project with PyTorch's build for the CPU; some machines have it at hand
 if ! cmp -s pyproject.toml .venv-vllm/installed-project; then
     echo "installing into .venv-vllm (a few minutes, once)"
     torch=$(sed -n 's/^ *"torch==\(.*\)",$/\1/p' pyproject.toml)+cpu
@@ -26,6 +26,6 @@ if ! cat tests/build_vllm_cpu.py tests/vllm_constraints.txt <(echo "$wheel") | c
     cat tests/build_vllm_cpu.py tests/vllm_constraints.txt <(echo "$wheel") >.venv-vllm/installed-vllm
 fi
 
-export VLLM_NO_USAGE_STATS=1 # which vLLM would report over the network
+export VLLM_NO_USAGE_STATS=1 # vLLM would report usage over the network
 export TORCH_EXTENSIONS_DIR=$PWD/.venv-vllm/torch_extensions # DeepSpeed compiles for each environment anew
 exec python -m pytest -m vllm "$@"
