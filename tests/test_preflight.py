@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, parser, settings, words
 from filelock import FileLock
 from test_machine import TINY, pretend_card
+from transformers import AutoTokenizer
 
 from r1zero.grading import sandbox
 from r1zero.preflight import check as checks
@@ -181,6 +182,84 @@ class TestData:
         assert "wanted a value in target, or the name of a function for such rows in reward_funcs" in line
 
 
+def with_special_answer_tags(folder, model):
+    """A copy of a model whose tokenizer has <answer> and </answer> as special tokens, which decoding leaves out."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<answer>", "</answer>"]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def written(folder, **columns):
+    """A folder with the same rows in train and test."""
+    folder.mkdir()
+    rows = len(next(iter(columns.values())))
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"prompt": ["Solve: "] * rows, **columns}), folder / f"{split}.parquet")
+    return folder
+
+
+class TestRightAnswers:
+    """A right answer of each of the first rows must earn all, through the model's tokenizer and the reward."""
+
+    def test_answer_tags_that_the_tokenizer_leaves_out_are_found(self, errors, tmp_path, tiny_model):
+        model = with_special_answer_tags(tmp_path / "special", tiny_model)
+        line = errors("--model_name_or_path", model)[0]
+        assert re.search(
+            r"train.parquet, row 0: the right answer is '<answer>\S+</answer>', of which the tokeniz", line
+        )
+        assert line.endswith("gives it 0.0, wanted 1.0: name a model whose tokenizer keeps it, or mend the row")
+
+    @pytest.mark.parametrize(
+        ("reward", "columns", "said"),
+        [
+            pytest.param(
+                "countdown_reward",
+                {"nums": [[1, 2], [6, 7, 8, 9]], "target": [3, 9999]},
+                r"ValueError: row 1: 9999 cannot be reached with \[6, 7, 8, 9\]",
+                id="a target out of reach",
+            ),
+            pytest.param(
+                "boxed_math_reward",
+                {"solution": ["7", "3 + 6 = 9 eggs.\n#### 9"]},
+                r"ValueError: row 1: a sentence, and the answer alone, or in a .boxed\{\}, is wanted",
+                id="GSM8K's answer as it comes",
+            ),
+            pytest.param(
+                "boxed_math_reward", {"solution": ["So the answer is: 180."]}, "row 0: a sentence", id="a sentence"
+            ),
+        ],
+    )
+    def test_rows_without_one_are_named(self, errors, tmp_path, reward, columns, said):
+        lines = errors("--data_dir", written(tmp_path / "rows", **columns), "--reward_funcs", reward)
+        assert any(re.search(said, line) for line in lines), lines
+
+    def test_row_that_no_function_scores_is_named(self, errors, tmp_path):
+        columns = {"nums": [[1, 2]] * 300, "target": [3] * 300, "word": ["a", None] * 150}
+        (tmp_path / "mine.py").write_text("def mine(completions, word, **_):\n    return [w and 1.0 for w in word]\n")
+        flags = ("--data_dir", written(tmp_path / "rows", **columns), "--reward_funcs", f"{tmp_path}/mine.py:mine")
+        line = errors(*flags)[0]
+        assert (
+            "32 of the first 64 rows" in line and "get no reward from any of reward_funcs (row 1 is of anoth" in line
+        )
+
+    @pytest.mark.parametrize(("worth", "passes"), [("1.0", True), ("None", False)])
+    def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, worth, passes):
+        text = f"def mine(completions, **_):\n    return [{worth} if text == 'yes' else 0.0 for text in completions]\n"
+        (tmp_path / "mine.py").write_text(f"{text}mine.right_answer = lambda row: 'yes' if row['word'] else 'no'\n")
+        flags = (
+            "--data_dir",
+            written(tmp_path / "rows", word=["a"] * 300),
+            "--reward_funcs",
+            f"{tmp_path}/mine.py:mine",
+        )
+        if passes:
+            assert check(*flags)[3][0].__name__ == "mine"
+        else:
+            assert "row 0: the right answer is 'yes', and mine gives it None" in errors(*flags)[0]
+
+
 class TestRewards:
     @pytest.mark.parametrize("dry_run", [False, True])
     def test_of_a_user_work_with_the_users_own_columns(self, check, own_data, dry_run, capsys):
@@ -192,7 +271,7 @@ class TestRewards:
             return
         (function,) = check(*flags)[3]
         assert function.__name__ == "short_reward"
-        assert reward_functions.call_as_trl(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]}) == [1.0, 0.0]
+        assert reward_functions.score(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]})[0] == [1.0, 0.0]
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -220,9 +299,9 @@ class TestRewards:
             seen.extend(completions)
             return [1.0] * len(completions)
 
-        file = of_data.File(Path("train.parquet"), 2, first={"prompt": ["?", [{"role": "user", "content": "?"}]]})
-        assert checks.reward_errors([reward], [file]) == []
-        assert seen == ["", [{"role": "assistant", "content": ""}]]
+        file = of_data.File(Path("train.parquet"), 2, first={"prompt": [[{"role": "user", "content": "?"}]] * 2})
+        assert checks.reward_errors([reward], [file], None) == []
+        assert seen == [[{"role": "assistant", "content": ""}]] * 2
 
     def test_of_code_without_a_sandbox_are_refused_unless_that_is_allowed(
         self, check, error, data, long_model, monkeypatch, tmp_path
