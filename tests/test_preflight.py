@@ -86,6 +86,21 @@ def error(errors):
 
 
 @pytest.fixture
+def plan(tmp_path, monkeypatch, capsys):
+    """What a dry run prints in an empty folder without the hub; returns its lines."""
+    monkeypatch.chdir(tmp_path)
+    pretend_card(monkeypatch, gib=None)
+
+    def run(*flags):
+        with pytest.raises(SystemExit) as ended:
+            checks.check(parser(), ["--dry_run", *map(str, flags)])
+        assert not ended.value.code, ended.value.code
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
 def own_data(tmp_path):
     """A folder with a user's own problems and, beside them, own reward functions in mine.py."""
     folder = tmp_path / "own"
@@ -385,20 +400,6 @@ class TestDryRun:
         "disk: 0.02 GB for 3 checkpoints at once and the final model\n"
     )
 
-    @pytest.fixture
-    def plan(self, tmp_path, monkeypatch, capsys):
-        """What a dry run prints in an empty folder without the hub; returns its lines."""
-        monkeypatch.chdir(tmp_path)
-        pretend_card(monkeypatch, gib=None)
-
-        def run(*flags):
-            with pytest.raises(SystemExit) as ended:
-                checks.check(parser(), ["--dry_run", *map(str, flags)])
-            assert not ended.value.code, ended.value.code
-            return capsys.readouterr().out.splitlines()
-
-        return run
-
     def test_says_the_plan_and_makes_nothing(self, check, tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             check("--dry_run")
@@ -432,47 +433,40 @@ class TestDryRun:
         assert "save_steps 42" in error("--save_steps", 42, "--dry_run")
 
 
-class TestAnotherMachine(TestDryRun):
+def line_of(lines, start):
+    """The one line that begins so, None if there is none."""
+    found = [line for line in lines if line.startswith(start)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def peaks(line):
+    """The GiB of a plan's or a header's phases, as a dict."""
+    found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
+    return {phase: float(size) for size, phase in found}
+
+
+class TestAnotherMachine:
     """--dry_run --gpus N --gpu_memory G, in a folder without data or models, and without the hub."""
-
-    @staticmethod
-    def hardware(path):
-        """GPUs and GB of the machine that a recipe's header names."""
-        found = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text())
-        return ({"one": 1, "two": 2, "four": 4, "eight": 8}[found[1]], float(found[2])) if found else (0, 0)
-
-    @staticmethod
-    def line_of(lines, start):
-        (line,) = [line for line in lines if line.startswith(start)]
-        return line
-
-    @staticmethod
-    def peaks(line):
-        """The GiB of a plan's or a header's phases, as a dict."""
-        found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
-        return {phase: float(size) for size, phase in found}
 
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
     def test_of_the_header_has_a_plan_with_the_memory_of_header_and_table(self, path, plan):
-        gpus, gigabytes = self.hardware(path)
+        of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
+        gpus, gigabytes = {"no": 0, "one": 1, "two": 2, "eight": 8}[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
-        assert self.line_of(lines, "steps: ") and self.line_of(lines, "model: ") and self.line_of(lines, "machine: ")
-        assert self.line_of(lines, "not checked, as only that machine can tell") and not self.has(lines, "batch: ")
+        assert line_of(lines, "steps: ") and line_of(lines, "model: ") and line_of(lines, "machine: ")
+        assert line_of(lines, "not checked, as only that machine can tell") and line_of(lines, "batch: ") is None
         if not gpus:
             return
-        estimate = self.line_of(lines, "memory a card, estimate in GiB")
+        estimate = line_of(lines, "memory a card, estimate in GiB")
         assert f"of {gigabytes * 1e9 / 2**30:.1f}" in estimate
         (header,) = re.findall("# Hardware: .*", path.read_text())
         docs = (ROOT / "docs" / "recipes.md").read_text()
         row = re.search(rf"^\| `{re.escape(path.name)}` \| (.*?) \| `(\w+)\.yaml` \| (.*) \|$", docs, re.MULTILINE)
         sizes = dict(zip(("update", "evaluation", "generation"), map(float, row[3].split(" | ")), strict=True))
-        assert self.peaks(header) == sizes == pytest.approx(self.peaks(estimate), abs=0.55)
+        assert peaks(header) == sizes == pytest.approx(peaks(estimate), abs=0.55)
         assert row[1] == f"{header.split()[2]} of {gigabytes:g} GB" and f"accelerate/{row[2]}.yaml" in lines[0]
-        assert not self.has(lines, "will not fit")
-
-    @staticmethod
-    def has(lines, start):
-        return any(line.startswith(start) for line in lines)
+        assert line_of(lines, "will not fit") is None
 
     def test_needs_no_recipe_and_says_what_does_not_fit(self, plan):
         lines = plan("--gpus", 8, "--gpu_memory", 80)
@@ -480,22 +474,22 @@ class TestAnotherMachine(TestDryRun):
             "recipe: configs/qwen2.5-1.5b.yaml (for that machine); name another with --config",
             "planned for 8 GPUs of 80 GB, which are 74.5 GiB, started with configs/accelerate/zero2.yaml",
         ]
-        assert self.line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
+        assert line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
         lines = plan("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 24)
-        assert "--per_device_train_batch_size" in self.line_of(lines, "will not fit in update: try ")
+        assert "--per_device_train_batch_size" in line_of(lines, "will not fit in update: try ")
 
     def test_of_three_cards_has_the_nearest_completions(self, plan):
         flags = ("--config", ROOT / "configs" / "qwen2.5-7b.yaml", "--vllm_tensor_parallel_size", 1)
         lines = plan(*flags, "--gpus", 3, "--gpu_memory", 141)
-        assert "batch: 264 completions a step, the nearest to 256" in self.line_of(lines, "batch: ")
+        assert "batch: 264 completions a step, the nearest to 256" in line_of(lines, "batch: ")
 
     def test_uses_data_and_model_that_are_here(self, plan, data, long_model):
         lines = plan(
             *("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 80, "--data_dir", data / "countdown"),
             *("--model_name_or_path", long_model, "--num_generations", 16),
         )
-        assert "steps an epoch of 16 problems" in self.line_of(lines, "steps: ")
-        assert self.line_of(lines, "evaluation: per_device_eval_batch_size is 4, as 4 held-out rows")
+        assert "steps an epoch of 16 problems" in line_of(lines, "steps: ")
+        assert line_of(lines, "evaluation: per_device_eval_batch_size is 4, as 4 held-out rows")
 
     @pytest.mark.parametrize(
         ("flags", "line"),

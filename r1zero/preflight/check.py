@@ -89,7 +89,7 @@ def check(parser, argv):
 
 
 def plan_lines(values, shape, rows, longest, machine):
-    """Return the lines of the plan (list[str]). shape: model.Model, or None, of which no plan can be made."""
+    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan."""
     if shape is None:
         return []
     lines = plan.plan_lines(values, shape.parameters, rows, longest, machine.strategy, machine.card)
@@ -217,7 +217,7 @@ def output_errors(values, shape, rows, strategy, resumed):
     shape: model.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
     output = Path(values.output_dir or "trainer_output")
-    for name in ("model_name_or_path", "data_dir"):  # of an earlier run, which is moved aside
+    for name in ("model_name_or_path", "data_dir"):  # of an earlier run: it is moved aside
         given = getattr(values, name)
         if given and Path(given).is_dir() and Path(given).resolve().is_relative_to(output.resolve()):
             return [

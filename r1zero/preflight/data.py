@@ -42,8 +42,7 @@ def read(values, optional=False):
     if lacking and optional:
         return [], []
     if lacking:
-        where = "name the folder that has it with --data_dir"
-        return [], [f"missing data: {' and '.join(lacking)}; {advice}, or {where}"]
+        return [], [f"missing data: {' and '.join(lacking)}; {advice}, or name its folder with --data_dir"]
     files, errors = [], []
     for path in paths:
         file, found = examine(path, values.reward_funcs, advice, FIRST)
@@ -161,7 +160,7 @@ def truth(mask):
 
 
 def is_blank(values):
-    """Return which values are null or empty, or lists with a null or a message that lacks something ((rows,) bool)."""
+    """Return the values that are null, empty, or lists with a null or with half a message ((rows,) bool)."""
     if is_text(values.type):
         return ~truth(pc.greater(pc.binary_length(values), 0))
     blank = truth(pc.is_null(values))
