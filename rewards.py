@@ -63,7 +63,7 @@ countdown_reward.task = Task(
     columns=("nums", "target"),
     worth=GRADED,
     table=Table(answer="equation", verdict="verdict", problem=("numbers", "target")),
-    right=lambda nums, target: f"<answer>{solve(nums, target)}</answer>",
+    right=lambda nums, target: f"<answer>{solve(nums, target)}</answer>" if len(nums) <= 4 else None,
     problem=lambda verdicts, nums, target: ([row_nums and str(row_nums) for row_nums in nums], list(target)),
     metrics=multiplies,
 )

@@ -57,6 +57,7 @@ PROFILE = {  # names in TRL's profile
     "_get_per_token_logps_and_entropies": "scoring",  # if gradients are off; it is part of compute_loss too
     "compute_loss": "forward",
 }
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}  # of all threads
 PARTS = (*dict.fromkeys(PROFILE.values()), "backward", "optimizer", "evaluation")
 CUDA = torch.cuda.is_available()
 
@@ -70,6 +71,7 @@ def read_arguments(argv=None):
     parser.add_argument("--data", type=Path, help="a folder, or one .parquet for both splits; default: the recipe's")
     parser.add_argument("--generations", type=int, default=4, help="of a run, after the one that warms up")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each version")
+    parser.add_argument("--time", choices=CLOCKS, default="wall", help="processor: steadier on a CPU that is shared")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/step"))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # train once, and write the result here
@@ -82,8 +84,9 @@ class Stopwatch(TrainerCallback):
     windows: a dict a generation, with the seconds of each part and of the `whole`, and TRL's lengths of completions.
     """
 
-    def __init__(self, generations):
-        self.generations, self.windows, self.in_step, self.peak_bytes = generations, [], False, 0
+    def __init__(self, generations, clock):
+        self.generations, self.clock = generations, clock
+        self.windows, self.in_step, self.peak_bytes = [], False, 0
 
     def install(self):
         """Add this callback to every trainer of this process, and make TRL's profile call it."""
@@ -105,7 +108,7 @@ class Stopwatch(TrainerCallback):
             torch.cuda.synchronize()
             free, total = torch.cuda.mem_get_info()  # of the card, vLLM's memory too
             self.peak_bytes = max(self.peak_bytes, total - free)
-        return time.perf_counter()
+        return self.clock()
 
     def add(self, part, since):
         now = self.now()
@@ -213,7 +216,7 @@ def floors(able, model, values, completions, window):
 
 def run_one(args, words):
     """Train once in this process, and write what was measured to args.one. words: flags of train_countdown.py."""
-    stopwatch = Stopwatch(args.generations)
+    stopwatch = Stopwatch(args.generations, CLOCKS[args.time])
     stopwatch.install()
     sys.argv = ["train_countdown.py", *words, "--output_dir", str(args.output_dir / "run")]
     script = runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
@@ -336,7 +339,7 @@ def main():
         for version in runs:
             shutil.rmtree(folder / "run", ignore_errors=True)
             command = [sys.executable, __file__, "--one", folder / f"{version} {number}.json", "--output_dir", folder]
-            command += ["--generations", args.generations, *words, *VERSIONS[version]]
+            command += ["--generations", args.generations, "--time", args.time, *words, *VERSIONS[version]]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             if subprocess.run([str(word) for word in command], cwd=ROOT, env=environment).returncode:
                 sys.exit(f"a run of {version} failed; its own message is above")

@@ -1,11 +1,13 @@
 """Countdown's problems, drawn, told apart, split and sorted.   bash tests/run.sh tests/test_countdown_problems.py"""
 
+import random
 from argparse import Namespace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from r1zero.grading.arithmetic import solves_countdown
 from r1zero.tasks.countdown import (
     CELL_METRICS,
     cells,
@@ -13,6 +15,7 @@ from r1zero.tasks.countdown import (
     make_splits,
     problem_id,
     problem_keys,
+    solve,
     split_source,
 )
 
@@ -69,6 +72,20 @@ def test_problems_are_as_asked_half_of_each_size_and_none_comes_twice(splits):
 def test_every_problem_is_solvable_with_each_number_once(splits, part):
     for nums, target in (splits[0] + splits[1])[part]:
         assert target in reachable([Fraction(number) for number in nums]), (nums, target)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_solution_is_found_if_there_is_one(k):
+    rng = random.Random(k)
+    for _ in range(2):
+        nums = [rng.randint(0, 12) for _ in range(k)]
+        values = reachable([Fraction(number) for number in nums])
+        for target in range(-2, 40, 3):
+            if target in values:
+                assert solves_countdown(solve(nums, target), nums, target)
+            else:
+                with pytest.raises(ValueError, match=f"{target} cannot be reached with "):
+                    solve(nums, target)
 
 
 def test_seed_decides_the_problems_and_their_order():

@@ -2,15 +2,12 @@
 
 import math
 import random
-from fractions import Fraction
-from itertools import permutations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from r1zero.preflight import data
-from r1zero.tasks.countdown import reachable
 
 COUNTDOWN = {"prompt": ["a", "bb", "ccc"], "nums": [[1, 2], [3, 4, 5], [6, 7, 8, 9]], "target": [3, 12, 30]}
 CHAT = [{"role": "user", "content": "1 + 1?"}]
@@ -155,11 +152,6 @@ class TestRows:
             pytest.param({"nums": [[1, 2], [3, None, 5], [6, 7, 8, 9]]}, "row 1 is [3, None, 5]", id="a number null"),
             pytest.param({"nums": [None] * 3}, "column nums: row 0 is None", id="all numbers null"),
             pytest.param(
-                {"target": [3, 12, 9999]},
-                "column target: row 2 is 9999, wanted a number that + - * / make of [6, 7, 8, 9] (1 such of 3 rows)",
-                id="target out of reach",
-            ),
-            pytest.param(
                 {"target": [3, None, 30]},
                 "column target: row 1 is None, wanted a value in target, or the name of a function for such rows",
                 id="no target",
@@ -206,35 +198,9 @@ class TestRows:
         assert len(line(prompt=[CHAT, long, CHAT])) < 500
 
     def test_with_several_faults_have_a_line_for_each_column(self, examine):
-        columns = COUNTDOWN | {"prompt": ["", "b", "c"], "nums": [[1, 2], [], [6, 7, 8, 9]], "target": [4, 12, 30]}
+        columns = COUNTDOWN | {"prompt": ["", "b", "c"], "nums": [[1, 2], [], [6, 7, 8, 9]], "target": [4, 12, None]}
         assert [error.split("column ")[1].split(":")[0] for error in examine(columns, "countdown_reward")[1]] == [
             "prompt",
             "nums",
             "target",
         ]
-
-
-class TestReach:
-    def by_hand(self, numbers):
-        """The values of all expressions, exactly: two numbers are joined in every way until one is left."""
-        if len(numbers) == 1:
-            return set(numbers)
-        found = set()
-        for a, b, *rest in permutations(numbers):
-            joined = {a + b, a - b, a * b} | ({a / b} if b else set())
-            for value in joined:
-                found |= self.by_hand([value, *rest])
-        return found
-
-    @pytest.mark.parametrize("k", [1, 2, 3, 4])
-    def test_is_that_of_a_search_by_hand(self, k):
-        rng = random.Random(k)
-        for _ in range(4):
-            nums = [rng.randint(0, 12) for _ in range(k)]
-            values = self.by_hand([Fraction(number) for number in nums])
-            targets = list(range(-5, 60))
-            assert reachable([nums] * len(targets), targets).tolist() == [target in values for target in targets]
-
-    def test_is_searched_for_in_the_first_rows_alone(self, examine):
-        columns = {"prompt": ["a"] * 65, "nums": [[1, 2]] * 65, "target": [3] * 64 + [9]}
-        assert examine(columns, "countdown_reward")[1] == []

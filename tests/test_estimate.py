@@ -11,7 +11,6 @@ import yaml
 from datasets import Dataset
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from peft import LoraConfig, get_peft_model
-from r1zero.preflight.inputs import without_weights
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import chunked_logprob
@@ -20,6 +19,7 @@ from trl.trainer import utils
 from r1zero import ROOT, schedule
 from r1zero.estimate import memory, model_shapes, plan
 from r1zero.preflight.machine import read_strategy
+from r1zero.preflight.model import without_weights
 
 PARAMETERS, EMBEDDING = 1_543_714_304, 151936 * 1536  # of Qwen2.5-1.5B
 CARD = 80 * memory.GIB
@@ -332,7 +332,7 @@ def test_plan_says_what_is_not_known_before_the_data_is_there(model):
     assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
 
 
-@pytest.mark.parametrize("name", model_shapes.SHAPES)
+@pytest.mark.parametrize("name", [name for name in model_shapes.SHAPES if name != "tiny"])
 def test_shapes_are_the_published_ones(name):
     """By the number of parameters that the hub gives for the safetensors, and by config.json if it is in the cache."""
     published = {"0.5B": 494_032_768, "1.5B": PARAMETERS, "3B": 3_085_938_688, "7B": 7_615_616_512}

@@ -536,7 +536,7 @@ class TestRefusals:
     def test_card_that_torch_does_not_see_unless_the_cpu_is_asked_for(
         self, refused, saying, tiny_model, problems, tmp_path, monkeypatch, capsys
     ):
-        monkeypatch.setattr(checks.cards, "found", lambda: ("Tesla T4", "550.54.15"))
+        monkeypatch.setattr(checks, "why_unseen", lambda otherwise: f"found a Tesla T4; {otherwise}")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         for backend in ("vllm", "transformers"):
             assert refused(backend=backend).endswith("; --use_cpu evaluates on the CPU")

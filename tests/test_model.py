@@ -133,7 +133,7 @@ class TestTokenizer:
         monkeypatch.setattr(of_models, "read_tokenizer", lambda *_, **__: tokenizer)
         named = {"model_name_or_path": str(tiny_model), "model_revision": "main", "trust_remote_code": False}
         _, (said,) = of_models.read(SimpleNamespace(**named, attn_implementation=None, dry_run=False))
-        assert "has no eos_token, which ends a completion and pads where there is no pad_token" in said
+        assert "has no eos_token, which ends a completion and pads if there is no pad_token" in said
 
     def test_whose_tokens_have_no_embedding_is_told_where_they_are_used(self, folder):
         config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

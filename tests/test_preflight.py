@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, parser, settings, words
 from filelock import FileLock
 from test_machine import TINY, pretend_card
+from transformers import AutoTokenizer
 
 from r1zero.grading import sandbox
 from r1zero.preflight import check as checks
@@ -80,6 +81,21 @@ def error(errors):
     def run(*flags, **options):
         (line,) = errors(*flags, **options)
         return line
+
+    return run
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch, capsys):
+    """What a dry run prints in an empty folder without the hub; returns its lines."""
+    monkeypatch.chdir(tmp_path)
+    pretend_card(monkeypatch, gib=None)
+
+    def run(*flags):
+        with pytest.raises(SystemExit) as ended:
+            checks.check(parser(), ["--dry_run", *map(str, flags)])
+        assert not ended.value.code, ended.value.code
+        return capsys.readouterr().out.splitlines()
 
     return run
 
@@ -181,6 +197,84 @@ class TestData:
         assert "wanted a value in target, or the name of a function for such rows in reward_funcs" in line
 
 
+def with_special_answer_tags(folder, model):
+    """A copy of a model whose tokenizer has <answer> and </answer> as special tokens, which decoding leaves out."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<answer>", "</answer>"]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def written(folder, **columns):
+    """A folder with the same rows in train and test."""
+    folder.mkdir()
+    rows = len(next(iter(columns.values())))
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"prompt": ["Solve: "] * rows, **columns}), folder / f"{split}.parquet")
+    return folder
+
+
+class TestRightAnswers:
+    """A right answer of each of the first rows must earn all, through the model's tokenizer and the reward."""
+
+    def test_answer_tags_that_the_tokenizer_leaves_out_are_found(self, errors, tmp_path, tiny_model):
+        model = with_special_answer_tags(tmp_path / "special", tiny_model)
+        line = errors("--model_name_or_path", model)[0]
+        assert re.search(
+            r"train.parquet, row 0: the right answer is '<answer>\S+</answer>', of which the tokeniz", line
+        )
+        assert line.endswith("gives it 0.0, wanted 1.0: name a model whose tokenizer keeps it, or mend the row")
+
+    @pytest.mark.parametrize(
+        ("reward", "columns", "said"),
+        [
+            pytest.param(
+                "countdown_reward",
+                {"nums": [[1, 2], [6, 7, 8, 9]], "target": [3, 9999]},
+                r"ValueError: row 1: 9999 cannot be reached with \[6, 7, 8, 9\]",
+                id="a target out of reach",
+            ),
+            pytest.param(
+                "boxed_math_reward",
+                {"solution": ["7", "3 + 6 = 9 eggs.\n#### 9"]},
+                r"ValueError: row 1: a sentence, and the answer alone, or in a .boxed\{\}, is wanted",
+                id="GSM8K's answer as it comes",
+            ),
+            pytest.param(
+                "boxed_math_reward", {"solution": ["So the answer is: 180."]}, "row 0: a sentence", id="a sentence"
+            ),
+        ],
+    )
+    def test_rows_without_one_are_named(self, errors, tmp_path, reward, columns, said):
+        lines = errors("--data_dir", written(tmp_path / "rows", **columns), "--reward_funcs", reward)
+        assert any(re.search(said, line) for line in lines), lines
+
+    def test_row_that_no_function_scores_is_named(self, errors, tmp_path):
+        columns = {"nums": [[1, 2]] * 300, "target": [3] * 300, "word": ["a", None] * 150}
+        (tmp_path / "mine.py").write_text("def mine(completions, word, **_):\n    return [w and 1.0 for w in word]\n")
+        flags = ("--data_dir", written(tmp_path / "rows", **columns), "--reward_funcs", f"{tmp_path}/mine.py:mine")
+        line = errors(*flags)[0]
+        assert (
+            "32 of the first 64 rows" in line and "get no reward from any of reward_funcs (row 1 is of anoth" in line
+        )
+
+    @pytest.mark.parametrize(("worth", "passes"), [("1.0", True), ("None", False)])
+    def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, worth, passes):
+        text = f"def mine(completions, **_):\n    return [{worth} if text == 'yes' else 0.0 for text in completions]\n"
+        (tmp_path / "mine.py").write_text(f"{text}mine.right_answer = lambda row: 'yes' if row['word'] else 'no'\n")
+        flags = (
+            "--data_dir",
+            written(tmp_path / "rows", word=["a"] * 300),
+            "--reward_funcs",
+            f"{tmp_path}/mine.py:mine",
+        )
+        if passes:
+            assert check(*flags)[3][0].__name__ == "mine"
+        else:
+            assert "row 0: the right answer is 'yes', and mine gives it None" in errors(*flags)[0]
+
+
 class TestRewards:
     @pytest.mark.parametrize("dry_run", [False, True])
     def test_of_a_user_work_with_the_users_own_columns(self, check, own_data, dry_run, capsys):
@@ -192,7 +286,7 @@ class TestRewards:
             return
         (function,) = check(*flags)[3]
         assert function.__name__ == "short_reward"
-        assert reward_functions.call_as_trl(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]}) == [1.0, 0.0]
+        assert reward_functions.score(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]})[0] == [1.0, 0.0]
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -220,9 +314,9 @@ class TestRewards:
             seen.extend(completions)
             return [1.0] * len(completions)
 
-        file = of_data.File(Path("train.parquet"), 2, first={"prompt": ["?", [{"role": "user", "content": "?"}]]})
-        assert checks.reward_errors([reward], [file]) == []
-        assert seen == ["", [{"role": "assistant", "content": ""}]]
+        file = of_data.File(Path("train.parquet"), 2, first={"prompt": [[{"role": "user", "content": "?"}]] * 2})
+        assert checks.reward_errors([reward], [file], None) == []
+        assert seen == [[{"role": "assistant", "content": ""}]] * 2
 
     def test_of_code_without_a_sandbox_are_refused_unless_that_is_allowed(
         self, check, error, data, long_model, monkeypatch, tmp_path
@@ -306,20 +400,6 @@ class TestDryRun:
         "disk: 0.02 GB for 3 checkpoints at once and the final model\n"
     )
 
-    @pytest.fixture
-    def plan(self, tmp_path, monkeypatch, capsys):
-        """What a dry run prints in an empty folder without the hub; returns its lines."""
-        monkeypatch.chdir(tmp_path)
-        pretend_card(monkeypatch, gib=None)
-
-        def run(*flags):
-            with pytest.raises(SystemExit) as ended:
-                checks.check(parser(), ["--dry_run", *map(str, flags)])
-            assert not ended.value.code, ended.value.code
-            return capsys.readouterr().out.splitlines()
-
-        return run
-
     def test_says_the_plan_and_makes_nothing(self, check, tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             check("--dry_run")
@@ -353,47 +433,40 @@ class TestDryRun:
         assert "save_steps 42" in error("--save_steps", 42, "--dry_run")
 
 
-class TestAnotherMachine(TestDryRun):
+def line_of(lines, start):
+    """The one line that begins so, None if there is none."""
+    found = [line for line in lines if line.startswith(start)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def peaks(line):
+    """The GiB of a plan's or a header's phases, as a dict."""
+    found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
+    return {phase: float(size) for size, phase in found}
+
+
+class TestAnotherMachine:
     """--dry_run --gpus N --gpu_memory G, in a folder without data or models, and without the hub."""
-
-    @staticmethod
-    def hardware(path):
-        """GPUs and GB of the machine that a recipe's header names."""
-        found = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text())
-        return ({"one": 1, "two": 2, "four": 4, "eight": 8}[found[1]], float(found[2])) if found else (0, 0)
-
-    @staticmethod
-    def line_of(lines, start):
-        (line,) = [line for line in lines if line.startswith(start)]
-        return line
-
-    @staticmethod
-    def peaks(line):
-        """The GiB of a plan's or a header's phases, as a dict."""
-        found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
-        return {phase: float(size) for size, phase in found}
 
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
     def test_of_the_header_has_a_plan_with_the_memory_of_header_and_table(self, path, plan):
-        gpus, gigabytes = self.hardware(path)
+        of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
+        gpus, gigabytes = {"no": 0, "one": 1, "two": 2, "eight": 8}[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
-        assert self.line_of(lines, "steps: ") and self.line_of(lines, "model: ") and self.line_of(lines, "machine: ")
-        assert self.line_of(lines, "not checked, as only that machine can tell") and not self.has(lines, "batch: ")
+        assert line_of(lines, "steps: ") and line_of(lines, "model: ") and line_of(lines, "machine: ")
+        assert line_of(lines, "not checked, as only that machine can tell") and line_of(lines, "batch: ") is None
         if not gpus:
             return
-        estimate = self.line_of(lines, "memory a card, estimate in GiB")
+        estimate = line_of(lines, "memory a card, estimate in GiB")
         assert f"of {gigabytes * 1e9 / 2**30:.1f}" in estimate
         (header,) = re.findall("# Hardware: .*", path.read_text())
         docs = (ROOT / "docs" / "recipes.md").read_text()
         row = re.search(rf"^\| `{re.escape(path.name)}` \| (.*?) \| `(\w+)\.yaml` \| (.*) \|$", docs, re.MULTILINE)
         sizes = dict(zip(("update", "evaluation", "generation"), map(float, row[3].split(" | ")), strict=True))
-        assert self.peaks(header) == sizes == pytest.approx(self.peaks(estimate), abs=0.55)
+        assert peaks(header) == sizes == pytest.approx(peaks(estimate), abs=0.55)
         assert row[1] == f"{header.split()[2]} of {gigabytes:g} GB" and f"accelerate/{row[2]}.yaml" in lines[0]
-        assert not self.has(lines, "will not fit")
-
-    @staticmethod
-    def has(lines, start):
-        return any(line.startswith(start) for line in lines)
+        assert line_of(lines, "will not fit") is None
 
     def test_needs_no_recipe_and_says_what_does_not_fit(self, plan):
         lines = plan("--gpus", 8, "--gpu_memory", 80)
@@ -401,22 +474,22 @@ class TestAnotherMachine(TestDryRun):
             "recipe: configs/qwen2.5-1.5b.yaml (for that machine); name another with --config",
             "planned for 8 GPUs of 80 GB, which are 74.5 GiB, started with configs/accelerate/zero2.yaml",
         ]
-        assert self.line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
+        assert line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
         lines = plan("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 24)
-        assert "--per_device_train_batch_size" in self.line_of(lines, "will not fit in update: try ")
+        assert "--per_device_train_batch_size" in line_of(lines, "will not fit in update: try ")
 
     def test_of_three_cards_has_the_nearest_completions(self, plan):
         flags = ("--config", ROOT / "configs" / "qwen2.5-7b.yaml", "--vllm_tensor_parallel_size", 1)
         lines = plan(*flags, "--gpus", 3, "--gpu_memory", 141)
-        assert "batch: 264 completions a step, the nearest to 256" in self.line_of(lines, "batch: ")
+        assert "batch: 264 completions a step, the nearest to 256" in line_of(lines, "batch: ")
 
     def test_uses_data_and_model_that_are_here(self, plan, data, long_model):
         lines = plan(
             *("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 80, "--data_dir", data / "countdown"),
             *("--model_name_or_path", long_model, "--num_generations", 16),
         )
-        assert "steps an epoch of 16 problems" in self.line_of(lines, "steps: ")
-        assert self.line_of(lines, "evaluation: per_device_eval_batch_size is 4, as 4 held-out rows")
+        assert "steps an epoch of 16 problems" in line_of(lines, "steps: ")
+        assert line_of(lines, "evaluation: per_device_eval_batch_size is 4, as 4 held-out rows")
 
     @pytest.mark.parametrize(
         ("flags", "line"),

@@ -202,6 +202,11 @@ class TestBatch:
     def test_without_either_is_trls(self, own):
         assert settings(config=own("completions_per_step: null")).gradient_accumulation_steps == 1
 
+    def test_ends_with_a_generation_of_several_steps(self, own):
+        """64 x 3 would be nearer to 200 than a whole part of the 4 steps, and checkpoints stand after generations."""
+        values = settings(config=own("completions_per_step: 200"))
+        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == (52, 4)
+
     def test_fits_a_generation_of_a_size_that_is_given(self, own):
         path = own("completions_per_step: 32\nsteps_per_generation: null\ngeneration_batch_size: 192")
         values = settings(config=path, processes=2)

@@ -35,7 +35,8 @@ class Task:
     worth: dict[str, float]  # of each status; a status that is not there is worth the share of tests passed
     table: Table
     problem: Callable  # problem(verdicts, *columns) -> the problem's columns of the table, B values each
-    right: Callable | None = None  # right(*columns of one row) -> a right completion; ValueError if the row has none
+    # right(*columns of one row) -> a right completion, None if it takes too long; ValueError if the row has none
+    right: Callable = lambda *columns: None
     metrics: Callable = lambda verdict: {}  # metrics(verdict) -> dict of more metrics of one completion
 
     @property

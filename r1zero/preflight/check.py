@@ -54,7 +54,7 @@ def check(parser, argv):
     if shape is None and Path(values.model_name_or_path or "") in unmade:
         unavailable = []
     if functions is not None and machine.is_here:
-        errors += reward_errors(functions, splits)
+        errors += reward_errors(functions, splits, shape and shape.tokenizer)
     longest, unmeasured = model.longest_prompt([prompt for file in splits for prompt in file.prompts], shape)
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)
@@ -89,7 +89,7 @@ def check(parser, argv):
 
 
 def plan_lines(values, shape, rows, longest, machine):
-    """Return the lines of the plan (list[str]). shape: model.Model, or None, of which no plan can be made."""
+    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan."""
     if shape is None:
         return []
     lines = plan.plan_lines(values, shape.parameters, rows, longest, machine.strategy, machine.card)
@@ -119,25 +119,78 @@ def read_rewards(values, machine):
     return functions, errors
 
 
-def reward_errors(functions, splits):
-    """Return what the reward functions cannot do with the data (list of lines): each is tried on empty completions.
+def reward_errors(functions, splits, tokenizer):
+    """Return what keeps the rewards from paying for right answers (list of lines, at most one a function and file).
 
-    splits: list[data.File]
+    A right answer of each of the first rows goes through the tokenizer, as a completion does in TRL, and the function
+    must give it the most that its task is worth. If nobody can say a right answer, an empty completion is scored.
+    functions: reward functions, with a task or perhaps `right_answer(row)`; splits: list[data.File]; tokenizer: the
+    model's, or None if it is not here.
     """
     errors = []
     for file in splits:
         columns = {name: column for name, column in file.first.items() if name != "prompt"}
         prompts = file.first["prompt"]
-        empty = ["" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}] for prompt in prompts]
+        scored = [False] * len(prompts)
         for function in functions:
             try:
-                reward_functions.score(function, prompts, empty, columns)
+                answers = [right_answer(function, columns, row) for row in range(len(prompts))]
+                texts = [text and as_decoded(text, tokenizer) for text in answers]
+                completions = [text or "" for text in texts]
+                if not isinstance(prompts[0], str):
+                    completions = [[{"role": "assistant", "content": text}] for text in completions]
+                given, _ = reward_functions.score(function, prompts, completions, columns)
             except Exception as error:  # a user's own function may raise anything
                 errors.append(
                     f"{file.path} has the columns {list(file.first)}, with which {function.__name__} cannot work "
                     f"({type(error).__name__}: {files.one_line(error)})"
                 )
+                scored = [True] * len(prompts)
+                continue
+            most = function.task.most if hasattr(function, "task") else None
+            for row, (answer, text, reward) in enumerate(zip(answers, texts, given, strict=True)):
+                scored[row] = scored[row] or reward is not None
+                if answer is not None and (reward is None or most is not None and reward < most):
+                    lost = "" if text == answer else f", of which the tokenizer leaves {files.shown(text)}"
+                    errors.append(
+                        f"{file.path}, row {row}: the right answer is {files.shown(answer)}{lost}, and "
+                        f"{function.__name__} gives it {reward}, wanted {most}: name a model whose tokenizer keeps "
+                        "it, or mend the row"
+                    )
+                    break
+        if not all(scored):
+            row = scored.index(False)
+            source = f"of {columns['data_source'][row]}" if "data_source" in columns else "of another task"
+            errors.append(
+                f"{scored.count(False):,} of the first {len(scored):,} rows of {file.path} get no reward from any of "
+                f"reward_funcs (row {row} is {source}): name the function for them too"
+            )
     return errors
+
+
+def right_answer(function, columns, row):
+    """Return a completion (str) that is right for a row of the data's columns (dict), or None if nobody can say one.
+
+    Raises ValueError, with the row, if there is none.
+    """
+    of_row = {name: column[row] for name, column in columns.items()}
+    if not hasattr(function, "task"):
+        return function.right_answer(of_row) if hasattr(function, "right_answer") else None
+    values = [reward_functions.read_column(of_row, name) for name in function.task.columns]
+    if values[-1] is None:  # a row of another task
+        return None
+    try:
+        return function.task.right(*values)
+    except ValueError as error:
+        raise ValueError(f"row {row}: {error}") from error
+
+
+def as_decoded(text, tokenizer):
+    """Return a completion as TRL decodes it. tokenizer: the model's; None changes nothing."""
+    if tokenizer is None:
+        return text
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def row_errors(values, splits, ranks):
@@ -164,7 +217,7 @@ def output_errors(values, shape, rows, strategy, resumed):
     shape: model.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
     output = Path(values.output_dir or "trainer_output")
-    for name in ("model_name_or_path", "data_dir"):  # of an earlier run, which is moved aside
+    for name in ("model_name_or_path", "data_dir"):  # of an earlier run: it is moved aside
         given = getattr(values, name)
         if given and Path(given).is_dir() and Path(given).resolve().is_relative_to(output.resolve()):
             return [

@@ -1,6 +1,6 @@
 """What can be wrong with a file of problems, in one line each that names the file, the column and the row.
 
-Rows count from 0. Every row is looked at, in Arrow's own loops; a Countdown target is searched for in the first ones.
+Rows count from 0. Every row is looked at, in Arrow's own loops.
 """
 
 import heapq
@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from r1zero.files import one_line, shown
-from r1zero.tasks.countdown import reachable
 from r1zero.training.reward_functions import ours
 
-FIRST = 64  # rows of each file that rewards are tried on, and whose targets are searched for
+FIRST = 64  # rows of each file whose right answers are tried
 ROWS_AT_A_TIME = 1 << 16
 LONGEST = 16  # prompts of each file, the longest in characters, whose tokens are counted
 OTHER_NAMES = {"solution": "ground_truth"}  # of columns that a reward function reads under another name too
@@ -43,8 +42,7 @@ def read(values, optional=False):
     if lacking and optional:
         return [], []
     if lacking:
-        where = "name the folder that has it with --data_dir"
-        return [], [f"missing data: {' and '.join(lacking)}; {advice}, or {where}"]
+        return [], [f"missing data: {' and '.join(lacking)}; {advice}, or name its folder with --data_dir"]
     files, errors = [], []
     for path in paths:
         file, found = examine(path, values.reward_funcs, advice, FIRST)
@@ -107,6 +105,7 @@ COLUMNS = {  # what each is to hold, in words, and whether an Arrow type can
     "ground_truth": ("an answer as text", is_text),
     "tests": ("tests as text in JSON", is_text),
 }
+ANYTHING = ("a value", lambda kind: True)  # of other columns
 
 
 def columns_read(names, schema):
@@ -137,7 +136,7 @@ def schema_errors(path, parquet, names, advice):
         return [f"{path} has the column {picture}, which TRL takes for pictures: rename it"]
     errors = []
     for column in columns:
-        kind, (wanted, fits) = schema.field(column).type, COLUMNS[column]
+        kind, (wanted, fits) = schema.field(column).type, COLUMNS.get(column, ANYTHING)
         if fits(kind) or (pa.types.is_null(kind) and column != "prompt"):  # all rows are of other tasks
             continue
         values = parquet.read([column])[column]
@@ -161,7 +160,7 @@ def truth(mask):
 
 
 def is_blank(values):
-    """Return which values are null or empty, or lists with a null or a message that lacks something ((rows,) bool)."""
+    """Return the values that are null, empty, or lists with a null or with half a message ((rows,) bool)."""
     if is_text(values.type):
         return ~truth(pc.greater(pc.binary_length(values), 0))
     blank = truth(pc.is_null(values))
@@ -198,7 +197,7 @@ def survey(path, parquet, names, first_rows):
         file.first = file.first or batch.slice(0, first_rows).to_pydict()
         wrong = [("prompt", is_blank(batch["prompt"]), COLUMNS["prompt"][0])]
         for gold in golds:
-            wrong += task_faults(batch, gold, is_first=not file.rows)
+            wrong += task_faults(batch, gold)
         if golds and len(read) == len(names):  # a user's own function may score any row
             unscored = np.logical_and.reduce([truth(pc.is_null(batch[gold])) for gold in golds])
             wanted = f"a value in {' or '.join(golds)}, or the name of a function for such rows in reward_funcs"
@@ -220,10 +219,10 @@ def survey(path, parquet, names, first_rows):
     return file, faults
 
 
-def task_faults(batch, gold, is_first):
+def task_faults(batch, gold):
     """Return what is wrong in a task's columns, as a list of (column, (rows,) bool, what was wanted).
 
-    gold: the column that rows of another task have null; is_first: whether the batch is the file's first.
+    gold: the column that rows of another task have null.
     """
     values = batch[gold]
     own = truth(pc.is_valid(values))
@@ -231,15 +230,5 @@ def task_faults(batch, gold, is_first):
         digits = truth(pc.match_substring_regex(values, "^-?[0-9]+$"))
         return [(gold, own & ~digits, COLUMNS[gold][0])]
     if gold != "target":
-        return [(gold, own & is_blank(values), COLUMNS[gold][0])]
-    wrong = own & is_blank(batch["nums"])
-    faults = [("nums", wrong, "at least one whole number")]
-    places = np.flatnonzero(own & ~wrong)
-    places = places[places < FIRST]
-    if is_first and len(places):
-        nums = batch["nums"].take(places).to_pylist()
-        unsolved = places[~reachable(nums, values.take(places).to_pylist())]
-        if len(unsolved):
-            wanted = f"a number that + - * / make of {batch['nums'][int(unsolved[0])].as_py()}"
-            faults.append((gold, np.isin(np.arange(len(own)), unsolved), wanted))
-    return faults
+        return [(gold, own & is_blank(values), COLUMNS.get(gold, ANYTHING)[0])]
+    return [("nums", own & is_blank(batch["nums"]), "at least one whole number")]

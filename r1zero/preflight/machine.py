@@ -148,7 +148,7 @@ def read_strategy(environment):
 def read_deepspeed(environment):
     """Return the stage of ZeRO and the parts on the CPU, from accelerate's variables or the DeepSpeed file they name.
 
-    Everything is given to accelerate's plugin, which would otherwise read this process's own environment.
+    Everything is given to accelerate's plugin: what is left out it reads in this process's own environment.
     """
     plugin = DeepSpeedPlugin(
         hf_ds_config=environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),

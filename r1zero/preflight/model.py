@@ -43,7 +43,7 @@ def read(values, elsewhere=False):
     """Return the Model of a run, None if it cannot be had, and the errors (list of lines).
 
     A dry run takes the shape in model_shapes.py for a model that cannot be had. elsewhere: whether the run is for
-    another machine, on which a folder may be that is not here; the hub is not asked then.
+    another machine, so that a folder may be missing here and the hub is not asked.
     """
     name = values.model_name_or_path
     if not name:
@@ -62,7 +62,7 @@ def read(values, elsewhere=False):
     errors = []
     if tokenizer.eos_token_id is None:
         errors.append(
-            f"the tokenizer of model {name} has no eos_token, which ends a completion and pads where there is no "
+            f"the tokenizer of model {name} has no eos_token, which ends a completion and pads if there is no "
             'pad_token: write "eos_token": "<|endoftext|>", or the one that the model knows, into its '
             "tokenizer_config.json"
         )
@@ -97,7 +97,7 @@ def read_config(name, trust_remote_code=False, **source):
 
 
 def is_folder_name(name):
-    """Return whether the name of a model is a folder's, for which the hub is not asked: offline it retries for long.
+    """Return whether the name of a model is a folder's. The hub is not asked for one: offline it retries for long.
 
     The hub has nobody called `models`.
     """
@@ -189,9 +189,9 @@ def weight_errors(name, config, revision=None, trust_remote_code=False):
 
 
 def misfit_errors(name, folder, config, trust_remote_code):
-    """Return weights that a config asks for and the files in folder (Path) lack: transformers would draw them.
+    """Return weights that a config asks for and the files in folder (Path) lack (list of lines).
 
-    It loads onto the meta device here, which reads no weight.
+    transformers would draw them at random. Loading onto the meta device reads no weight.
     """
     if getattr(config, "quantization_config", None):  # its files hold more, and other shapes
         return []
@@ -297,24 +297,24 @@ def fit_errors(values, model, longest):
     if model is None:
         return []
     context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
-    where, otherwise = "the model's context", ""
+    whose, otherwise = "the model's context", ""
     colocate = values.use_vllm and values.vllm_mode == "colocate"  # a server has its own length
     if colocate and values.vllm_max_model_length and values.vllm_max_model_length < context:
-        context, where = values.vllm_max_model_length, "vllm_max_model_length"
+        context, whose = values.vllm_max_model_length, "vllm_max_model_length"
         otherwise = ", or raise --vllm_max_model_length"
-    errors = context_errors(longest, values.max_completion_length, context, where, otherwise)
+    errors = context_errors(longest, values.max_completion_length, context, whose, otherwise)
     return errors + lora.target_errors(values, model.parameters)
 
 
-def context_errors(longest, completion, context, where, otherwise=""):
+def context_errors(longest, completion, context, whose, otherwise=""):
     """Return a prompt of `longest` tokens that does not fit with a completion into a context (list of lines).
 
-    where: whose context that is; otherwise: what else to do, as the end of a line.
+    whose: the context is; otherwise: what else to do, as the end of a line.
     """
     if longest + completion <= context:
         return []
     advice = f"set --max_completion_length to at most {context - longest}"
     if longest >= context:
         advice = "write the data without it, with preprocess.py and --max_prompt_length, or name another model"
-    found = f"a prompt of {longest} tokens and --max_completion_length {completion} exceed {where} of {context}"
+    found = f"a prompt of {longest} tokens and --max_completion_length {completion} exceed {whose} of {context}"
     return [f"{found}: {advice}{otherwise}"]

@@ -36,8 +36,6 @@ DRAWS = 1 << 16  # expressions drawn at a time
 DRAWS_A_ROUND = 8  # before duplicates are dropped
 BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
 MOST_NUMBERS = 10  # of a problem whose 2**k choices of signs are tried
-# Values of expressions, worked out in a second, and so many at a time; four numbers have 3,240, and five 136,080
-VALUES_SEARCHED, VALUES_AT_A_TIME = 200_000_000, 1_000_000
 
 # The two kinds of problems, and what they are called in names of metrics, which trackers restrict
 CELL_METRICS = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}
@@ -75,58 +73,10 @@ def solvable_by_sums(nums, target):
     return solvable
 
 
-def every_value(nums):
-    """(N, V) floats: the value of every expression that uses each number once, NaN where it divides by zero.
-
-    nums: (N, k) ints. The numbers of a problem are split in two in every way, and the values of both sides joined.
-    """
-    values = {}  # of each subset of the numbers, a bit for each number
-    for subset in range(1, 2 ** nums.shape[1]):
-        if subset.bit_count() == 1:
-            place = subset.bit_length() - 1
-            values[subset] = nums[:, place : place + 1].astype(float)
-            continue
-        found = []
-        left = (subset - 1) & subset
-        while left > subset - left:  # every split once
-            a, b = values[left][:, :, None], values[subset - left][:, None, :]
-            quotients = [a / np.where(b == 0, np.nan, b), b / np.where(a == 0, np.nan, a)]
-            found += [some.reshape(len(nums), -1) for some in (a + b, a - b, b - a, a * b, *quotients)]
-            left = (left - 1) & subset
-        values[subset] = np.concatenate(found, axis=1)
-    return values[2 ** nums.shape[1] - 1]
-
-
-def reachable(nums, target):
-    """(N,) bool: which problems some expression solves, as far as VALUES_SEARCHED goes; True for those left out.
-
-    nums: N lists of ints, target: N ints. Left out are the last rows, and those of six numbers or more.
-
-    >>> reachable([[1, 1], [3, 8, 3, 8]], [4, 24]).tolist()
-    [False, True]
-    """
-    found = np.ones(len(nums), dtype=bool)
-    for k in sorted({len(numbers) for numbers in nums}):
-        values = 1
-        for joined in range(1, k):
-            values *= 6 * (2 * joined - 1)  # operations, and places in a tree of so many numbers
-        if values > VALUES_AT_A_TIME:
-            continue
-        rows = [row for row, numbers in enumerate(nums) if len(numbers) == k][: VALUES_SEARCHED // values]
-        at_a_time = VALUES_AT_A_TIME // values
-        for start in range(0, len(rows), at_a_time):
-            some = rows[start : start + at_a_time]
-            missed_by = every_value(np.array([nums[row] for row in some]))
-            missed_by -= np.array([[target[row]] for row in some])
-            # An error of rounding is smaller, and a target that is missed by less is let pass
-            found[some] = (np.abs(missed_by) < 1e-6).any(axis=1)
-    return found
-
-
 def solve(nums, target):
     """Return an expression (str) that uses each number once and has the target as its value.
 
-    nums: list of ints, at most four; target: int. Raises ValueError if there is none.
+    nums: list of ints; target: int. Raises ValueError if there is none. Five numbers may take half a minute.
 
     >>> solve([3, 8, 3, 8], 24)
     '(8/(3-(8/3)))'
