@@ -41,8 +41,8 @@ def end_with_parent(number):
 def take_threads():
     """Let torch and child processes use this process's cores, unless the user has chosen a number of threads.
 
-    The launchers of accelerate and torch set OMP_NUM_THREADS to 1 if the user has not set it. A user's choice is in the
-    launcher's environment or among its flags.
+    The launchers of accelerate and torch set OMP_NUM_THREADS to 1 if the user has not set it. The user's own choice is
+    in the launcher's environment or among its flags.
     """
     if not is_launched(os.environ) or os.environ.get("OMP_NUM_THREADS") != "1":
         return

@@ -59,7 +59,7 @@ class TinyModelArguments:
     max_number: int = setting("largest of the three numbers of a problem")
     max_target: int = setting("largest target of a problem")
     train_size: int = setting("problems to train on")
-    test_size: int = setting("problems held out, which the warm-up does not see either")
+    test_size: int = setting("held-out problems; the warm-up does not see them either")
     hidden_size: int = setting("width of the model")
     num_hidden_layers: int = setting("layers of the model")
     num_attention_heads: int = setting("attention heads of a layer")
@@ -67,9 +67,7 @@ class TinyModelArguments:
     rope_theta: float = setting("base of the rotary position embedding: the larger, the less a number's place counts")
     max_position_embeddings: int = setting("longest text in tokens, prompt and completion together")
     give_up_rate: float = setting("weight of the end of the search after a failed try; that of going on is the rest")
-    fruitless_share: float = setting(
-        "share of searches with a target out of reach, which end after any of their tries"
-    )
+    fruitless_share: float = setting("share of searches with a target out of reach; they end after any of their tries")
     verdict_weight: float = setting("loss weight of ' no'; any other token has 1")
     yes_weight: float = setting("loss weight of ' yes'")
     value_weight: float = setting("loss weight of a value after an equals sign")
@@ -297,7 +295,7 @@ def read_arguments(argv):
     except (OSError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"r1zero.tiny_model: the settings cannot be read ({error})")
     if unknown:
-        sys.exit(f"r1zero.tiny_model: found {' '.join(unknown)}, which is no setting; --help lists them all")
+        sys.exit(f"r1zero.tiny_model: found {' '.join(unknown)}: no such setting; --help lists them all")
     return args
 
 

@@ -110,7 +110,7 @@ def test_plan_is_what_is_made_an_ordinary_checkpoint_of_the_promised_size(tiny_m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--stepz", "3"], "found --stepz 3, which is no setting; --help lists them all", id="a typo"),
+        pytest.param(["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all", id="a typo"),
         pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
         pytest.param(["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML", id="a list"),
         pytest.param(
