@@ -6,10 +6,9 @@
     python preprocess.py gsm8k                             # or x_r1_750, math, eurus: from the hub, or --source FILE
     python preprocess.py mixture data/countdown data/math  # equal parts of what was written before
 
-Rows have TinyZero's schema: the columns the reward reads, data_source, prompt, ability, reward_model{style,
-ground_truth}, extra_info{split, index}. `prompt` is a plain string that already holds the prefilled assistant turn:
-given as chat messages, TRL would close that turn. No test problem stands in train, unless TinyZero's own (leaking)
-Countdown split is asked for.
+Rows have TinyZero's schema: the columns that the reward reads, data_source, prompt, ability, reward_model{style,
+ground_truth}, extra_info{split, index}. `prompt` is a plain string that ends in the prefilled assistant turn, because
+TRL would close that turn in chat messages. Train holds no test problem, except with `countdown --split tinyzero`.
 """
 
 import argparse
@@ -29,11 +28,11 @@ from r1zero.tasks.problem_files import ROWS_READ, dropped, load_splits, make_exa
 from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
 from r1zero.tasks.word_problems import TEXT_TASKS, examples
 
-MADE = {"countdown": countdown, "multiply": multiplication}  # tasks whose problems are made here, by their names
+MADE = {"countdown": countdown, "multiply": multiplication}  # tasks whose problems this script makes
 
 
 def made_task(args, tokenizer):
-    """Make or read the problems of a task of MADE, write both files and print what they hold."""
+    """Make or read the problems of a task of MADE, write both files and print their contents."""
     task = MADE[args.task]
     template = render_template(task.PROMPT, args.template, tokenizer)
     schema = row_schema(task.COLUMNS, ground_truth=task.TRUTH)
@@ -49,7 +48,7 @@ def made_task(args, tokenizer):
 
 
 def print_example(folder, row):
-    """Prints the first test row: its prompt whole, long values cut."""
+    """Print the first test row: the prompt whole, long values cut."""
     print(f"\nOne example of {folder}/test.parquet:")
     for name, value in row.items():
         text = repr(value)
@@ -62,10 +61,10 @@ def print_example(folder, row):
 
 
 def text_task(args, tokenizer):
-    """Reads a set of problems in words as streams, so that one of any size takes little memory, and writes both files.
+    """Stream a set of problems in words, so that any size takes little memory, and write both files.
 
-    Test rows are a seeded choice of at most --test_size from the set's own test or validation split; where there is
-    none, from train, and at most a fifth of it. They and duplicates are left out of train.
+    Test rows are a seeded choice of at most --test_size rows of the set's test or validation split. If it has neither,
+    they come from train, at most a fifth of it. Train leaves out test problems and duplicates.
     """
     task = TEXT_TASKS[args.task]
     args.source = args.source or task.hub_id
@@ -91,7 +90,7 @@ def text_task(args, tokenizer):
 
 
 def text_rows(args, source_rows, tokenizer, seen, counts):
-    """Yields (key, row) of what is usable in a stream of the source's rows and not in `seen` (set of keys) yet."""
+    """Yield (key, row) of the usable rows of a stream whose key is not in `seen` (set), and add it there."""
     prompts = {"maths": word_problems.MATHS, "code": word_problems.CODE}
     templates = {name: render_template(prompt, args.template, tokenizer) for name, prompt in prompts.items()}
     rows = examples(args.task, source_rows, args.source, templates, args.seed, counts)
@@ -105,7 +104,7 @@ def text_rows(args, source_rows, tokenizer, seen, counts):
 
 
 def write_text_rows(args, split, keyed_rows, origin, columns, counts):
-    """Writes (key, row)s taken from the source's split `origin`, prints the counts, returns the first row."""
+    """Write (key, row)s from the source's split `origin`, print the counts and return the first row."""
     rows = (row for _, row in keyed_rows)
     written, first = write_rows(args.parts[split], split, rows, row_schema(columns), counts)
     path = f"{args.local_dir}/{split}.parquet"
@@ -114,9 +113,9 @@ def write_text_rows(args, split, keyed_rows, origin, columns, counts):
 
 
 def mixture(args, tokenizer):
-    """Equal parts of several folders of this script, in random order, as many as the smallest of them has."""
+    """Write equal parts of several folders of this script in random order, each as large as the smallest folder."""
     rng = np.random.default_rng(args.seed)
-    held_out = set()  # prompts of test, which another part may have in its train
+    held_out = set()  # test prompts, as train of another part may have them
     for split in ("test", "train"):
         tables = []
         for folder in args.folders:
@@ -142,11 +141,12 @@ def mixture(args, tokenizer):
 
 
 def missing_part(path):
+    """Return the error line for a part of a mixture (Path) that does not exist."""
     return f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {path.parent}"
 
 
 def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults):
-    """The subcommand of a task whose prompts are made here. defaults: other ones for some of its flags."""
+    """Add the subcommand of a task that makes prompts, and return it. defaults: replace those of its flags."""
     task = add_command(tasks, name, run, text)
     if train_size:
         task.add_argument("--train_size", type=int, default=train_size, help="problems in train")
@@ -164,7 +164,7 @@ def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults
 
 
 def add_command(tasks, name, run, text):
-    """A subcommand with the flags that all have."""
+    """Add a subcommand with the common flags, and return it."""
     task = tasks.add_parser(
         name,
         help=text,
@@ -179,7 +179,7 @@ def add_command(tasks, name, run, text):
 
 
 def build_parser():
-    """The parser of the whole command line, one subcommand a task."""
+    """Return the parser of the command line, one subcommand a task."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -209,7 +209,7 @@ def build_parser():
 
 
 def read_arguments(argv=None):
-    """The arguments, checked; one that cannot be meant ends the program with a line that says why."""
+    """Return the checked arguments. Exit with one line for a value that makes no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.seed < 0:
@@ -224,15 +224,16 @@ def read_arguments(argv=None):
     return args
 
 
-# What the datasets library and Python raise of a file without rows, of rows unlike each other, and of other types
+# The datasets library and Python raise these for a file without rows, unequal rows and unexpected types
 SOURCE_ERRORS = (RuntimeError, TypeError, AttributeError, KeyError, pa.ArrowException)
 
 
 def main(argv=None):
+    """Write both files of a task, or leave what was there and exit with one line that says why."""
     args = read_arguments(argv)
     train, test = Path(args.local_dir, "train.parquet"), Path(args.local_dir, "test.parquet")
     try:
-        # Both at the end: a new file beside an old one could hold the other's problems
+        # Replace both at the end: a new train beside an old test could hold its problems
         with replaced(train) as train_part, replaced(test) as test_part:
             args.parts = {"train": train_part, "test": test_part}
             args.run(args, load_tokenizer(args.tokenizer))
@@ -247,5 +248,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("USE_TORCH", "0")  # datasets asks: its streams would import torch, in over a second
+    os.environ.setdefault("USE_TORCH", "0")  # or the streams of datasets import torch, over a second
     main()

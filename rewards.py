@@ -1,10 +1,10 @@
-r"""Verifiable rewards: what is right, and what it is worth. Pure functions of completions and their rows' columns.
+r"""Score completions with verifiable rewards: pure functions of the completions and of their rows' columns.
 
-A task has a judge, which gives a verdict for each completion: the answer that it states, and whether that is right.
-Its reward function has TRL's signature. It scores by its attribute `task`, which says what each verdict is worth and
-what is logged of it: training, evaluation and the page read the same. Nothing here runs what a model wrote:
-r1zero/grading works out numbers, compares LaTeX, and runs programs shut in a sandbox. A reward function's name is its
-metric's name in every tracker (`rewards/<name>/mean`).
+A task has a judge. It returns a verdict for each completion: the stated answer, and whether it is right. The task's
+reward function has TRL's signature, and scores by its attribute `task`, the worth of each verdict and what to log.
+Training, evaluation and the page all read `task`. Nothing here runs what a model wrote: r1zero/grading works out
+numbers, compares LaTeX, and runs programs in a sandbox. A reward function's name is the name of its metric in every
+tracker (`rewards/<name>/mean`).
 """
 
 import re
@@ -19,11 +19,11 @@ from r1zero.tasks.countdown import solve
 
 DISPLAY = re.compile(r"\\\[(.*)\\\]", re.DOTALL)
 PROSE = re.compile(r"####|\n|\banswer\b", re.IGNORECASE)
-GRADED = {NO_ANSWER: 0.0, WRONG: 0.1, UNDECIDED: 0.1, CORRECT: 1.0}  # TinyZero's: 0.1 is for the format alone
+GRADED = {NO_ANSWER: 0.0, WRONG: 0.1, UNDECIDED: 0.1, CORRECT: 1.0}  # TinyZero's: 0.1 for the format alone
 
 
 def countdown_reward(completions, nums, target, log_extra=None, log_metric=None, **kwargs):
-    """TinyZero's Countdown score: 0 without an answer, 0.1 for a wrong one, 1.0 for a right one.
+    """Return TinyZero's Countdown score: 0 without an answer, 0.1 for a wrong one, 1.0 for a right one.
 
     completions: B texts (or chat messages) that follow the prompt; nums: B lists of ints; target: B ints, None in rows
     of another task. Returns B floats, None for those rows. Logs `times_divide_rate`, the share of answers with * or /,
@@ -32,7 +32,7 @@ def countdown_reward(completions, nums, target, log_extra=None, log_metric=None,
     >>> countdown_reward(["20+5 = 25 </think> <answer>20 + 5 * 2</answer>"] * 2, [[2, 5, 20]] * 2, [30, 44])
     [1.0, 0.1]
 
-    Source: compute_score in TinyZero's verl/utils/reward_score/countdown.py, which evaluates the answer as Python and
+    Source: compute_score in TinyZero's verl/utils/reward_score/countdown.py. It evaluates the answer as Python and
     allows an error of 1e-5. Stricter here: exact arithmetic, so a near miss is wrong, and only + - * / ( ) and plain
     decimal integers, so `**`, `//`, `2.5*10` from [2, 5, 10], `07` and `equation = target` are wrong. More lenient
     here: the last complete answer counts wherever it stands, not only on the last line, and it may span lines.
@@ -70,7 +70,7 @@ countdown_reward.task = Task(
 
 
 def multiplication_reward(completions, product, log_extra=None, log_metric=None, **kwargs):
-    """TinyZero's score for its second task: 0 without an answer, 0.1 for a wrong one, 1.0 for the product.
+    """Return TinyZero's score for its second task: 0 without an answer, 0.1 for a wrong one, 1.0 for the product.
 
     completions: B texts (or chat messages); product: B products, decimal strs or ints, None in rows of another task.
     Returns B floats, None for those rows. The answer is a plain decimal integer: `3_91`, `391.0`, `17*23` and
@@ -79,7 +79,7 @@ def multiplication_reward(completions, product, log_extra=None, log_metric=None,
     >>> multiplication_reward(["<answer>\\n391\\n</answer>", "<answer>3_91</answer>", "391"], ["391"] * 3)
     [1.0, 0.1, 0.0]
 
-    Source: compute_score in TinyZero's verl/utils/reward_score/multiply.py, which reads the last line alone.
+    Source: compute_score in TinyZero's verl/utils/reward_score/multiply.py. It reads the last line alone.
     """
     return multiplication_reward.task.score(completions, (product,), log_extra, log_metric)
 
@@ -105,19 +105,19 @@ multiplication_reward.task = Task(
 
 
 def boxed_math_reward(completions, solution=None, ground_truth=None, log_extra=None, log_metric=None, **kwargs):
-    r"""0 without a \boxed{...} that has content, 0.1 with one, 1.0 more for a right answer.
+    r"""Return 0 without a \boxed{...} that has content, 0.1 with one, and 1.0 more for a right answer.
 
     completions: B texts (or chat messages); solution, or ground_truth: B golds in LaTeX, as an answer alone or as a
-    text that ends in its box, None in rows of another task. Returns B floats, None for those rows; ValueError without
-    either column. The last box counts. r1zero/grading/latex.py compares answers. An unreduced answer (`45/9` for 5,
-    `7! \times 2!`) is wrong on purpose, as OpenAI's and PRIME's graders have it; what could not be decided in its time
-    is wrong too, and `undecided` is its share.
+    text that ends in its box, None in rows of another task. Returns B floats, None for those rows. Raises ValueError
+    without either column. The last box counts. r1zero/grading/latex.py compares answers. An unreduced answer (`45/9`
+    for 5, `7! \times 2!`) is wrong on purpose, as in OpenAI's and PRIME's graders. An answer that could not be decided
+    in time is wrong too, and `undecided` is the share of these.
 
     >>> boxed_math_reward([r"\boxed{0.5}", r"\boxed{2}", "1/2"], [r"so it is \boxed{\frac{1}{2}}"] * 3)
     [1.1, 0.1, 0.0]
 
-    Source: the x_r1_750 recipe on veRL, for the values; its pattern takes the first box, up to its first closing
-    brace. TRL's accuracy_reward, for math-verify; it leaves the wrapping of a bare gold to the data.
+    Source: the x_r1_750 recipe on veRL, for the values. Its pattern takes the first box, up to its first closing
+    brace. TRL's accuracy_reward, for math-verify. It leaves the wrapping of a bare gold to the data.
     """
     solution = ground_truth if solution is None else solution
     if solution is None:
@@ -133,12 +133,12 @@ def judge_boxed_math(completions, solution):
 
 
 def gold_answers(solution):
-    """Return the golds of B solutions: what the last box of a text holds, or the text; None stays None."""
+    """Return the golds of B solutions: the content of a text's last box, or the text. None stays None."""
     return [None if text is None else gold_answer(str(text)) for text in solution]
 
 
 def gold_answer(text):
-    r"""Return the gold of a solution (str): what its last box holds, or all of it, without the \[ \] of a display.
+    r"""Return the gold of a solution (str): the content of its last box, or all of it without a display's \[ \].
 
     >>> gold_answer(r"so it is \boxed{\frac{1}{2}}."), gold_answer(r"\[18\]"), gold_answer("x+1")
     ('\\frac{1}{2}', '18', 'x+1')
@@ -147,7 +147,7 @@ def gold_answer(text):
 
 
 def stated_gold(text):
-    """Return the gold of a solution. Raises ValueError for prose, which no answer equals: GSM8K's as they come."""
+    """Return the gold of a solution. Raises ValueError for prose such as GSM8K's raw golds: no answer equals it."""
     gold = gold_answer(str(text))
     if PROSE.search(gold):
         raise ValueError("a sentence, and the answer alone, or in a \\boxed{}, is wanted")
@@ -167,14 +167,14 @@ boxed_math_reward.task = Task(
 
 
 def code_reward(completions, tests, log_extra=None, log_metric=None, **kwargs):
-    r"""The share of its tests that the Python program of a completion passes: 0 without a program, 1.0 for all.
+    r"""Return the share of tests that the Python program of a completion passes: 0 without a program, 1.0 for all.
 
     completions: B texts (or chat messages); tests: B JSON strs {"inputs": [...], "outputs": [...], "fn_name"
-    optional}, None in rows of another task. Returns B floats, None for those rows; ValueError for tests that cannot be
-    read, RuntimeError if there is no sandbox. The last complete ```python block counts. It has 10 s for all of its
-    tests, and a batch of 64 has 256 s together, divided by the number of cores: 2 s for each program, whatever the
-    others do, and for those that need longer an even share of what is left. So an endless program takes nothing from a
-    right one that ends within 2 s.
+    optional}, None in rows of another task. Returns B floats, None for those rows. Raises ValueError for tests that
+    cannot be read, RuntimeError if there is no sandbox. The last complete ```python block counts. It has 10 s for all
+    of its tests, and a batch of 64 has 256 s together, divided by the number of cores. Each program has 2 s, whatever
+    the others do, and those that need longer divide the rest equally. So an endless program takes nothing from a right
+    one that ends within 2 s.
 
     >>> tests = '{"inputs": ["1\\n", "2\\n"], "outputs": ["2\\n", "3\\n"]}'
     >>> code_reward(["```python\nprint(2)\n```", "print(2)"], [tests, tests])  # doctest: +SKIP
@@ -186,7 +186,7 @@ def code_reward(completions, tests, log_extra=None, log_metric=None, **kwargs):
 
 
 def judge_code(completions, tests):
-    """Judge whether the program passes all of its `tests` (B JSON strs); a verdict has the share that it passes."""
+    """Judge whether the program passes all of its `tests` (B JSON strs). A verdict has the share that it passes."""
     own = [row for row, row_tests in enumerate(tests) if row_tests is not None]
     verdicts = [None] * len(completions)
     if not own:

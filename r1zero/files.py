@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: what stood there before stays until the new one is complete."""
+"""Write files whole or not at all: the old file stays until the new one is complete."""
 
 import contextlib
 import errno
@@ -13,22 +13,22 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NotWritten(OSError):
-    """A file that could not be written; the text is one line that says why, and what to do."""
+    """An error of one line: a file could not be written, why, and what to do."""
 
 
 @contextlib.contextmanager
 def replaced(path):
-    """Gives the path (Path) to write to instead of `path`, whose file takes the place of that at `path` in the end.
+    """Yield a path (Path) beside `path` to write to. At the end of the block its file replaces the one at `path`.
 
-    Where the block is left by an error or by Ctrl-C, the half-written file is removed and the old one stays. Raises
-    NotWritten where the folder cannot be written to, or where the disk is full.
+    If an error or Ctrl-C ends the block, the half-written file is removed and the old one stays. Raises NotWritten if
+    the folder cannot be written to or the disk is full.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-        part.unlink()  # until it is written, as what is written may be read from this folder
+        part.unlink()  # the block may read this folder before it writes
     except OSError as error:
         raise not_written(path, error) from error
     try:
@@ -37,7 +37,7 @@ def replaced(path):
     except NotWritten:  # of another file, written at the same time
         raise
     except OSError as error:
-        if not is_full(error):  # what is written may fail to be read too
+        if not is_full(error):  # the block may also fail to read its input
             raise
         raise not_written(path.parent, error) from error
     finally:
@@ -45,23 +45,23 @@ def replaced(path):
 
 
 def not_written(path, error):
-    """The NotWritten of an OSError. path: the file, or the folder where there may be several."""
+    """Return the NotWritten for an OSError. path: the file, or its folder if there may be several."""
     remedy = "make its folder writable"
     if error.errno in FULL or not error.errno:
         remedy = "free some space"
-    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    reason = os.strerror(error.errno) if error.errno else one_line(error)
     return NotWritten(
         f"{path} cannot be written to ({reason}), and what was there is whole: {remedy}, or name another folder"
     )
 
 
 def is_full(error):
-    """Whether an exception, or one that led to it, says that a disk is full, over its quota or read-only."""
+    """Return whether an exception or one of its causes says that a disk is full, over its quota or read-only."""
     numbers = (*FULL, errno.EROFS)
     reasons = [os.strerror(number) for number in numbers]
     reasons += ["PytorchStreamWriter failed writing", "unexpected pos"]  # torch gives no reason
     while error is not None:
-        if "/dev/shm" in str(error):  # NCCL's memory, and no disk
+        if "/dev/shm" in str(error):  # NCCL's shared memory is not a disk
             return False
         if getattr(error, "errno", None) in numbers or any(reason in str(error) for reason in reasons):
             return True
@@ -70,19 +70,19 @@ def is_full(error):
 
 
 def checksum(path):
-    """The SHA-256 of a file, as a hexadecimal str."""
+    """Return the SHA-256 of a file as a hexadecimal str."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksums(paths):
-    """Those of several files (list[str]), read side by side."""
+    """Return the SHA-256 of each file (list[str]); four threads read them."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(checksum, paths))
 
 
 def broken_line(path):
-    """The line of a safetensors file that is missing or cut short, None where it is whole: by its header and size."""
+    """Return an error line if a safetensors file is missing or cut short, by its header and size, otherwise None."""
     try:
         with safe_open(path, framework="np"):
             return None
@@ -91,11 +91,11 @@ def broken_line(path):
 
 
 def one_line(error):
-    """The text of an exception on one line."""
+    """Return the text of an exception on one line."""
     return " ".join(str(error).split())
 
 
 def shown(value):
-    """A value as it is written in Python, cut where it is long."""
+    """Return a value as Python writes it, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,4 +1,4 @@
-"""The few formulas behind the numbers of pages and evaluations: intervals, pass@k, deviations."""
+"""Compute the intervals, pass@k and deviations that pages and evaluations show."""
 
 import math
 from statistics import stdev
@@ -7,12 +7,12 @@ QUANTILE = 1.959964  # of the normal distribution: 95 % of it lie between this m
 
 
 def deviation(values):
-    """The standard deviation of a sample, 0 of a single value."""
+    """Return the standard deviation of a sample, 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0
 
 
 def wilson(share, size):
-    """The 95 % interval (low, high) of a share of `size` independent cases, after Wilson."""
+    """Return Wilson's 95 % interval (low, high) of a share (0 to 1) of `size` independent cases."""
     squared = QUANTILE**2 / size
     center = share + squared / 2
     half = math.sqrt(squared * (share * (1 - share) + squared / 4))
@@ -20,11 +20,12 @@ def wilson(share, size):
 
 
 def accuracy_interval(right, n):
-    """Wilson's 95 % interval (low, high) of accuracy. right: (N,) ints, how many of n completions of each problem are.
+    """Return Wilson's 95 % interval (low, high) of accuracy.
 
-    The completions of one problem are alike, so that N * n of them are worth less than as many independent ones. The
-    interval is for the number of independent ones that would vary as much as the mean over problems does: this is N
-    where n is 1, and at most N * n.
+    right: (N,) ints, right completions of each problem, out of n. Completions of one problem resemble each other, so
+    N * n of them hold less information than N * n independent ones. The interval uses an effective size: the number
+    of independent completions that would vary as much as the mean over problems does. It is N if n is 1, and at most
+    N * n.
     """
     share = float(right.mean()) / n
     variance = float(right.var()) / n**2
@@ -35,7 +36,7 @@ def accuracy_interval(right, n):
 
 
 def pass_at_k(n, c, k):
-    """The chance that one of k completions is right, from n of which c are: unbiased (Chen et al. 2021).
+    """Return the unbiased chance that one of k completions is right, if c of n were (Chen et al. 2021).
 
     >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 3, 2)
     (0.25, 0.5, 1.0)

@@ -1,4 +1,4 @@
-"""The processes of a run: how many there are, which one speaks, what each may compute with, and how they end."""
+"""Count the processes of a run, say their ranks, limit their threads and end them."""
 
 import os
 import socket
@@ -18,16 +18,16 @@ def is_main_process():
 
 
 def is_first_here():
-    """Return whether this is the first process of its machine, the one that reports what is wrong there."""
+    """Return whether this is local rank 0, the process that reports what is wrong on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def stop(what, errors):
-    """Exit with status 1. The first process of each machine prints why, one line an error (list[str])."""
+    """Exit with status 1. The first process of each machine prints `what` and the errors (list[str]), one a line."""
     if not is_first_here():
         sys.exit(1)
-    where = "" if is_main_process() else f" on {socket.gethostname()}"
-    sys.exit("\n  - ".join([f"train_countdown.py{where}: {what}:", *errors]))
+    host = "" if is_main_process() else f" on {socket.gethostname()}"
+    sys.exit("\n  - ".join([f"train_countdown.py{host}: {what}:", *errors]))
 
 
 def end_with_parent(number):
@@ -39,10 +39,10 @@ def end_with_parent(number):
 
 
 def take_threads():
-    """Give torch, and what this process starts, its share of the cores, unless the user has chosen a number.
+    """Let torch and child processes use this process's cores, unless the user has chosen a number of threads.
 
-    The launchers of accelerate and torch set OMP_NUM_THREADS to 1 if the user has not. They hand the variable on in
-    any case, so a user's own choice shows in the launcher's environment or among its flags.
+    The launchers of accelerate and torch set OMP_NUM_THREADS to 1 if the user has not set it. The user's own choice is
+    in the launcher's environment or among its flags.
     """
     if not is_launched(os.environ) or os.environ.get("OMP_NUM_THREADS") != "1":
         return
@@ -50,7 +50,7 @@ def take_threads():
         launcher = psutil.Process().parent()
         is_chosen = launcher is None or "OMP_NUM_THREADS" in launcher.environ()
         is_chosen = is_chosen or "num_cpu_threads" in " ".join(launcher.cmdline()).replace("-", "_")
-    except psutil.Error:  # it has ended, or is another user's
+    except psutil.Error:  # the launcher has ended, or is another user's
         return
     if is_chosen:
         return
@@ -61,17 +61,17 @@ def take_threads():
 
 
 def is_launched(environment):
-    """Return whether the launcher of accelerate or torch has started the process of this environment (a mapping)."""
+    """Return whether accelerate's or torch's launcher started the process of this environment (a mapping)."""
     return "ACCELERATE_MIXED_PRECISION" in environment or "LOCAL_WORLD_SIZE" in environment
 
 
 def share_of_cores():
-    """Return this process's share of those cores (int, at least 1) among the run's processes on the machine."""
+    """Return the cores of this process (int, at least 1) if the run's processes here divide them equally."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def cores():
     """Return how many of the machine's cores this process may use (int)."""
-    if hasattr(os, "sched_getaffinity"):  # which macOS lacks
+    if hasattr(os, "sched_getaffinity"):  # macOS lacks it
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

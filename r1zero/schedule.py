@@ -1,25 +1,30 @@
-"""What a run's settings mean for its course: generations and optimizer steps, evaluations, the type of arithmetic."""
+"""Work out generations, optimizer steps, evaluations and the arithmetic's type from a run's settings."""
 
 import math
 
-ROWS = 16  # sequences of one forward pass, at most, if no padding is computed (training/trainer.py)
+ROWS = 16  # sequences of one forward pass, at most, without padding (training/trainer.py)
 
 
 def span(values):
-    """Optimizer steps that one generation serves. values: every setting, or TRL's GRPOConfig."""
+    """Return the optimizer steps that one generation serves. values: every setting, or TRL's GRPOConfig."""
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
     return steps_per_generation * values.num_iterations / values.gradient_accumulation_steps
 
 
-def schedule(values, rows, processes):
-    """Prompts, completions and steps of a run, as a dict.
-
-    values: every setting; rows: training problems, or None where their number is not known, which leaves the steps
-    of an epoch None, and those of the run too where `max_steps` does not say them.
-    """
+def completions(values, processes):
+    """Return the completions of one generation on all processes (int)."""
     steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    completions = values.generation_batch_size or values.per_device_train_batch_size * processes * steps_per_generation
-    prompts = max(1, completions // values.num_generations)
+    return values.generation_batch_size or values.per_device_train_batch_size * processes * steps_per_generation
+
+
+def schedule(values, rows, processes):
+    """Return the prompts, completions and steps of a run as a dict.
+
+    values: every setting; rows: training problems, or None if not known. Then the steps of an epoch are None, and so
+    are those of the run unless `max_steps` gives them.
+    """
+    a_generation = completions(values, processes)
+    prompts = max(1, a_generation // values.num_generations)
     steps_an_epoch, steps, completions_in_all = None, None, None
     if rows is not None:
         steps_an_epoch = rows // prompts * span(values)
@@ -27,10 +32,10 @@ def schedule(values, rows, processes):
     if values.max_steps > 0:
         steps = values.max_steps
     if steps is not None:
-        completions_in_all = math.ceil(steps / span(values)) * completions
+        completions_in_all = math.ceil(steps / span(values)) * a_generation
     return {
         "prompts": prompts,
-        "completions": completions,
+        "completions": a_generation,
         "span": span(values),
         "steps_an_epoch": steps_an_epoch,
         "steps": steps,
@@ -39,12 +44,12 @@ def schedule(values, rows, processes):
 
 
 def evaluates(values):
-    """Whether a run evaluates on its held-out problems."""
+    """Return whether a run evaluates on its held-out problems."""
     return str(values.eval_strategy) != "no"
 
 
 def mixed_precision(values):
-    """bf16, fp16 or None: the type that a run's arithmetic is done in, as TRL decides it."""
+    """Return the type of mixed precision as TRL decides it: "bf16", "fp16" or None."""
     if values.bf16 or (values.bf16 is None and not values.fp16):
         return "bf16"
     return "fp16" if values.fp16 else None

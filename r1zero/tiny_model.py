@@ -1,21 +1,21 @@
-"""Make the embedded default's data and model here, in about three minutes on two cores: models/tiny and its problems.
+"""Make the problems and the model of the embedded default, models/tiny, in about three minutes on two cores.
 
     python -m r1zero.tiny_model                                       # numbers in configs/tiny_model.yaml
     python -m r1zero.tiny_model --steps 100 --output_dir models/quick # as everywhere, a flag overrides the YAML
 
-GRPO can only sharpen what a model sometimes does, and no pretrained model is at hand, so a very small one is taught
-the format and the arithmetic first: a systematic search, one candidate after another, each followed by its verdict.
+GRPO can only sharpen what a model sometimes does, and no pretrained model comes with this project. So a very small
+model learns the format and the arithmetic first: a systematic search, one candidate after another, each with its
+verdict.
 
     3*7 = 21: 21+5 = 26 no, 21-5 = 16 yes
     </think>
     <answer>(3*7)-5</answer>
 
-What it is deliberately not taught is patience. After every ` no`, ending the search is taught beside going on, with
-the weight `give_up_rate`, whatever the trace does next. So every equation and every verdict of the whole search is
-learned, while the model itself stops after a few tries and answers with the last one. Patience is what GRPO has to
-discover.
+It does not learn patience. After every ` no`, it learns to end the search as well as to continue, with the weight
+`give_up_rate`, whatever the trace does next. So it learns every equation and every verdict of the whole search, but
+stops after a few tries and answers with the last one. GRPO has to discover patience.
 
-It is a stand-in that exercises the whole pipeline, and no claim about any real model.
+The model exercises the whole pipeline. It says nothing about any real model.
 """
 
 import bisect
@@ -37,7 +37,7 @@ from r1zero import ROOT
 from r1zero.tasks import countdown
 from r1zero.tasks.prompts import fill_template, render_template
 
-# torch and transformers are imported where they are used: --help and a misspelt setting are answered without them
+# Functions import torch and transformers themselves: --help and a misspelt setting do without them
 
 END_OF_TEXT = "<|endoftext|>"
 GIVE_UP = "\n</think>\n<answer>"
@@ -46,20 +46,20 @@ PIECES = [GIVE_UP, "</answer>", " = ", ": ", " no", " yes", ", ", "\n", "+", "-"
 
 
 def setting(text):
-    """A field whose value stands in the YAML, with its line of --help."""
+    """Return a field without a default, as the YAML has its value. text: its line of --help."""
     return field(metadata={"help": text})
 
 
 @dataclass
 class TinyModelArguments:
-    """The numbers of configs/tiny_model.yaml."""
+    """The settings in configs/tiny_model.yaml."""
 
     output_dir: str = setting("folder to write the model to")
-    data_dir: str = setting("folder of the problems; they are made where it has none")
+    data_dir: str = setting("folder of the problems; they are made if it has none")
     max_number: int = setting("largest of the three numbers of a problem")
     max_target: int = setting("largest target of a problem")
     train_size: int = setting("problems to train on")
-    test_size: int = setting("problems held out, which the warm-up does not see either")
+    test_size: int = setting("held-out problems; the warm-up does not see them either")
     hidden_size: int = setting("width of the model")
     num_hidden_layers: int = setting("layers of the model")
     num_attention_heads: int = setting("attention heads of a layer")
@@ -67,12 +67,10 @@ class TinyModelArguments:
     rope_theta: float = setting("base of the rotary position embedding: the larger, the less a number's place counts")
     max_position_embeddings: int = setting("longest text in tokens, prompt and completion together")
     give_up_rate: float = setting("weight of the end of the search after a failed try; that of going on is the rest")
-    fruitless_share: float = setting(
-        "share of searches with a target out of reach, which end after any of their tries"
-    )
-    verdict_weight: float = setting("loss weight of ' no', where any other token has 1")
+    fruitless_share: float = setting("share of searches with a target out of reach; they end after any of their tries")
+    verdict_weight: float = setting("loss weight of ' no'; any other token has 1")
     yes_weight: float = setting("loss weight of ' yes'")
-    value_weight: float = setting("loss weight of a value, which follows an equals sign")
+    value_weight: float = setting("loss weight of a value after an equals sign")
     curriculum: float = setting("share of the warm-up over which the longest search allowed grows")
     shortest_cap: int = setting("tries of the longest search allowed at the start")
     steps: int = setting("optimizer steps of the warm-up")
@@ -84,9 +82,9 @@ class TinyModelArguments:
 
 
 def build_tokenizer():
-    """A byte-level tokenizer that encodes any text, with the prompt's fixed text in a few tokens.
+    """Return a byte-level tokenizer that encodes any text, and the prompt's fixed text in a few tokens.
 
-    A prompt of three numbers takes 9 tokens, and each number up to 99 one.
+    A prompt of three numbers takes 9 tokens, and each number up to 99 takes one.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -105,7 +103,7 @@ def build_tokenizer():
 
 
 def build_config(args, tokenizer):
-    """The shape of the model: Qwen2's architecture, very small."""
+    """Return the Qwen2Config of the model."""
     from transformers import Qwen2Config
 
     return Qwen2Config(
@@ -126,7 +124,7 @@ def build_config(args, tokenizer):
 
 
 def combinations(x, y):
-    """All (left, operator, right, value) of two numbers with a whole value in 0..99, in the order they are tried."""
+    """Return all (left, operator, right, value) of two numbers with a whole value in 0..99, in the order of search."""
     high, low = max(x, y), min(x, y)
     found = [(x, "+", y, x + y), (high, "-", low, high - low), (x, "*", y, x * y)]
     if low and high % low == 0:
@@ -135,8 +133,10 @@ def combinations(x, y):
 
 
 def candidates(nums):
-    """All candidates of three numbers in the order they are tried, as (value, text before it, its text, the answer it
-    stands for). Whole, non-negative steps are enough to solve every problem of three numbers."""
+    """Yield the candidates of three numbers in the order of search: (value, text before it, its text, its answer).
+
+    Whole, non-negative intermediate values are enough to solve every problem of three numbers.
+    """
     a, b, c = nums
     for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
         for left, operator, right, value in combinations(x, y):
@@ -149,7 +149,7 @@ def candidates(nums):
 
 
 def search(nums, target):
-    """The systematic search: the candidates up to the first that hits the target. Empty where none hits it."""
+    """Return the candidates up to the first that hits the target, [] if none does."""
     tried = []
     for candidate in candidates(nums):
         tried.append(candidate)
@@ -159,9 +159,9 @@ def search(nums, target):
 
 
 def fruitless_search(nums, targets, longest, rng):
-    """(target, candidates): one of `targets` that these numbers do not reach, and the first candidates up to any.
+    """Draw (target, candidates): one of `targets` that these numbers do not reach, and the first few candidates.
 
-    It shows the candidates that come late, which a search that succeeds seldom gets to. longest: of its candidates.
+    Such searches show late candidates, because a search that succeeds seldom gets to them. longest: most candidates.
     """
     tried = list(candidates(nums))
     reached = {candidate[0] for candidate in tried}
@@ -170,7 +170,7 @@ def fruitless_search(nums, targets, longest, rng):
 
 
 def write_trace(tried, solved):
-    """The completion that tries these candidates in turn and answers with the last, which is right if `solved`."""
+    """Return the completion that tries these candidates and answers with the last one, right if `solved`."""
     text = " no".join(before + candidate for _, before, candidate, _ in tried)
     verdict = "yes" if solved else "no"
     answer = tried[-1][3]
@@ -178,11 +178,11 @@ def write_trace(tried, solved):
 
 
 def warm_up_examples(problems, tokenizer, args, rng):
-    """Endless (input ids, loss weights, loss weights of giving up) of one prompt with its completion.
+    """Yield (input ids, loss weights, loss weights of giving up) of a prompt and its completion, without end.
 
-    Three lists of equal length. problems: list of (nums, target) with nums in the order of the prompt. The longest
-    search drawn from grows over the first `curriculum` of the warm-up: " yes" is rare in long ones, and to tell it
-    from " no" is learned last.
+    The three are lists of equal length. problems: list of (nums, target) with nums in the order of the prompt. Long
+    searches enter over the first `curriculum` of the warm-up: " yes" is rare in them, and the model learns last to
+    distinguish it from " no".
     """
     template = render_template(countdown.PROMPT, "base")
     targets = sorted({target for _, target in problems})
@@ -204,9 +204,9 @@ def warm_up_examples(problems, tokenizer, args, rng):
 
 
 def loss_weights(ids, tokenizer, args):
-    """(loss weights of a completion's own ids, loss weights of giving up there): two lists of floats.
+    """Return (loss weights of a completion's own ids, loss weights of giving up there): two lists of floats.
 
-    After a failed try, going on and giving up are both right, at the rate of giving up, whatever this trace does next.
+    After a failed try both are right, to continue and to give up, at give_up_rate, whatever this trace does next.
     """
     no, yes, equals, give_up = tokenizer.convert_tokens_to_ids([" no", " yes", " = ", GIVE_UP])
     weights, give_up_weights = [], []
@@ -226,7 +226,7 @@ def loss_weights(ids, tokenizer, args):
 
 
 def padded_batches(examples, batch_size, rng, pad_id, buffered=8):
-    """Endless padded batches of examples of similar length, three (B, T) tensors: ids and both kinds of weights."""
+    """Yield batches of examples of similar length without end: ids and both weights, three padded (B, T) tensors."""
     while True:
         pool = sorted(itertools.islice(examples, buffered * batch_size), key=lambda example: len(example[0]))
         for start in rng.sample(range(0, len(pool), batch_size), buffered):
@@ -235,7 +235,7 @@ def padded_batches(examples, batch_size, rng, pad_id, buffered=8):
 
 
 def padded(rows, fill):
-    """(B, T) tensor of B lists, filled up on the right."""
+    """Return the (B, T) tensor of B lists, padded on the right with `fill`."""
     import torch
 
     longest = max(len(row) for row in rows)
@@ -243,7 +243,7 @@ def padded(rows, fill):
 
 
 def train(model, tokenizer, problems, args):
-    """The supervised warm-up, in place."""
+    """Train `model` on searches, in place. problems: list of (nums, target)."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
@@ -273,21 +273,21 @@ def train(model, tokenizer, problems, args):
         loss = -(own + giving_up).sum() / (weights + give_up_weights).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for step in (*optimizers, *schedules):
-            step.step()
+        for each in (*optimizers, *schedules):
+            each.step()
         model.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
 def read_arguments(argv):
-    """TinyModelArguments from the YAML and the flags; what cannot be read ends the program with one line."""
+    """Return TinyModelArguments of the YAML and the flags. Exit with one line if they cannot be read."""
     if "--config" not in argv:
         argv = ["--config", str(ROOT / "configs" / "tiny_model.yaml"), *argv]
     parser = TrlParser(
         (TinyModelArguments,),
         prog="python -m r1zero.tiny_model",
         allow_abbrev=False,
-        description="Makes the embedded default's problems and its model, by a supervised warm-up of a few minutes. "
+        description="Make the embedded default's problems and its model, by a supervised warm-up of a few minutes. "
         "--config FILE names another YAML with all of these settings than configs/tiny_model.yaml.",
     )
     try:
@@ -295,12 +295,12 @@ def read_arguments(argv):
     except (OSError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"r1zero.tiny_model: the settings cannot be read ({error})")
     if unknown:
-        sys.exit(f"r1zero.tiny_model: found {' '.join(unknown)}, which is no setting; --help lists them all")
+        sys.exit(f"r1zero.tiny_model: found {' '.join(unknown)}: no such setting; --help lists them all")
     return args
 
 
 def data_flags(args):
-    """The words after `python preprocess.py` that write the problems."""
+    """Return the words (list[str]) after `python preprocess.py` that write the problems."""
     words = ["countdown", "--local_dir", args.data_dir, "--num_operands", "3"]
     for name in ("max_number", "max_target", "train_size", "test_size", "seed"):
         words += [f"--{name}", str(getattr(args, name))]
@@ -308,6 +308,7 @@ def data_flags(args):
 
 
 def main(argv=None):
+    """Make the problems if they do not exist, and the model. Exit with a line if the model exists already."""
     args = read_arguments(sys.argv[1:] if argv is None else argv)
     if not Path(args.data_dir, "test.parquet").exists():
         written = subprocess.run([sys.executable, str(ROOT / "preprocess.py"), *data_flags(args)])
@@ -333,7 +334,7 @@ def main(argv=None):
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(rows):,} problems to warm up on")
     train(model, tokenizer, problems, args)
 
-    # Written under another name first: a folder with the right name is a whole model
+    # Rename at the end, so that a folder of the final name is a whole model
     part = Path(f"{args.output_dir}.part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)

@@ -205,7 +205,7 @@ class TestChanged:
 
     def test_are_refused_and_no_others(self, errors):
         (line,) = errors(learning_rate=1e-5)
-        assert line.startswith("learning_rate was 0.0002 and is 1e-05, which checkpoint-4 decides: leave it out")
+        assert line.startswith("learning_rate was 0.0002 and is 1e-05, but checkpoint-4 decides it: leave it out")
         assert len(errors(optim="adafactor", save_steps=16)) == 2
         assert errors(lora_target_modules=["all-linear"], optim=OptimizerNames.ADAMW_TORCH_FUSED, max_steps=200) == []
         assert errors(save_steps=16, save_strategy="no") == [], "it is not used"

@@ -37,7 +37,7 @@ RUINS = {
         lambda step: {"frac_reward_zero_std": 1.0 if step > 20 else 0.9},
         "no group had two different rewards for 20 steps",
     ),
-    "format alone": (lambda step: {"reward": 0.1, "accuracy": 0.0}, "the reward stands at 0.100, which the format"),
+    "format alone": (lambda step: {"reward": 0.1, "accuracy": 0.0}, "the reward stands at 0.100, what the format"),
     "entropy": (lambda step: {"entropy": 0.5 if step < 10 else 0.01}, "entropy fell from 0.50 to 0.0"),
     "truncation": (lambda step: {"completions/clipped_ratio": 0.75}, "75% of the completions are cut off"),
     "a reward that is hacked": (

@@ -328,8 +328,8 @@ class TestSignals:
     @pytest.mark.parametrize("launched", [False, True])
     def test_end_of_a_launcher_of_one_process_which_hands_nothing_on_is_a_signal(self, monkeypatch, launched):
         asked = []
-        monkeypatch.setattr(stopping, "end_with_parent", asked.append)
-        monkeypatch.setattr(stopping, "is_launched", lambda environment: launched)
+        monkeypatch.setattr(stopping.processes, "end_with_parent", asked.append)
+        monkeypatch.setattr(stopping.processes, "is_launched", lambda environment: launched)
         before = signal.getsignal(signal.SIGTERM)
         with new_stopping() as signals:
             os.kill(os.getpid(), signal.SIGTERM)

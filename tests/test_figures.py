@@ -12,7 +12,7 @@ HISTORY = [*TRAINED, *EVALUATED]
 
 def drawn(panels, groups):
     """The visible axes of a figure."""
-    figure = charts.draw_charts(charts.choose_charts(panels, groups))
+    figure = charts.draw_charts(panels, groups)
     return [axis for axis in figure.axes if axis.get_visible()]
 
 
@@ -24,7 +24,7 @@ def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logg
     assert [text.get_text() for text in rewards.get_legend().get_texts()] == ["reward", "accuracy"]
     assert len(signal.lines) == 1, "an evaluation has one completion a group"
     assert signal.get_ylim() == (0, 1.02) and rewards.get_ylim()[0] == 0 and rewards.get_ylim()[1] != 1.02
-    nothing = charts.draw_charts(charts.choose_charts(charts.COURSE, {"run": [[]]}))
+    nothing = charts.draw_charts(charts.COURSE, {"run": [[]]})
     assert nothing is None and charts.svg(nothing) is None
 
 
@@ -53,6 +53,5 @@ def test_what_a_users_reward_logs_has_a_panel_of_its_own():
 def test_any_name_of_a_metric_can_be_drawn():
     for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
         history = [{"step": 1, name: 2.0}]
-        chosen = charts.choose_charts(charts.own_panels([name]), {"run": [history]})
-        text = charts.svg(charts.draw_charts(chosen))
+        text = charts.svg(charts.draw_charts(charts.own_panels([name]), {"run": [history]}))
         assert text.startswith("<svg") and "<b>" not in text

@@ -114,7 +114,7 @@ def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--stepz", "3"], "found --stepz 3, which is no setting; --help lists them all", id="a typo"),
+        pytest.param(["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all", id="a typo"),
         pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
         pytest.param(["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML", id="a list"),
         pytest.param(

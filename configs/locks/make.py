@@ -1,4 +1,4 @@
-"""Writes the lock files beside it, which name every version and hash that setup.sh installs, from pyproject.toml.
+"""Write the lock files beside this one from pyproject.toml: every version and hash that setup.sh installs.
 
     pip install uv                            # into any environment: only this command needs it
     python configs/locks/make.py              # keeps what is locked and still fits the pins
@@ -9,7 +9,7 @@ torch-cpu.txt  PyTorch's builds for the CPU on Linux, from PyTorch's own index
 base.txt       all else that training and the tests need
 gpu.txt        what vLLM and bitsandbytes add
 
-They hold for Python 3.11 to 3.14, on Linux (x86_64, aarch64) and macOS from 14 on: markers tell what is for which.
+They hold for Python 3.11 to 3.14, on Linux (x86_64, aarch64) and macOS from 14 on: markers select the lines.
 """
 
 import argparse
@@ -29,23 +29,25 @@ OF_TORCH = re.compile(r"torch|triton|setuptools|nvidia-.*|cuda-.*")
 
 
 def compile_lock(requirements, folder, *flags):
-    """The lock of pip's requirements (lines of text), as a dict of a name's lines, hashes included."""
-    source, lock = folder / "requirements.in", folder / "lock.txt"  # an older lock there is kept to
+    """Lock pip's requirements (lines of text). Return {package: its lines with hashes}."""
+    source, lock = folder / "requirements.in", folder / "lock.txt"  # uv keeps the versions of a lock that is there
     source.write_text("\n".join(requirements) + "\n")
     subprocess.run([*UV, "--generate-hashes", *flags, "--output-file", lock, source], check=True, cwd=ROOT)
     packages = {}
     for entry in re.findall(r"^\S.*\n(?:[ \t].*\n)*", lock.read_text(), flags=re.MULTILINE):
         name = re.match(r"[\w.-]+", entry)[0]
-        packages[name] = packages.get(name, "") + entry  # one for each marker where versions differ
+        packages[name] = packages.get(name, "") + entry  # one for each marker if versions differ
     return packages
 
 
 def write(name, packages, *names):
+    """Write a lock file of these packages ({package: its lines}), sorted by name."""
     header = "# Written by configs/locks/make.py, not by hand\n"
     (HERE / name).write_text(header + "".join(packages[each] for each in sorted(names)))
 
 
 def main():
+    """Write the four lock files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that fit the pins")
     arguments = parser.parse_args()
@@ -67,7 +69,7 @@ def main():
         of_torch = {name for name in with_torch if OF_TORCH.fullmatch(name)}
         write("torch.txt", with_torch, *of_torch)
         write("base.txt", with_base, *with_base.keys() - of_torch)
-        # Also what the others need on fewer systems than vLLM does
+        # And packages of base.txt that vLLM needs on more systems
         write("gpu.txt", everything, *(name for name in everything if everything[name] != with_base.get(name)))
         try:
             of_cpu = compile_lock([f"{torch}+cpu"], folder, "--no-deps", "--torch-backend=cpu")

@@ -1,1 +1,1 @@
-"""What was learned: the console, a run's folder and its page."""
+"""What was learned: show it on the console and on the page of a run's folder."""

@@ -1,4 +1,4 @@
-"""The charts of a page: which metrics share a panel, what a run has logged of them, and how a panel is drawn."""
+"""Draw the charts of a page: a panel for each group of metrics of which a run has logged something."""
 
 import io
 import math
@@ -11,13 +11,13 @@ from r1zero.grading.behaviours import PHRASES
 from r1zero.intervals import deviation
 from r1zero.tasks.countdown import CELL_METRICS
 
-NUMBER, SHARE = "{:.2f}", "{:.1%}"  # how a value of a metric reads; a share lies between 0 and 1
+NUMBER, SHARE = "{:.2f}", "{:.1%}"  # forms of values in tables; a share lies between 0 and 1
 TRAINING_ALONE = "frac_reward_zero_std"  # an evaluation has one completion a group
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged metric. name: without `eval_`; label: in legends and tables; form: how its values read in tables."""
+    """Holds a metric's name without `eval_`, its label in legends and tables, and the form of its values in tables."""
 
     name: str
     label: str
@@ -26,42 +26,14 @@ class Metric:
 
 @dataclass
 class Panel:
-    """Metrics that are drawn together."""
+    """Holds metrics that share a chart."""
 
     title: str
     metrics: list[Metric]
 
 
-@dataclass
-class Curve:
-    """A metric over runs: means and standard deviations at the steps that all of the runs have logged."""
-
-    steps: list[int]
-    means: list[float]
-    deviations: list[float]
-
-
-@dataclass
-class Line:
-    """A metric of a panel as it is drawn for some runs; color: of matplotlib's cycle."""
-
-    label: str
-    color: str
-    training: Curve
-    held_out: Curve
-
-
-@dataclass
-class Chart:
-    """A panel with what is drawn in it; shares: whether all of it lies between 0 and 1."""
-
-    title: str
-    lines: list[Line]
-    shares: bool
-
-
 def cell_metrics():
-    """The accuracy in each kind of Countdown problem."""
+    """Return the metrics of accuracy in each cell of Countdown."""
     metrics = []
     for numbers in range(2, 7):
         for kind, name in CELL_METRICS.items():
@@ -104,12 +76,8 @@ LEARNED = [
 
 
 def logged_names(histories):
-    """The set of the names, without eval_, that the entries of some runs have. histories: lists of entries (dicts)."""
-    names = set()
-    for history in histories:
-        for entry in history:
-            names.update(name.removeprefix("eval_") for name in entry)
-    return names
+    """Return the set of logged names, without eval_. histories: lists of entries (dicts), one for each run."""
+    return {name.removeprefix("eval_") for history in histories for entry in history for name in entry}
 
 
 def learned_panels(histories):
@@ -127,108 +95,80 @@ def own_panels(names):
 
 
 def curve(histories, name):
-    """The Curve of a metric over runs, by its whole name; histories: their logged entries."""
+    """Return a metric's steps, means and standard deviations over runs, at the steps that all of them have logged.
+
+    histories: lists of entries, one for each run; name: with eval_ if it is of evaluations.
+    """
     logged = []
     for history in histories:
         logged.append({entry["step"]: entry[name] for entry in history if entry.get(name) is not None})
-    steps = sorted(set.intersection(*[set(values) for values in logged]))
-    found = Curve(steps, [], [])
-    for step in steps:
-        values = [of_run[step] for of_run in logged]
-        found.means.append(fmean(values))
-        found.deviations.append(deviation(values))
-    return found
+    steps = sorted(set.intersection(*map(set, logged)))
+    values = [[of_run[step] for of_run in logged] for step in steps]
+    return steps, [fmean(at_step) for at_step in values], [deviation(at_step) for at_step in values]
 
 
-def choose_lines(panel, groups, logged):
-    """What a panel draws: a Line for each metric that some run has logged, and each group."""
-    lines = []
-    for metric in panel.metrics:
-        if metric.name not in logged:
-            continue
-        for group, histories in groups.items():
-            held_out = curve(histories, f"eval_{metric.name}")
-            if metric.name == TRAINING_ALONE:
-                held_out = Curve([], [], [])
-            label = group if len(groups) > 1 else metric.label
-            lines.append(Line(label, f"C{len(lines) % 10}", curve(histories, metric.name), held_out))
-    return lines
+def draw_charts(panels, groups, columns=2):
+    """Return a matplotlib figure with a chart for each panel that has logged metrics, or None if no panel has.
 
-
-def choose_charts(panels, groups):
-    """The charts of those panels of which something was logged.
-
-    groups: dict of a label to the histories of its runs. Colours tell the metrics of a panel apart, or the groups,
-    where there are several.
+    groups: dict of a label to the histories of its runs. Colours distinguish the metrics of a panel, and also the
+    groups if there are several.
     """
-    logged = set()
-    for histories in groups.values():
-        logged |= logged_names(histories)
-    charts = []
-    for panel in panels:
-        lines = choose_lines(panel, groups, logged)
-        shares = all(metric.form == SHARE for metric in panel.metrics if metric.name in logged)
-        if lines:
-            charts.append(Chart(panel.title, lines, shares))
-    return charts
-
-
-def draw_charts(charts, columns=2):
-    """A figure with a grid of charts, or None where there are none."""
-    if not charts:
+    logged = logged_names([history for histories in groups.values() for history in histories])
+    panels = [Panel(panel.title, [metric for metric in panel.metrics if metric.name in logged]) for panel in panels]
+    panels = [panel for panel in panels if panel.metrics]
+    if not panels:
         return None
-    from matplotlib.figure import Figure  # here, as only a page that is drawn needs it
+    from matplotlib.figure import Figure  # here, as training imports this module and draws at its end
 
-    rows = math.ceil(len(charts) / columns)
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, chart in zip(axes.flat, charts, strict=False):
-        draw_chart(axis, chart)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        draw_panel(axis, panel, groups)
     axes[0, 0].get_legend().set_title("lines: training, dots: held out", {"size": 8})
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
-    for axis in axes.flat[len(charts) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     return figure
 
 
-def draw_chart(axis, chart):
-    """Draws a chart from 0 upwards, or from below where a reward or a metric of it is negative."""
-    for line in chart.lines:
-        draw_line(axis, line)
-    lowest = min([0, *(value for line in chart.lines for value in (*line.training.means, *line.held_out.means))])
-    axis.set_title(as_text(chart.title))
-    if lowest == 0:
-        axis.set_ylim(0, 1.02 if chart.shares else None)
+def draw_panel(axis, panel, groups):
+    """Draw a line in training and dots on the held-out set for each metric and group, from 0 or below upwards."""
+    pairs = [(metric, group) for metric in panel.metrics for group in groups]
+    for place, (metric, group) in enumerate(pairs):
+        training = curve(groups[group], metric.name)
+        held_out = curve(groups[group], f"eval_{metric.name}")
+        if metric.name == TRAINING_ALONE:
+            held_out = [], [], []
+        color, label = f"C{place % 10}", as_text(group if len(groups) > 1 else metric.label)
+        if training[0]:
+            draw_curve(axis, training, color, label, "-", 1 if held_out[0] else 1.5)
+            label = None  # once in the legend
+        if held_out[0]:
+            draw_curve(axis, held_out, color, label, "o-", 2)
+    axis.set_title(as_text(panel.title))
+    if all(min(line.get_ydata()) >= 0 for line in axis.lines):
+        axis.set_ylim(0, 1.02 if all(metric.form == SHARE for metric in panel.metrics) else None)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
 
 
-def draw_line(axis, line):
-    """Draws a line in training, dots on the held-out set, and bands of one deviation over runs."""
-    label = as_text(line.label)
-    if line.training.steps:
-        width = 1 if line.held_out.steps else 1.5
-        draw_curve(axis, line.training, line.color, label, "-", width)
-        label = None  # once in the legend
-    if line.held_out.steps:
-        draw_curve(axis, line.held_out, line.color, label, "o-", 2)
-
-
-def draw_curve(axis, of_metric, color, label, style, width):
-    axis.plot(of_metric.steps, of_metric.means, style, color=color, label=label, linewidth=width, markersize=4)
-    low = np.subtract(of_metric.means, of_metric.deviations)
-    high = np.add(of_metric.means, of_metric.deviations)
-    axis.fill_between(of_metric.steps, low, high, color=color, alpha=0.2, linewidth=0)
+def draw_curve(axis, points, color, label, style, width):
+    """Draw means with a band of one standard deviation. points: as `curve` returns them."""
+    steps, means, deviations = points
+    axis.plot(steps, means, style, color=color, label=label, linewidth=width, markersize=4)
+    low, high = np.subtract(means, deviations), np.add(means, deviations)
+    axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def as_text(name):
-    """A name that a user gave to a metric or a run. matplotlib would take what stands between two $ for a formula."""
+    """Escape a user's name of a metric or a run for matplotlib, as it takes text between two $ for a formula."""
     return name.replace("$", r"\$")
 
 
 def svg(figure):
-    """The figure as an <svg> element, or None for None."""
+    """Return the figure as an <svg> element (str), or None for None."""
     if figure is None:
         return None
     from matplotlib import rc_context

@@ -1,7 +1,7 @@
-"""What the page's reader of completions shows: the same held-out problems at one evaluation after the other.
+"""Read the completions of the same held-out problems at each evaluation, for the page's reader.
 
-It reads the tables of completions that TRL writes into a run's folder. The answers and the verdicts stand in columns
-that the run's reward functions fill in.
+TRL writes tables of completions into a run's folder. The run's reward functions fill in their columns of answers and
+verdicts.
 """
 
 import math
@@ -16,15 +16,14 @@ from r1zero.grading.extract import completion_text
 from r1zero.report import run_folder
 
 PROBLEMS, EVALUATIONS = 100, 12  # at most
-LONGEST = 40_000  # characters of a text that are shown: about 10,000 tokens
+LONGEST = 40_000  # characters shown of a text: about 10,000 tokens
 
 
 def visible(text, longest=LONGEST):
-    r"""A text that a model wrote, as it can be shown: nothing in it is acted upon, and its length is bounded.
+    r"""Return a model's text so that it is safe to show, without the middle if it has more than `longest` characters.
 
-    A terminal would obey control characters, and a browser those for the direction of writing. So what does not print
-    stands there as Python writes it, except for line breaks and tabs. Of a text that is longer than `longest`
-    characters the middle is left out.
+    A terminal obeys control characters, and a browser those for the direction of writing. So unprintable characters
+    except line breaks and tabs become Python's escapes.
 
     >>> visible("\x1b[2J 1+2\r\n")
     '\\x1b[2J 1+2\\r\n'
@@ -38,10 +37,10 @@ def visible(text, longest=LONGEST):
 
 
 def read_completion(row, tables):
-    """Return a row of the table of completions for the reader: problem and completion as dicts of strs and numbers.
+    """Return the problem and the completion of a row of the table, as dicts of strs and numbers.
 
-    tables: dict of each reward function's name to its columns (answer, verdict, [problem ...]). The function whose
-    column of verdicts is filled in is that of the row's task.
+    tables: {reward function: its columns (answer, verdict, [problem ...])}. The row's task is the one of the function
+    that has filled in its verdict.
     """
     verdict, answer, about = "", None, {}
     for name, (answer_column, verdict_column, problem_columns) in tables.items():
@@ -50,7 +49,7 @@ def read_completion(row, tables):
             about = {}
             for column in problem_columns:
                 if row.get(column) is not None:
-                    # A user's columns are named after the function, which says nothing to a reader
+                    # The function's name before a user's columns says nothing to a reader
                     about[column.removeprefix(f"{name}_")] = as_json(row[column])
     text = completion_text(row["completion"])
     counts = count_behaviours(text)
@@ -72,7 +71,7 @@ def read_completion(row, tables):
 
 
 def tables_of(run):
-    """Return the columns of each reward function of a run, as read_completion takes them."""
+    """Return {reward function: its columns} of a run, for read_completion."""
     recorded = run_folder.recorded_tables(run.config)
     tables = {}
     for name in run.settings["reward_funcs"]:
@@ -82,14 +81,14 @@ def tables_of(run):
 
 
 def as_json(value):
-    """A value of the table of completions that a page can hold: what a user's reward logs may be anything."""
+    """Return a value of the table so that JSON can hold it, as a user's reward may log anything."""
     if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return visible(str(value))
 
 
 def evaluation_tables(run):
-    """(step, path) of the tables of completions of some evaluations, from the first to the last, evenly spread."""
+    """Return (step, path) of the tables of at most EVALUATIONS evaluations, evenly spread from first to last."""
     tables = []
     for evaluation in run_folder.evaluations(run.history):
         path = run.folder / "completions" / f"completions_{evaluation['step']:05d}.parquet"
@@ -100,7 +99,7 @@ def evaluation_tables(run):
 
 
 def evaluation_rows(run, path):
-    """The rows (dicts) of an evaluation in a table of completions; None where it cannot be read, which is said."""
+    """Return an evaluation's rows (dicts) in a table of completions. Print a line and return None if it is broken."""
     try:
         table = pq.read_table(path)
         lacking = [name for name in ("prompt", "completion") if name not in table.column_names]
@@ -110,15 +109,15 @@ def evaluation_rows(run, path):
     if error:
         print(f"{path} is left out of the page, as it cannot be read ({error})", flush=True)
         return None
-    # An evaluation has as many completions of a problem as training, unless it has a number of its own
+    # An evaluation has as many completions of a problem as training, unless num_generations_eval is set
     completions_each = run.settings.get("num_generations_eval") or run.settings.get("num_generations") or 1
     return table.to_pylist()[-run.metrics["after"]["n"] * completions_each :]  # rows of training come first
 
 
 def read_completions(run):
-    """The same held-out problems at every evaluation, as {"steps": [...], "problems": [...]} for the page's reader."""
+    """Return {"steps": [...], "problems": [...], "of": number of problems} for the page's reader."""
     steps, tables = [], tables_of(run)
-    rows_of = {}  # of a problem, which is its prompt and which of its completions: a row for each of the steps
+    rows_of = {}  # {(prompt, number of its completion): {place in steps: row}}
     for step, path in evaluation_tables(run):
         rows = evaluation_rows(run, path)
         if rows is None:
@@ -130,7 +129,7 @@ def read_completions(run):
             prompt = completion_text(row["prompt"])
             seen[prompt] += 1
             rows_of.setdefault((prompt, seen[prompt]), {})[place] = row
-    # Those that the most steps have come first
+    # Problems that are in the most evaluations come first
     by_steps = sorted(rows_of.items(), key=lambda problem: -len(problem[1]))
     problems = []
     for (prompt, _), rows in by_steps[:PROBLEMS]:

@@ -1,6 +1,4 @@
-"""What the console shows while a run goes on: a progress bar, one aligned line a logging step, now and then a whole
-completion, and, once each, warnings of what ruins runs.
-"""
+"""Show a run on the console: a progress bar, one aligned line a logging step, some whole completions, and warnings."""
 
 import math
 import time
@@ -15,7 +13,7 @@ from r1zero.grading.extract import completion_text
 from r1zero.report import run_folder
 from r1zero.report.completions import visible
 
-WINDOW = 20  # optimizer steps that something must last before it is warned of
+WINDOW = 20  # optimizer steps over which a warning takes its means
 COLUMNS = {  # metric: its name and form in the line
     "reward": ("reward", "{:6.3f}"),
     "accuracy": ("accuracy", "{:6.1%}"),
@@ -23,12 +21,12 @@ COLUMNS = {  # metric: its name and form in the line
     "entropy": ("entropy", "{:6.3f}"),
     "frac_reward_zero_std": ("no signal", "{:4.0%}"),
 }
-LONGEST_SHOWN = 10_000  # characters of a completion, and of what is said of it
+LONGEST_SHOWN = 10_000  # characters of a completion, and of each other column
 NOT_SHOWN = ("step", "prompt", "completion", "advantage")  # columns of the table of completions
 
 
 class Console(ProgressCallback):
-    """Transformers' progress bar, with a line for people where it prints a dictionary.
+    """Shows transformers' progress bar, with an aligned line instead of a dictionary.
 
     scorers: the run's reward functions (training/reward_functions.py); held_out: problems in an evaluation;
     price_per_hour: of the whole machine, or None; show_every: optimizer steps between two whole completions, 0 for
@@ -42,38 +40,40 @@ class Console(ProgressCallback):
         self.price_per_hour = price_per_hour
         self.show_every = show_every
         self.warnings = Warnings(min((s.format_reward for s in scorers if s.format_reward is not None), default=None))
-        self.started = time.monotonic()  # seconds of the clock, less those that the run took before it was resumed
-        self.next_save = 0.0  # when the results are saved again, in seconds of the clock
-        self.shown = 0  # the step whose completion was shown last
+        self.started = time.monotonic()  # seconds of the clock, less those of the run before it was resumed
+        self.next_save = 0.0  # time of the next save of the results, in seconds of the clock
+        self.shown = 0  # step of the last completion that was shown
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        # TRL makes transformers say this at every step
+        # TRL makes transformers print it at every step
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.* is deprecated")
         now = time.monotonic()
         self.started = now - run_folder.seconds_before(Path(args.output_dir), state.global_step)
         self.first = self.last = (now, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Writes the line of an evaluation or of a step, warns of what goes wrong, and saves the results so far."""
+        """Write the line of an evaluation or of a step, warn of what goes wrong, and save the results so far."""
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "eval_reward" in logs:
             self.training_bar.write(evaluation_line(state, logs, self.own_metrics()))
         elif "reward" in logs:
             self.training_bar.write(self.training_line(args, state, logs))
-            self.warn(state.global_step, logs)
+            for warning in self.warnings.see(state.global_step, logs):
+                self.training_bar.write(f"WARNING at step {state.global_step}: {warning}")
         self.save_now_and_then(args, state)
 
     def training_line(self, args, state, logs):
-        """The line of a logging step: its metrics, its speed, the time that is left, the cost."""
+        """Return the line of a logging step: its metrics, speed, the time left, the cost."""
         now, step = time.monotonic(), state.global_step
-        last_time, last_step = self.last
+        (first_time, first_step), (last_time, last_step) = self.first, self.last
         self.last = (now, step)
         seconds_a_step = (now - last_time) / max(1, step - last_step)
         completions_a_step = args.generation_batch_size / schedule.span(args)
         tokens_a_step = completions_a_step * (logs.get("completions/mean_length") or 0)
-        seconds_left = self.seconds_left(state, now)
+        # At the mean speed of this process, evaluations included
+        seconds_left = (state.max_steps - step) * ((now - first_time) / max(1, step - first_step))
         parts = [
             *line_start(state, logs),
             f"{seconds_a_step:6.2f} s/step",
@@ -81,51 +81,32 @@ class Console(ProgressCallback):
             f"left {clock(seconds_left)}",
         ]
         if self.price_per_hour:
-            parts.append(self.cost(seconds_left))
+            spent = (now - self.started) / 3600 * self.price_per_hour
+            parts.append(f"cost {spent:,.2f} of {spent + seconds_left / 3600 * self.price_per_hour:,.2f}")
         return "  ".join([*parts, *own_values(logs, self.own_metrics())])
 
     def own_metrics(self):
-        """Return the names that a user's reward functions have logged so far."""
+        """Return the metrics (list[str]) that a user's reward functions have logged so far."""
         return sorted(set().union(*(scorer.own_metrics for scorer in self.scorers)))
 
-    def seconds_left(self, state, now):
-        """Seconds to the last step, at the mean speed of this process, evaluations included."""
-        first_time, first_step = self.first
-        seconds_a_step = (now - first_time) / max(1, state.global_step - first_step)
-        return (state.max_steps - state.global_step) * seconds_a_step
-
-    def cost(self, seconds_left):
-        """What the run has cost so far, and what it will have cost at its end."""
-        spent = self.seconds() / 3600 * self.price_per_hour
-        all_of_it = spent + seconds_left / 3600 * self.price_per_hour
-        return f"cost {spent:,.2f} of {all_of_it:,.2f}"
-
-    def warn(self, step, logs):
-        for warning in self.warnings.see(step, logs):
-            self.training_bar.write(f"WARNING at step {step}: {warning}")
-
     def save_now_and_then(self, args, state):
-        """Saves what the report reads while the run goes on.
+        """Save what the report reads, in at most 1 % of the run's time.
 
-        The files hold all that was logged, so that they take ever longer to write. The next time comes after 100 times
-        what this time took: saving takes 1 % of a run at most, and is done at every logging step where it is quick.
+        The files hold all that was logged, so they take longer and longer to write. The next save comes after 100
+        times as long as this one took, at every logging step if that is quick.
         """
         began = time.monotonic()
         if began >= self.next_save:
             self.save(args, state)
-            took = time.monotonic() - began
-            self.next_save = began + 100 * took
+            self.next_save = began + 100 * (time.monotonic() - began)
 
     def save(self, args, state):
-        """Write what the report reads, with the time so far."""
-        run_folder.save(Path(args.output_dir), state, args, self.held_out, self.seconds(), self.own_metrics())
-
-    def seconds(self):
-        """Seconds since training began, in all processes that the run was resumed by."""
-        return time.monotonic() - self.started
+        """Write what the report reads, with the seconds so far, those before a resume included."""
+        seconds = time.monotonic() - self.started
+        run_folder.save(Path(args.output_dir), state, args, self.held_out, seconds, self.own_metrics())
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Shows the first completion of the newest table, which TRL writes after it has logged."""
+        """Show the first completion of the newest table. TRL writes the table after it has logged."""
         if not self.show_every or state.global_step < self.shown + self.show_every:
             return
         table = Path(args.output_dir, "completions", f"completions_{state.global_step:05d}.parquet")
@@ -136,13 +117,13 @@ class Console(ProgressCallback):
 
 
 def evaluation_line(state, logs, own_metrics):
-    """The line of an evaluation. It has one completion a group, so that no group could give a signal."""
+    """Return the line of an evaluation, without the share of groups without signal: its groups have one completion."""
     metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if "zero_std" not in name}
     return "  ".join([*line_start(state, metrics), "held out", *own_values(metrics, own_metrics)])
 
 
 def line_start(state, metrics):
-    """How far the run is, and the metrics of COLUMNS that there are."""
+    """Return the step and those COLUMNS that were logged (list[str])."""
     parts = [f"step {state.global_step:>5}/{state.max_steps}"]
     for metric, (name, form) in COLUMNS.items():
         value = metrics.get(metric)
@@ -152,7 +133,7 @@ def line_start(state, metrics):
 
 
 def own_values(metrics, names):
-    """Return what a user's rewards have logged under some names, as strs of a name and its value."""
+    """Return "name value" (list[str]) of those metrics of a user's rewards that were logged."""
     parts = []
     for name in names:
         if isinstance(metrics.get(name), int | float):
@@ -161,7 +142,7 @@ def own_values(metrics, names):
 
 
 def clock(seconds):
-    """Hours, minutes and seconds: 5h37m, 4m05s."""
+    """Return seconds as hours and minutes, or minutes and seconds: 5h37m, 4m05s."""
     minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02d}m"
@@ -169,7 +150,7 @@ def clock(seconds):
 
 
 def completion_lines(row):
-    """A row of the table of completions as TinyZero prints one: the problem, the answer, the verdict, the text."""
+    """Return a row of the table of completions as TinyZero prints one: problem, answer, verdict, text."""
     lines = ["-" * 80]
     for name, value in row.items():
         if name not in NOT_SHOWN and value is not None:
@@ -179,64 +160,54 @@ def completion_lines(row):
 
 
 class Warnings:
-    """What is going wrong, said once each, with the reading and what to try."""
+    """Says what goes wrong once, with the reading and what to try, from the metrics of the first and the last steps.
+
+    format_reward: the reward for a right format alone, or None. The mean of a metric that is not logged is NaN. No
+    comparison with it is true, so it brings no warning.
+    """
 
     def __init__(self, format_reward):
-        self.readings = Readings(format_reward)
+        self.format_reward = format_reward
+        self.first = None  # (step, metrics) of the first logging step
+        self.history = []  # (step, metrics) of the last 2 * WINDOW steps
         self.said = set()
 
     def see(self, step, logs):
-        """The warnings (list of str) that the metrics of this logging step bring. step: the one that they reach to."""
-        self.readings.add(step, logs)
-        if step < self.readings.first_step + WINDOW:
+        """Return the new warnings (list[str]) after a logging step. logs: its metrics."""
+        self.first = self.first or (step, logs)
+        self.history = [*((at, seen) for at, seen in self.history if at > step - 2 * WINDOW), (step, logs)]
+        if step < self.first[0] + WINDOW:
             return []
         new = []
         for warning in WARNINGS:
-            text = warning(self.readings)
+            text = warning(self)
             if text and warning not in self.said:
                 self.said.add(warning)
                 new.append(text)
         return new
 
-
-class Readings:
-    """The metrics of the last steps, and of the first one. format_reward: what a right format alone gets, or None.
-
-    A mean of nothing is nan, with which no comparison holds: a metric that is not logged is not warned of.
-    """
-
-    def __init__(self, format_reward):
-        self.format_reward = format_reward
-        self.first_step = None
-        self.first_logs = {}
-        self.history = []  # (step, its metrics)
-
-    def add(self, step, logs):
-        if self.first_step is None:
-            self.first_step, self.first_logs = step, logs
-        self.history.append((step, logs))
-        self.history = [(at, seen) for at, seen in self.history if at > step - 2 * WINDOW]
-
     def at_first(self, metric):
-        """The metric at the first logging step, 0 where it has none."""
-        return self.first_logs.get(metric) or 0
+        """Return the metric at the first logging step, 0 if it has none."""
+        return self.first[1].get(metric) or 0
 
     def now(self, metric):
-        """The mean over the last WINDOW optimizer steps."""
+        """Return the mean over the last WINDOW optimizer steps."""
         step, _ = self.history[-1]
         return self.mean(metric, step - WINDOW, step)
 
     def before(self, metric):
-        """The mean over the WINDOW optimizer steps before those."""
+        """Return the mean over the WINDOW optimizer steps before those."""
         step, _ = self.history[-1]
         return self.mean(metric, step - 2 * WINDOW, step - WINDOW)
 
     def mean(self, metric, begin, end):
+        """Return the mean over the steps after `begin` up to `end`."""
         found = [seen[metric] for at, seen in self.history if begin < at <= end and seen.get(metric) is not None]
         return sum(found) / len(found) if found else math.nan
 
 
 def no_signal(readings):
+    """Warn if no group has had a signal."""
     if readings.now("frac_reward_zero_std") == 1:
         return (
             f"no group had two different rewards for {WINDOW} steps, so nothing is learned: try easier problems, more "
@@ -245,17 +216,19 @@ def no_signal(readings):
 
 
 def format_alone(readings):
+    """Warn if the reward is stuck at that of the format alone."""
     reward = readings.now("reward")
     if readings.format_reward is None:
         return
     if abs(reward - readings.format_reward) < 0.005 and readings.now("accuracy") < 0.005:
         return (
-            f"the reward stands at {reward:.3f}, which the format alone gets: try a larger model, easier problems or "
+            f"the reward stands at {reward:.3f}, what the format alone gets: try a larger model, easier problems or "
             "more num_generations"
         )
 
 
 def entropy_gone(readings):
+    """Warn if entropy has fallen below a tenth of its first value."""
     first, entropy = readings.at_first("entropy"), readings.now("entropy")
     if entropy < 0.1 * first:
         return (
@@ -265,6 +238,7 @@ def entropy_gone(readings):
 
 
 def cut_off(readings):
+    """Warn if most completions reach the longest length."""
     share = readings.now("completions/clipped_ratio")
     if share > 0.5:
         return (
@@ -274,6 +248,7 @@ def cut_off(readings):
 
 
 def hacked(readings):
+    """Warn if the reward rises while accuracy falls."""
     accuracy_before, accuracy = readings.before("accuracy"), readings.now("accuracy")
     reward = readings.now("reward")
     if accuracy < accuracy_before - 0.02 and reward > readings.before("reward") + 0.02:
@@ -284,6 +259,7 @@ def hacked(readings):
 
 
 def operators_gone(readings):
+    """Warn if answers with * or / die out."""
     first, share = readings.at_first("times_divide_rate"), readings.now("times_divide_rate")
     if share < 0.25 * first:
         return (
@@ -293,14 +269,15 @@ def operators_gone(readings):
 
 
 def sampled_by_another(readings):
+    """Warn if vLLM samples from another model than is trained."""
     ratio = readings.now("sampling/importance_sampling_ratio/mean")
     if ratio < 0.9 or ratio > 1.1:
         return (
             f"the mean importance ratio is {ratio:.2f} and not about 1, so vLLM samples from another model than is "
-            "trained: try lora_dropout 0, dtype float32, or where completions are long vllm_importance_sampling_mode "
+            "trained: try lora_dropout 0, dtype float32, or for long completions vllm_importance_sampling_mode "
             "token_truncate with vllm_importance_sampling_clip_max 2"
         )
 
 
-# Each says what is wrong (str), or nothing (None)
+# Each takes a Warnings and returns a warning (str) or None
 WARNINGS = (no_signal, format_alone, entropy_gone, cut_off, hacked, operators_gone, sampled_by_another)

@@ -1,9 +1,9 @@
-"""The pages of runs: report.html of one, with its curves and a reader of completions, and a comparison of several.
+"""Write the page of a run, report.html with curves and a reader of completions, or a comparison of several runs.
 
     python -m r1zero.report outputs/RUN                  # the page, report.png and the table
-    python -m r1zero.report outputs/RUN outputs/RUN-1    # compares runs; where only the seed differs, it averages them
+    python -m r1zero.report outputs/RUN outputs/RUN-1    # compares runs, and averages those of different seeds
 
-The first works while the run goes on too. A page is one file that needs no network: the charts are matplotlib's, and
+The first also works during the run. A page is one file that needs no network: matplotlib draws the charts, and
 template.html is the rest.
 """
 
@@ -19,18 +19,18 @@ import rich.table
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from r1zero.files import replaced
+from r1zero.files import one_line, replaced
 from r1zero.intervals import deviation, wilson
 from r1zero.report import charts
 from r1zero.report.completions import read_completions
 
-# Settings in which two seeds of one recipe may differ
+# Settings that may differ between two seeds of one recipe
 OF_A_SEED = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "prepare", "price_per_hour", "show_every")
 
 
 @dataclass
 class Run:
-    """What a run's folder holds. history: the logged entries; config: the text of config.yaml."""
+    """Holds the contents of a run's folder. config: the text of config.yaml; history: the logged entries."""
 
     folder: Path
     config: str
@@ -41,35 +41,33 @@ class Run:
 
     @property
     def own_metrics(self):
-        """The names that a user's reward functions have logged."""
+        """Return the metrics (list[str]) that a user's reward functions have logged."""
         return self.metrics.get("own_metrics", [])
 
 
 def read(folder):
-    """The Run in a folder, which may still go on or have been cut off. ValueError where there is none."""
+    """Read the Run of a folder (Path), even an unfinished one. Raises ValueError if there is none."""
     try:
         config = (folder / "config.yaml").read_text()
         metrics = json.loads((folder / "metrics.json").read_text())
         state = json.loads((folder / "trainer_state.json").read_text())
         settings = dict(yaml.safe_load(config))
-        for name, group in (("steps", metrics), ("reward_funcs", settings)):  # without which there is no page
-            if name not in group:
-                raise KeyError(name)
+        metrics["steps"], settings["reward_funcs"]  # KeyError without them: a page needs both
         return Run(folder, config, settings, metrics, state["log_history"], state["max_steps"])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{folder} is not the folder of a run that has logged a step ({error})") from None
+        raise ValueError(f"{folder} is not the folder of a run that has logged a step ({one_line(error)})") from None
 
 
 # The tables
 
 
 def text_of(value, form):
-    """A value as text, "-" where there is none."""
+    """Return a value as text, "-" for None. form: a format string."""
     return "-" if value is None else form.format(value)
 
 
 def accuracy_text(evaluation):
-    """The accuracy of an evaluation with its interval, "-" where its rewards say of nothing whether it is right."""
+    """Return the accuracy of an evaluation with its 95 % interval, "-" if its rewards give no verdicts."""
     if evaluation["accuracy"] is None:
         return "-"
     low, high = wilson(evaluation["accuracy"], evaluation["n"])
@@ -77,7 +75,7 @@ def accuracy_text(evaluation):
 
 
 def results(metrics):
-    """The held-out set before and after, as rows of (name, before, after) with the header first."""
+    """Return rows (name, before, after) of the held-out set, the header first."""
     before, after = metrics["before"], metrics["after"]
 
     def row(name, key, form):
@@ -95,7 +93,10 @@ def results(metrics):
 
 
 def before_and_after(run):
-    """Rows (name, before, after) of the held-out set, the header first, with (title,) rows; none where it lacks."""
+    """Return rows (name, before, after) of the held-out set, the header first, with a (title,) row for each panel.
+
+    Return [] for a run without an evaluation.
+    """
     if not run.metrics["before"]:
         return []
     evaluated = [entry for entry in run.history if "eval_reward" in entry]
@@ -114,7 +115,7 @@ def before_and_after(run):
 
 
 def what_it_took(run):
-    """Rows (name, value) of a run's steps, time, completions and cost, with a header."""
+    """Return rows (name, value) of a run's steps, time, completions and cost, the header first."""
     metrics, price = run.metrics, run.settings.get("price_per_hour")
     seconds, tokens = metrics["train_seconds"], metrics["completion_tokens"]
     cost = "give --price_per_hour to see it"
@@ -133,7 +134,7 @@ def what_it_took(run):
 
 
 def print_table(rows):
-    """Rows with the header first, on the console."""
+    """Print rows on the console, the header first."""
     (first, *columns), *rows = rows
     table = rich.table.Table(first, *columns)
     for row in rows:
@@ -145,7 +146,7 @@ def print_table(rows):
 
 
 def render(path, **values):
-    """Fills in template.html, and puts it at `path` (Path) in one go, for a browser may be open on it."""
+    """Fill in template.html and write it to `path` (Path) in one go, as a browser may have it open."""
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     text = page.get_template("template.html").render(**values)
     with replaced(path) as part:
@@ -153,12 +154,11 @@ def render(path, **values):
 
 
 def write(folder):
-    """Draws the page and the picture of the run in a folder (Path), and prints its table. Returns its metrics."""
+    """Write report.html and report.png of the run in a folder (Path) and print its table. Return its metrics."""
     run = read(folder)
     groups = {folder.name: [run.history]}
-    drawn = []
-    for panels in (charts.COURSE, charts.learned_panels([run.history]), charts.own_panels(run.own_metrics)):
-        drawn.append(charts.draw_charts(charts.choose_charts(panels, groups)))
+    panels = (charts.COURSE, charts.learned_panels([run.history]), charts.own_panels(run.own_metrics))
+    drawn = [charts.draw_charts(each, groups) for each in panels]
     if drawn[0]:
         with replaced(folder / "report.png") as part:
             drawn[0].savefig(part, dpi=110, format="png")
@@ -182,7 +182,7 @@ def write(folder):
 
 
 def complete_card(path, metrics, model):
-    """Adds the results to the model card that TRL wrote at `path`, and names the local base model it cannot link."""
+    """Add the results and the name of the base model to TRL's model card at `path`. It cannot link a local model."""
     card = path.read_text().replace("[None](https://huggingface.co/None)", f"`{model}`")
     card = card.replace('model="None"', f'model="{path.parent}"')
     if metrics["before"]:
@@ -198,34 +198,30 @@ def complete_card(path, metrics, model):
 
 
 def settings_of_any_seed(run):
-    """A run's settings without what its seed changes: names that end in the seed are those of any seed."""
+    """Return a run's settings (dict) without those of its seed, and without the seed at the end of names."""
     ending = f"-{run.settings.get('seed')}"
-    kept = {}
+    found = {}
     for key, setting in run.settings.items():
         if key not in OF_A_SEED:
-            kept[key] = setting.removesuffix(ending) if isinstance(setting, str) else setting
-    return kept
-
-
-def group_of(run, groups):
-    """The name of the group that a run belongs to. A new one has the name of the run's folder, without the seed."""
-    for name, seeds in groups.items():
-        if settings_of_any_seed(seeds[0]) == settings_of_any_seed(run):
-            return name
-    name = run.folder.resolve().name.removesuffix(f"-{run.settings.get('seed')}")
-    return str(run.folder) if name in groups else name
+            found[key] = setting.removesuffix(ending) if isinstance(setting, str) else setting
+    return found
 
 
 def group_seeds(runs):
-    """dict of a name to the runs of one recipe, that is, its seeds."""
+    """Return {name: the runs that differ in their seed alone}. The name is that of the folder without the seed."""
     groups = {}
     for run in runs:
-        groups.setdefault(group_of(run, groups), []).append(run)
+        settings = settings_of_any_seed(run)
+        name = next((name for name, seeds in groups.items() if settings_of_any_seed(seeds[0]) == settings), None)
+        if name is None:
+            name = run.folder.resolve().name.removesuffix(f"-{run.settings.get('seed')}")
+            name = str(run.folder) if name in groups else name
+        groups.setdefault(name, []).append(run)
     return groups
 
 
 def mean_text(values, form):
-    """The mean of those values that are there, with the standard deviation where there are several; "-" of none."""
+    """Return the mean of the values that are not None, with the standard deviation of several, "-" if none is left."""
     values = [value for value in values if value is not None]
     if not values:
         return "-"
@@ -234,17 +230,12 @@ def mean_text(values, form):
 
 
 def comparison_rows(groups):
-    """A row for each group of runs, the header first."""
+    """Return a row for each group of runs, the header first."""
     evaluated = {name: [run.metrics for run in runs if run.metrics["before"]] for name, runs in groups.items()}
-    columns = [  # header, moment, key, form
-        ("accuracy before", "before", "accuracy", "{:.1%}"),
-        ("after", "after", "accuracy", "{:.1%}"),
-    ]
+    # Header, moment, key, form
+    columns = [("accuracy before", "before", "accuracy", "{:.1%}"), ("after", "after", "accuracy", "{:.1%}")]
     if any(metrics["after"]["accuracy"] is None for group in evaluated.values() for metrics in group):
-        columns += [
-            ("reward before", "before", "reward", "{:.3f}"),
-            ("after", "after", "reward", "{:.3f}"),
-        ]
+        columns += [("reward before", "before", "reward", "{:.3f}"), ("after", "after", "reward", "{:.3f}")]
     columns.append(("tokens a completion", "after", "mean_completion_tokens", "{:.1f}"))
     rows = [("", "runs", *(header for header, *_ in columns), "minutes")]
     for name, runs in groups.items():
@@ -255,20 +246,18 @@ def comparison_rows(groups):
 
 
 def setting_rows(groups):
-    """The settings in which the groups differ, a column each, the header first; none where they differ in none."""
+    """Return a row for each setting that differs between groups, the header first. Return [] if none differs."""
     settings = [settings_of_any_seed(runs[0]) for runs in groups.values()]
     rows = []
     for key in sorted(set().union(*settings)):
         values = [each.get(key) for each in settings]
         if any(value != values[0] for value in values):
             rows.append((key, *values))
-    if rows:
-        rows.insert(0, ("setting", *groups))
-    return rows
+    return [("setting", *groups), *rows] if rows else []
 
 
 def comparison_panels(groups):
-    """All panels. Where colours tell several groups apart, each metric has a panel of its own."""
+    """Return all panels. If colours distinguish several groups, each metric has its own panel."""
     histories = [run.history for runs in groups.values() for run in runs]
     own = sorted({name for runs in groups.values() for run in runs for name in run.own_metrics})
     panels = [*charts.COURSE, *charts.learned_panels(histories), *charts.own_panels(own)]
@@ -278,17 +267,17 @@ def comparison_panels(groups):
 
 
 def compare(folders, path):
-    """Writes the page that compares the runs in some folders (Paths) to `path`, and prints its table."""
+    """Write the page that compares the runs in some folders (Paths) to `path`, and print its table."""
     groups = group_seeds([read(folder) for folder in folders])
     rows = comparison_rows(groups)
     histories = {name: [run.history for run in runs] for name, runs in groups.items()}
-    chosen = charts.choose_charts(comparison_panels(groups), histories)
+    figure = charts.draw_charts(comparison_panels(groups), histories, columns=3)
     render(
         path,
         title="Comparison",
         about=", ".join(map(str, folders)),
         tables=[rows, setting_rows(groups)],
-        charts=[charts.svg(charts.draw_charts(chosen, columns=3))],
+        charts=[charts.svg(figure)],
         reader=None,
         configs={str(run.folder / "config.yaml"): run.config for runs in groups.values() for run in runs},
     )
@@ -297,6 +286,7 @@ def compare(folders, path):
 
 
 def main(argv=None):
+    """Write the page of one run or the comparison of several."""
     parser = argparse.ArgumentParser(
         prog="python -m r1zero.report",
         description=__doc__,
@@ -308,7 +298,7 @@ def main(argv=None):
         "--output",
         type=Path,
         default=Path("outputs/comparison.html"),
-        help="where the page that compares runs is written (%(default)s)",
+        help="path of the page that compares runs (%(default)s)",
     )
     args = parser.parse_args(argv)
     try:

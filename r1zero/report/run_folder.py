@@ -1,4 +1,4 @@
-"""What a run writes down in its folder: config.yaml, trainer_state.json and metrics.json, which the report reads."""
+"""Write what the report reads into a run's folder: config.yaml, trainer_state.json and metrics.json."""
 
 import dataclasses
 import importlib.metadata
@@ -22,8 +22,8 @@ PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "d
 
 CLAIMED = {}  # {path: FileLock} of the output folders that no other run may write to
 
-# Names that config.yaml leaves out. TRL derives the first from others and refuses to be given both; the next two are
-# old aliases; a run that starts from config.yaml is a new one.
+# Settings that config.yaml leaves out. TRL derives the first from others and refuses both; the next two are old
+# aliases; a run that starts from config.yaml is a new one.
 LEFT_OUT = (
     "generation_batch_size",
     "gradient_checkpointing",
@@ -31,10 +31,8 @@ LEFT_OUT = (
     "resume_from_checkpoint",
 )
 
-TABLES = (
-    "# tables "  # the line of config.yaml with the columns that each reward function has in the completions' table
-)
-TABLES_BEFORE = {  # of runs that are older than this line
+TABLES = "# tables "  # before the columns of each reward function in the table of completions, in config.yaml
+TABLES_BEFORE = {  # of older runs, without this line
     "countdown_reward": ["equation", "verdict", ["numbers", "target"]],
     "multiplication_reward": ["stated_product", "product_verdict", ["product"]],
     "boxed_math_reward": ["boxed", "boxed_verdict", ["gold"]],
@@ -43,7 +41,7 @@ TABLES_BEFORE = {  # of runs that are older than this line
 
 
 def move_aside(output_dir):
-    """Renames output_dir where an earlier run has left results in it, so that nothing is overwritten or mixed."""
+    """Rename output_dir (Path) if it holds results of an earlier run, so that nothing is overwritten or mixed."""
     left = [*output_dir.glob("checkpoint-*"), *output_dir.glob("trainer_state.json"), *output_dir.glob("metrics.json")]
     if left:
         newest = max(path.stat().st_mtime for path in left)
@@ -55,11 +53,11 @@ def move_aside(output_dir):
 
 
 def claim(output_dir):
-    """Keeps every other run out of output_dir (Path) until this process ends.
+    """Lock output_dir (Path) against other runs until this process ends.
 
-    Raises ValueError where another run is in it, and OSError where its file system has no locks.
+    Raises ValueError if another run is in it, and OSError if its file system has no locks.
     """
-    path = output_dir.resolve()  # whatever links lead there
+    path = output_dir.resolve()  # one lock for all links to it
     path = path.with_name(f".{path.name}.lock")
     if path in CLAIMED:
         return
@@ -75,11 +73,11 @@ def claim(output_dir):
 
 
 def write_config(path, *arguments, tables=None, resumed=False):
-    """Write every setting of the run as YAML that --config takes again, under the versions and the commit.
+    """Write all settings of the run as YAML for --config.
 
-    The SHA-256 of the data's files and of the base model's weights stand there too, as comments.
-    arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. tables: dict of a reward
-    function's name to its grading.verdict.Table; resumed: whether to print what has changed since the run began.
+    Comments before them have the commit, the versions, and the SHA-256 of the data's files and the base model's
+    weights. arguments: dicts, dataclasses or TrainingArguments. Settings that are None are left out. tables: {reward
+    function: its grading.verdict.Table}; resumed: whether to print what has changed since the run began.
     """
     settings = {}
     for group in arguments:
@@ -101,13 +99,13 @@ def write_config(path, *arguments, tables=None, resumed=False):
 
 
 def data_files(settings):
-    """The files (list[Path]) of a run's data. settings: dict."""
+    """Return the data files of a run (list[Path]). settings: dict."""
     files = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
     return [file for file in files if file.is_file()]
 
 
 def weight_files(settings):
-    """The files (list[Path]) of the base model's weights, which the hub's cache may hold. settings: dict."""
+    """Return the files of the base model's weights (list[Path]), [] if they are not here. settings: dict."""
     folder = Path(settings.get("model_name_or_path", ""))
     if not folder.is_dir():
         try:
@@ -119,7 +117,7 @@ def weight_files(settings):
 
 
 def changes(before, after):
-    """What differs between two texts of config.yaml, as a list[str] of lines for people."""
+    """Return the differences between two texts of config.yaml as lines (list[str])."""
     found = []
     old, new = yaml.safe_load(before), yaml.safe_load(after)
     for name in sorted(old.keys() | new.keys()):
@@ -133,7 +131,7 @@ def changes(before, after):
 
 
 def recorded_tables(text):
-    """Return {reward function: [answer's column, verdict's column, [problem's columns]]} of a text of config.yaml."""
+    """Return {reward function: [answer column, verdict column, [problem columns]]} of a text of config.yaml."""
     for line in text.splitlines():
         if line.startswith(TABLES):
             return json.loads(line.removeprefix(TABLES))
@@ -141,12 +139,12 @@ def recorded_tables(text):
 
 
 def recorded_checksums(text):
-    """{file: SHA-256} of a text of config.yaml."""
+    """Return {file: SHA-256} of a text of config.yaml."""
     return {file: found for found, file in re.findall(r"^# sha256 (\w{64}) (.+)$", text, re.MULTILINE)}
 
 
 def as_dict(group):
-    """The settings of a dict, a dataclass or TrainingArguments, which know how to leave secrets out."""
+    """Return the settings (dict) of a dict, a dataclass or TrainingArguments. The last hide their secrets."""
     if isinstance(group, dict):
         return group
     if hasattr(group, "to_dict"):
@@ -155,7 +153,7 @@ def as_dict(group):
 
 
 def versions():
-    """Python's version and those of the PACKAGES that are installed, as strs such as "trl 1.16.0"."""
+    """Return the versions of Python and of the installed PACKAGES, such as "trl 1.16.0" (list[str])."""
     found = [f"python {platform.python_version()}"]
     for package in PACKAGES:
         try:
@@ -166,7 +164,7 @@ def versions():
 
 
 def git_commit():
-    """The project's commit, with "-dirty" where tracked files were changed, or "unknown" outside a git checkout."""
+    """Return the project's commit, with "-dirty" if tracked files differ, or "unknown" outside a git checkout."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -175,9 +173,9 @@ def git_commit():
 
 
 def evaluations(log_history):
-    """The evaluations of a run, in order: one dict a step, step 0 being the model before training.
+    """Return the evaluations of a run in order, a dict each. Step 0 is the model before training.
 
-    accuracy and format_rate are None where the rewards say of no completion whether it is right.
+    accuracy and format_rate are None if the rewards give no verdicts.
     """
     found = []
     for entry in log_history:
@@ -195,11 +193,11 @@ def evaluations(log_history):
 
 
 def run_metrics(log_history, training_args, held_out, train_seconds, own_metrics=()):
-    """Return what metrics.json holds: the held-out set before and after, and what it took. Rates are fractions.
+    """Return the contents of metrics.json: the held-out set before and after, and the cost. Rates are fractions.
 
     Completions and tokens are those of the logged steps: all of them if logging_steps divides the last step.
     held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included; own_metrics: the
-    names that a user's reward functions have logged.
+    metrics that a user's reward functions have logged.
     """
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
     completions, tokens = count_completions(log_history, training_args)
@@ -215,34 +213,30 @@ def run_metrics(log_history, training_args, held_out, train_seconds, own_metrics
 
 
 def needs_evaluation(state):
-    """Return whether a run that evaluates has not done so after its last step. state: a TrainerState."""
+    """Return whether a run evaluates, but has not done so after its last step. state: a TrainerState."""
     evaluated = evaluations(state.log_history)
     return bool(evaluated) and evaluated[-1]["step"] < state.global_step
 
 
 def count_completions(log_history, training_args):
-    """How many completions the logged steps of training have taken, and how many tokens these have."""
-    # A generation of generation_batch_size completions serves `span` optimizer steps, the first being step 1
-    span = schedule.span(training_args)
+    """Return how many completions (int) and tokens (float) training has generated up to the last logged step."""
+    span = schedule.span(training_args)  # optimizer steps of a generation; the first one begins with step 1
     completions, tokens = 0, 0.0
-    generations_before = 0
     for entry in log_history:
         if "completions/mean_length" in entry:
-            generations = math.ceil(entry["step"] / span)
-            new = (generations - generations_before) * training_args.generation_batch_size
-            completions += new
-            tokens += new * entry["completions/mean_length"]
-            generations_before = generations
+            so_far = math.ceil(entry["step"] / span) * training_args.generation_batch_size
+            tokens += (so_far - completions) * entry["completions/mean_length"]
+            completions = so_far
     return completions, tokens
 
 
 def seconds_before(output_dir, step):
-    """Seconds that a run's earlier processes took up to the step where it goes on: their share of metrics.json's."""
+    """Return the seconds of a run up to the step from which it resumes, in proportion to those in metrics.json."""
     path = output_dir / "metrics.json"
     try:
         earlier = json.loads(path.read_text())
         return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
-    except OSError:  # a run from its beginning, or a checkpoint from elsewhere
+    except OSError:  # a run from its beginning, or a checkpoint of another folder
         return 0.0
     except (ValueError, KeyError, TypeError) as error:
         print(f"{path} cannot be read ({error}): the time before is not counted", flush=True)

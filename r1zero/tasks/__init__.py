@@ -1,1 +1,1 @@
-"""What is asked: the prompts, the problems that are made here or read, and the rows that they are written as."""
+"""What is asked: draw or read problems, make their prompts, and write them as rows."""

@@ -1,7 +1,7 @@
-"""Countdown's problems: reach a target with some numbers, each used once, and + - * /.
+"""Make Countdown's problems: reach a target with some numbers, each used once, and + - * /.
 
-They are drawn here or read from an existing set, told apart, split without leakage, and sorted into cells: how many
-numbers a problem has, and whether + and - are enough for it.
+Draw them or read an existing set, drop duplicates, split without leakage, and sort problems into cells: the count of
+numbers, and whether + and - are enough.
 """
 
 import itertools
@@ -25,31 +25,31 @@ COLUMNS = {"nums": pa.list_(pa.int64()), "target": pa.int64()}
 TRUTH = pa.struct({"target": pa.int64(), "numbers": pa.list_(pa.int64())})
 HELP = "reach a target with the given numbers, each once, and + - * /"
 TRAIN_SIZE = 327_680  # TinyZero's
-# What shapes the problems made here, with its defaults. None of it goes with --source.
+# Flags that shape drawn problems, with their defaults. None of them goes with --source.
 MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "max_target": 100}
 
 MIN_TARGET = 10
-# Products and quotients leave the range of targets more often than sums, so they are drawn more often
+# Draw products and quotients more often, because they leave the range of targets more often than sums
 OPERATION_SHARES = {"+": 0.1, "-": 0.1, "*": 0.4, "/": 0.4}
 DIVISION = list(OPERATION_SHARES).index("/")
 DRAWS = 1 << 16  # expressions drawn at a time
 DRAWS_A_ROUND = 8  # before duplicates are dropped
-BARREN_ROUNDS = 8  # without a new problem, after which none is expected any more
-MOST_NUMBERS = 10  # of a problem whose 2**k choices of signs are tried
+BARREN_ROUNDS = 8  # without a new problem, until the search gives up
+MOST_NUMBERS = 10  # of a problem, to try its 2**k choices of signs
 
-# The two kinds of problems, and what they are called in names of metrics, which trackers restrict
+# The two kinds of problems, and their names in metrics: trackers restrict the characters
 CELL_METRICS = {"+ - alone": "sums_suffice", "needs * or /": "needs_times_divide"}
 
 
 def problem_id(nums, target):
-    """What makes two problems the same: the numbers in any order, and the target."""
+    """Return a key that two problems share if they have the same numbers in any order and the same target."""
     return (*sorted(nums), target)
 
 
 def problem_keys(nums, target):
-    """One int64 per problem, equal for problems that differ only in the order of their numbers.
+    """Return (N,) int64 keys, equal for problems that differ only in the order of their numbers.
 
-    nums: (N, k) ints, target: (N,) ints. Raises ValueError where k + 1 of the largest do not fit in 63 bits.
+    nums: (N, k) ints, target: (N,) ints. Raises ValueError if k + 1 of the largest do not fit in 63 bits.
     """
     radix = int(max(nums.max(), target.max())) + 1
     if radix ** (nums.shape[1] + 1) >= 2**63:
@@ -63,7 +63,7 @@ def problem_keys(nums, target):
 
 
 def solvable_by_sums(nums, target):
-    """(N,) bool: which problems are solved with + and - alone, that is, by one of the 2**k choices of signs.
+    """Return (N,) bools: whether + and - alone solve a problem, that is, one of the 2**k choices of signs.
 
     nums: (N, k) ints, target: (N,) ints.
     """
@@ -106,10 +106,10 @@ def search(terms, target):
 
 
 def cells(nums, target):
-    """The cell of each Countdown problem: ("3 numbers", "+ - alone"), ("4 numbers", "needs * or /") and so on.
+    """Return the cell of each Countdown problem: ("3 numbers", "+ - alone"), ("4 numbers", "needs * or /") and so on.
 
     nums: N lists of ints, target: N ints, None in rows of another task. Returns N pairs, None for those rows and for
-    those of more than MOST_NUMBERS. A policy that never multiplies or divides solves the first half at most.
+    problems of more than MOST_NUMBERS. A policy that never multiplies or divides solves "+ - alone" at most.
     """
     places = {}  # the rows of each count of numbers
     for i, numbers in enumerate(nums):
@@ -124,9 +124,9 @@ def cells(nums, target):
 
 
 def size_lines(nums, target):
-    """For each count of numbers, how many problems have it, and what share of them + and - are not enough for.
+    """Return a line (str) for each count of numbers: its problems, and the share that needs * or /.
 
-    nums: N lists of ints, target: N ints. Returns list[str].
+    nums: N lists of ints, target: N ints.
 
     >>> size_lines([[1, 2, 3], [2, 5, 9], [5, 7]], [6, 45, 35])
     ['1 of 2 numbers (100.0% need * or /)', '2 of 3 numbers (50.0% need * or /)']
@@ -140,9 +140,9 @@ def size_lines(nums, target):
 
 
 def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
-    """Random expressions evaluated exactly; those whose value is a whole number in range become problems.
+    """Draw random expressions, and return as problems those whose exact value is a whole number in range.
 
-    Two random values are joined by a random operation until one is left, so every shape of expression comes up.
+    Join two random values by a random operation until one is left, so that every shape of expression comes up.
     Returns nums (N, num_operands) and target (N,), N <= draws.
     """
     nums = rng.integers(min_number, max_number + 1, (draws, num_operands))
@@ -168,9 +168,9 @@ def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
 
 
 def make_problems(rng, size, num_operands, min_number, max_number, max_target):
-    """`size` different problems (nums (size, num_operands), target (size,)) in random order.
+    """Draw `size` different problems in random order: nums (size, num_operands), target (size,).
 
-    Raises ValueError where so many different problems do not exist, or are too rare to find.
+    Raises ValueError if so many different problems do not exist, or are too rare to find.
     """
     nums = np.empty((0, num_operands), dtype=np.int64)
     target = np.empty(0, dtype=np.int64)
@@ -198,7 +198,7 @@ def make_problems(rng, size, num_operands, min_number, max_number, max_target):
 
 
 def make_splits(args):
-    """Train and test problems of args.num_operands numbers in equal parts, as two lists of (nums, target)."""
+    """Draw train and test, two lists of (nums, target), with equal parts of each count in args.num_operands."""
     rng = np.random.default_rng(args.seed)
     train, test = [], []
     for part, k in enumerate(args.num_operands):
@@ -212,19 +212,19 @@ def make_splits(args):
 
 
 def part_size(total, part, parts):
-    """The size of one of so many parts of `total`, equal but for a remainder, which goes to the first ones."""
+    """Return the size of part number `part` of `total`. The parts are equal, and the first ones take the remainder."""
     return total // parts + int(part < total % parts)
 
 
 def shuffled(problems, rng):
-    """The problems as a list in random order."""
+    """Return the problems in random order, as a list."""
     return [problems[i] for i in rng.permutation(len(problems))]
 
 
 def read_source(source):
-    """All problems of an existing set (a file, a folder, a hub id), as a list of (nums, target).
+    """Read all problems of an existing set (a file, a folder, a hub id), as a list of (nums, target).
 
-    Raises ValueError where one of them lacks its numbers or its target.
+    Raises ValueError if a problem lacks its numbers or its target.
     """
     rows = load_splits(source)["train"]
     check_columns(source, next(iter(rows), {}), ("nums", "target"))
@@ -241,7 +241,7 @@ def read_source(source):
 
 
 def split_source(problems, args):
-    """Train and test of an existing set, without leakage (shuffled, duplicates dropped) or by TinyZero's own rows."""
+    """Split an existing set into train and test: shuffled and without duplicates, or by TinyZero's own rows."""
     wanted = args.train_size + args.test_size
     if args.split == "unique":
         rows = len(problems)
@@ -262,7 +262,7 @@ def split_source(problems, args):
 
 
 def add_flags(command):
-    """Add the flags of preprocess.py's subcommand: what shapes the problems made here, and what is read instead."""
+    """Add the flags of preprocess.py's subcommand: those that shape drawn problems, and those that read a set."""
     made = command.add_argument_group("problems made here")
     made.add_argument("--num_operands", type=int, nargs="+", help="how many numbers, in equal parts")
     made.add_argument("--min_number", type=int, help="smallest number")
@@ -280,7 +280,7 @@ def add_flags(command):
 
 
 def wrong_flags(args):
-    """Return what is wrong with the flags, as a line, or None."""
+    """Return an error line for the flags, or None."""
     if args.source:
         for name, default in MADE_HERE.items():
             if getattr(args, name) != default:
@@ -306,6 +306,6 @@ def problems(args):
 
 
 def contents(rows):
-    """Return what some rows hold, as a line."""
+    """Return a line (str) on the contents of some rows."""
     sizes = size_lines([row["nums"] for row in rows], [row["target"] for row in rows])
     return ", ".join([f"{len(rows):,} problems", *sizes])

@@ -1,4 +1,4 @@
-"""TinyZero's second task: the product of two numbers."""
+"""Make the problems of TinyZero's second task: the product of two numbers."""
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ def add_flags(command):
 
 
 def wrong_flags(args):
-    """Return what is wrong with the flags, as a line, or None."""
+    """Return an error line for the flags, or None."""
     if not 1 <= min(args.digits) <= max(args.digits) <= 18:
         return "wanted --digits from 1 to 18"
 
@@ -40,14 +40,14 @@ def problems(args):
 
 
 def contents(rows):
-    """Return what some rows hold, as a line."""
+    """Return a line (str) on the contents of some rows."""
     return f"{len(rows):,} products"
 
 
 def draw_factors(digits, wanted, rng):
-    """Draw different pairs (left, right) of so many digits each; a * b and b * a are the same problem.
+    """Draw `wanted` different pairs (left, right) of so many digits each. a * b and b * a are the same problem.
 
-    digits: two ints; wanted: how many pairs. Raises ValueError if fewer exist.
+    digits: two ints. Raises ValueError if fewer pairs exist.
     """
     (left_low, left_high), (right_low, right_high) = ((10 ** (n - 1), 10**n) for n in digits)
     existing = (left_high - left_low) * (right_high - right_low)

@@ -1,4 +1,4 @@
-"""Sets of problems as they come (parquet, JSON lines, the hub) and as they are written: rows in TinyZero's schema."""
+"""Read sets of problems (parquet, JSON lines, the hub), and write rows in TinyZero's schema."""
 
 from itertools import islice
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROWS_READ = "rows read"  # counted beside what was dropped, and no reason for dropping
+ROWS_READ = "rows read"  # in a Counter of reasons for dropping rows, but no such reason
 
 
 def chunked(items, size=1024):
-    """Yields lists of `size` items of an iterable, the last one shorter."""
+    """Yield lists of `size` items of an iterable, the last one shorter."""
     items = iter(items)
     some = list(islice(items, size))
     while some:
@@ -19,24 +19,24 @@ def chunked(items, size=1024):
 
 
 def load_splits(source, configuration=None):
-    """The splits of an existing set as streams: a parquet or json file, a folder of them, or a hub id.
+    """Open the splits of an existing set as streams: a parquet or json file, a folder of them, or a hub id.
 
-    Returns dict of split name to iterable of rows (dict). Raises ValueError where it cannot be had.
+    Returns {split: iterable of rows (dict)}. Raises ValueError if the set cannot be found or read.
     """
     builder = find_dataset(source, configuration)
-    if hasattr(builder.config, "fragment_scan_options"):  # parquet, of which all that was read would stay in memory
+    if hasattr(builder.config, "fragment_scan_options"):  # parquet: a buffer would keep all that was read
         from pyarrow.dataset import ParquetFragmentScanOptions
 
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
         builder.config.batch_size = 1024
     try:
         return builder.as_streaming_dataset()
-    except StopIteration as error:  # what datasets says of a file without rows
+    except StopIteration as error:  # datasets raises it for a file without rows
         raise ValueError(f"--source {source} has no rows") from error
 
 
 def find_dataset(source, configuration):
-    """The builder (of the datasets library) of a file, a folder or a hub id; ValueError where there is none."""
+    """Return the datasets library's builder of a file, a folder or a hub id. Raises ValueError if there is none."""
     from datasets import load_dataset_builder
 
     path = Path(source)
@@ -60,13 +60,13 @@ def find_dataset(source, configuration):
 
 
 def check_columns(source, row, wanted):
-    """Raises ValueError where a row (dict) of the source lacks one of the wanted columns."""
+    """Raise ValueError if a row (dict) of the source lacks one of the wanted columns."""
     if not set(wanted) <= set(row):
         raise ValueError(f"--source {source} has the columns {list(row)}; wanted {' and '.join(wanted)}")
 
 
 def make_example(columns, data_source, prompt, ground_truth, ability="math"):
-    """One row in TinyZero's schema but for its place in the split. columns: dict of what the reward reads."""
+    """Return a row (dict) in TinyZero's schema, without extra_info. columns: {name: value} that the reward reads."""
     return {
         **columns,
         "data_source": data_source,
@@ -77,7 +77,7 @@ def make_example(columns, data_source, prompt, ground_truth, ability="math"):
 
 
 def row_schema(columns, ground_truth=None):
-    """The Arrow schema of such rows. columns: dict of name to type of what the reward reads; the truth is a string."""
+    """Return the Arrow schema of rows. columns: {name: type} that the reward reads; ground_truth: a string if None."""
     ground_truth = ground_truth or pa.string()
     return pa.schema(
         {
@@ -92,9 +92,9 @@ def row_schema(columns, ground_truth=None):
 
 
 def write_rows(path, split, rows, schema, counts):
-    """Writes an iterable of rows of a split to a parquet file, some at a time; returns how many, and the first.
+    """Write an iterable of a split's rows to a parquet file in chunks. Return their number and the first row.
 
-    Raises ValueError where there is no row, with what was dropped until then (counts: Counter of reason to number).
+    Raises ValueError if there is no row, with the counts of dropped ones (counts: Counter of reasons).
     """
     written, first = 0, None
     with pq.ParquetWriter(path, schema) as writer:
@@ -111,6 +111,6 @@ def write_rows(path, split, rows, schema, counts):
 
 
 def dropped(counts):
-    """What was dropped (Counter of reason to number), as the end of a sentence."""
+    """Return the counts of dropped rows (Counter of reasons) as the end of a sentence."""
     reasons = [reason for reason, number in counts.items() if number and reason != ROWS_READ]
     return "".join(f"; dropped {counts[reason]:,} {reason}" for reason in reasons)

@@ -1,7 +1,8 @@
-"""How a prompt is made of what a task says: what the model is told and asked, and how its answer begins."""
+"""Make prompts from a task's instruction, question and beginning of the answer."""
 
 from typing import NamedTuple
 
+from r1zero.files import one_line
 from r1zero.tasks.problem_files import chunked
 
 CONVERSATION = (
@@ -17,17 +18,16 @@ SYSTEM = (
 class Prompt(NamedTuple):
     """The texts of a task's prompt, with {slots} for a problem's own."""
 
-    instruction: str  # what the assistant is told of the format, after CONVERSATION or SYSTEM
-    question: str  # what the user asks
-    beginning: str  # of the assistant's turn, which the model goes on from
+    instruction: str  # on the format, after CONVERSATION or SYSTEM
+    question: str  # the user's
+    beginning: str  # of the assistant's turn: the model continues it
 
 
 def render_template(prompt, form, tokenizer=None):
     """Return a Prompt as text with its {slots} left open.
 
-    form: "base" for a base model. By any other name the prompt is a chat, rendered by the tokenizer's own chat
-    template, or by Qwen's ChatML if no tokenizer is given. The assistant's turn stays open either way. Raises
-    ValueError if that template fails.
+    form: "base" for a base model. Any other form makes a chat, by the tokenizer's own chat template, or by Qwen's
+    ChatML without a tokenizer. The assistant's turn stays open either way. Raises ValueError if the template fails.
     """
     if form == "base":
         return f"{CONVERSATION}{prompt.instruction}\nUser: {prompt.question}\nAssistant: {prompt.beginning}"
@@ -44,35 +44,32 @@ def render_template(prompt, form, tokenizer=None):
     except Exception as error:  # a template may raise anything
         raise ValueError(
             f"the chat template of --tokenizer {tokenizer.name_or_path} fails ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}): give another, or --template base"
+            f"{one_line(error)}): give another, or --template base"
         ) from error
     return without_second_bos(text, tokenizer)
 
 
 def without_second_bos(text, tokenizer):
-    """A rendered chat without its written BOS where the tokenizer adds another, as with DeepSeek-R1-Distill.
-
-    Every prompt is tokenized as any text is, which puts BOS before it where the tokenizer is made so.
-    """
+    """Return a rendered chat without its written BOS if the tokenizer adds another, as DeepSeek-R1-Distill's does."""
     if begins_with_two_bos(tokenizer(text)["input_ids"], tokenizer):
         return text.removeprefix(tokenizer.bos_token)
     return text
 
 
 def begins_with_two_bos(token_ids, tokenizer):
-    """Whether a tokenized prompt begins with the token of its beginning twice."""
+    """Return whether a tokenized prompt begins with two BOS tokens."""
     return tokenizer.bos_token_id is not None and token_ids[:2] == [tokenizer.bos_token_id] * 2
 
 
 def fill_template(template, **slots):
-    """The prompt of one problem. Not by str.format: a chat template or a problem may hold other braces."""
+    """Fill in the {slots} of a problem. Not by str.format: a chat template or a problem may hold other braces."""
     for name, value in slots.items():
         template = template.replace(f"{{{name}}}", str(value))
     return template
 
 
 def load_tokenizer(name):
-    """The tokenizer of a model folder or hub id, None for None. Raises ValueError where it cannot be had."""
+    """Load the tokenizer of a model folder or hub id, None for None. Raises ValueError if it cannot be loaded."""
     if name is None:
         return None
     from transformers import AutoTokenizer
@@ -87,13 +84,13 @@ def load_tokenizer(name):
 
 
 def drop_long_prompts(rows, tokenizer, max_prompt_length, counts):
-    """Yields the rows whose prompt has at most max_prompt_length tokens, all where it is None; counts the others."""
+    """Yield the rows whose prompt has at most max_prompt_length tokens, all if it is None. Count the others."""
     if not max_prompt_length:
         yield from rows
         return
     reason = f"prompts over {max_prompt_length:,} tokens"
     for some in chunked(rows):
         token_ids = tokenizer([row["prompt"] for row in some])["input_ids"]
-        kept = [row for row, ids in zip(some, token_ids, strict=True) if len(ids) <= max_prompt_length]
-        counts[reason] += len(some) - len(kept)
-        yield from kept
+        short = [row for row, ids in zip(some, token_ids, strict=True) if len(ids) <= max_prompt_length]
+        counts[reason] += len(some) - len(short)
+        yield from short

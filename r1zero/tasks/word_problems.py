@@ -1,11 +1,11 @@
-"""Readers of problems in words: MATH, GSM8K, X-R1-750 and Eurus-2-RL-Data, each in its own columns."""
+"""Read problems in words: MATH, GSM8K, X-R1-750 and Eurus-2-RL-Data, each in its own columns."""
 
 import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from r1zero.grading import latex as latex_answers
+from r1zero.grading import latex
 from r1zero.grading.extract import last_box
 from r1zero.grading.program_tests import parse_tests
 from r1zero.tasks.problem_files import ROWS_READ, check_columns, make_example
@@ -32,29 +32,29 @@ UNIT_GOLD = re.compile(
 
 
 class Unusable(ValueError):
-    """A row that cannot be trained on; the message is what such rows are counted as."""
+    """An error for a row that cannot be trained on. Its message is the reason in the counts of dropped rows."""
 
 
 @dataclass
 class TextProblem:
-    """A problem, and what its reward compares with: a maths answer in LaTeX, or for code its tests, a JSON str."""
+    """Holds a problem and its gold: a maths answer in LaTeX, or the tests of code (a JSON str)."""
 
     problem: str
     gold: str
     ability: str = "math"  # or "code"
-    data_source: str | None = None  # where the set mixes several; otherwise it is the task's name
+    data_source: str | None = None  # if the set mixes several; otherwise the task's name
 
 
 def read_math(row):
-    """A row with MATH's columns: problem, and solution, which ends in a box."""
+    """Read a row of MATH: problem, and a solution that ends in a box. Raises Unusable."""
     gold = last_box(row["solution"] or "")
-    if gold is None or not latex_answers.normalize(gold):
+    if gold is None or not latex.normalize(gold):
         raise Unusable("without a box that has content")
     return TextProblem(row["problem"], gold)
 
 
 def read_gsm8k(row):
-    """A row of GSM8K: question, and answer, which ends in #### and a number."""
+    """Read a row of GSM8K: question, and an answer that ends in #### and a number. Raises Unusable."""
     _, hashes, gold = (row["answer"] or "").rpartition("####")
     gold = gold.strip().replace(",", "")
     if not hashes or not gold:
@@ -63,7 +63,7 @@ def read_gsm8k(row):
 
 
 def read_eurus(row):
-    """A row of Eurus-2-RL-Data: prompt as text or chat, reward_model with the gold, ability and data_source."""
+    """Read a row of Eurus-2-RL-Data: prompt (text or chat), reward_model with the gold, ability, data_source."""
     gold = (row["reward_model"] or {}).get("ground_truth") or ""
     problem = row["prompt"] or ""
     if not isinstance(problem, str):
@@ -75,7 +75,7 @@ def read_eurus(row):
             raise Unusable("code rows with empty or unreadable tests") from error
     elif row["ability"] != "math":
         raise Unusable("rows that are neither math nor code")
-    elif not latex_answers.normalize(gold):
+    elif not latex.normalize(gold):
         raise Unusable("math rows with an empty gold")
     elif r"\boxed" in gold or r"\fbox" in gold:
         raise Unusable("math rows with a box in the gold")
@@ -85,23 +85,23 @@ def read_eurus(row):
 
 
 def has_unit(gold):
-    r"""Whether a gold is a number with a unit, which a right answer may well leave out.
+    r"""Return whether a gold is a number with a unit: a right answer may leave the unit out.
 
     >>> has_unit(r"5 \mathrm{~cm}"), has_unit("60 km/h"), has_unit(r"\text{east}"), has_unit("3x")
     (True, True, False, False)
     """
-    without_words = latex_answers.TEXT_GROUP.sub("", gold)
-    if without_words != gold and latex_answers.number(latex_answers.normalize(without_words)) is not None:
+    without_words = latex.TEXT_GROUP.sub("", gold)
+    if without_words != gold and latex.number(latex.normalize(without_words)) is not None:
         return True
-    return UNIT_GOLD.fullmatch(latex_answers.normalize(gold)) is not None
+    return UNIT_GOLD.fullmatch(latex.normalize(gold)) is not None
 
 
 @dataclass(frozen=True)
 class TextTask:
-    """Where a set of problems comes from, and how a row of it is read."""
+    """Holds the source of a set of problems, and the function that reads a row of it."""
 
     hub_id: str
-    columns: tuple[str, ...]  # that the reader needs
+    columns: tuple[str, ...]  # that `read` needs
     read: Callable  # dict of a row -> TextProblem, or raises Unusable
     configuration: str | None = None  # of the set on the hub
     tokenizer: str | None = None  # the defaults of --tokenizer and --max_prompt_length
@@ -124,9 +124,9 @@ TEXT_TASKS = {
 
 
 def usable_problems(task, rows, source, counts):
-    """Yields the TextProblems of a stream of rows; counts the rows, and by their reasons those that are unusable.
+    """Yield the TextProblems of a stream of rows. Count the rows, and the unusable ones by reason.
 
-    task: a TextTask. Raises ValueError where the first row lacks a column, naming the source.
+    task: a TextTask; counts: a Counter. Raises ValueError with the source's name if the first row lacks a column.
     """
     for place, row in enumerate(rows):
         if place == 0:
@@ -144,20 +144,20 @@ def usable_problems(task, rows, source, counts):
 
 
 def problem_key(problem, seed=0):
-    """63 bits that tell problems (str) apart, in an order that the seed shuffles."""
+    """Hash a problem (str) to 63 bits. The seed shuffles the order of the keys."""
     text = f"{seed}\n{' '.join(problem.split())}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def examples(name, rows, source, templates, seed, counts):
-    """Yields rows in TinyZero's schema, each with the `key` of its problem beside, of what is usable in a stream.
+    """Yield the usable rows of a stream in TinyZero's schema, each with the `key` of its problem.
 
-    name: a key of TEXT_TASKS. templates: the prompts' by "maths" and "code". counts: as in usable_problems.
+    name: a key of TEXT_TASKS; templates: {"maths" or "code": prompt template}; counts: as in usable_problems.
     """
     for found in usable_problems(TEXT_TASKS[name], rows, source, counts):
         is_code = found.ability == "code"
         columns = {"solution": None if is_code else found.gold}
-        if name == "eurus":  # the one set with code; the others need no column of tests
+        if name == "eurus":  # the one set with code, so the one with tests
             columns["tests"] = found.gold if is_code else None
         prompt = fill_template(templates["code" if is_code else "maths"], problem=found.problem)
         row = make_example(columns, found.data_source or name, prompt, found.gold, found.ability)

@@ -1,1 +1,1 @@
-"""What is added to TRL: each file holds one thing that its trainer has no setting for."""
+"""What is added to TRL: each file adds one thing that TRL's trainer has no setting for."""

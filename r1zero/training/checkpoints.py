@@ -1,8 +1,8 @@
-"""Checkpoints: which of a run's is the newest sound one, and what is wrong with the others.
+"""Seal checkpoints, find the newest sound one, and say what is wrong with the others.
 
-Trainer writes a checkpoint file by file, takes the highest number to resume from without a look inside, and goes on
-without an optimizer or a random state that is missing. So each save is sealed here with a list of checksums, and every
-file is verified before anything is loaded.
+Trainer writes a checkpoint file by file. It resumes from the highest number without a look inside, and continues
+without a missing optimizer or random state. So each save gets a list of checksums here, the seal, and every file is
+verified before anything is loaded.
 """
 
 import errno
@@ -22,25 +22,27 @@ from r1zero import schedule
 from r1zero.files import broken_line, checksums, one_line, replaced
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
-# Settings that a checkpoint decides, in the states of the optimizer and of Trainer, and the one that turns each on
+# Settings that Trainer restores from a checkpoint, so that a new value has no effect; and the strategy that uses each
 DECIDED = dict.fromkeys(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim"))
 DECIDED |= dict.fromkeys(("use_peft", "lora_r", "lora_alpha", "lora_target_modules"))
 DECIDED |= {"logging_steps": "logging_strategy", "save_steps": "save_strategy", "eval_steps": "eval_strategy"}
+NAME = re.compile(r"checkpoint-([0-9]+)")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 
 
 class Complete(Exception):
-    """A run that is resumed has done all of its steps. Trainer itself would do one more."""
+    """Raised if a resumed run has done all of its steps. Trainer itself would do one more."""
 
 
 class Sealer(TrainerCallback):
-    """Has no checkpoint begin for which the disk has no room, and seals each that all processes have saved.
+    """Seals each checkpoint that all processes have saved, and stops the run before one that the disk cannot hold.
 
-    To be added after what asks for checkpoints. Raises Complete where a resumed run has no step left to do.
+    Add it after the callbacks that ask for checkpoints. Raises Complete if a resumed run has no step left, and OSError
+    if the disk is too full.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """A resumed run begins with the evaluation that was due when it was stopped, and with no other."""
+        """Begin a resumed run with the evaluation that was due when it was stopped, and with no other."""
         if state.global_step == 0:
             return
         is_due = args.eval_strategy == "steps" and state.global_step % state.eval_steps == 0
@@ -59,14 +61,14 @@ class Sealer(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(Path(args.output_dir, f"checkpoint-{state.global_step}"))
-        PartialState().wait_for_everyone()  # which --ddp_timeout bounds, and not NCCL's own 10 minutes
+        PartialState().wait_for_everyone()  # --ddp_timeout bounds it, not NCCL's own 10 minutes
 
 
 def assert_room(output_dir):
-    """Raises OSError where the disk has less room than the newest checkpoint takes."""
+    """Raise OSError if the disk has less space than the newest checkpoint takes."""
     saved = by_step(output_dir)
     if not saved:
-        return  # the first one was estimated when the run was checked
+        return  # preflight has estimated the first one
     needed, free = size(saved[-1]), shutil.disk_usage(output_dir).free
     if free < needed:
         found = f"a checkpoint takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
@@ -74,40 +76,36 @@ def assert_room(output_dir):
 
 
 def by_step(output_dir):
-    """The checkpoints of a run (list[Path]), the newest last."""
-    numbered = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = folder.name.removeprefix("checkpoint-")
-        if number.isascii() and number.isdigit() and folder.is_dir():
-            numbered[int(number)] = folder
-    return [numbered[step] for step in sorted(numbered)]
+    """Return the checkpoints of a run (list[Path]), the newest last."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))
 
 
 def files_of(checkpoint):
-    """The files of a checkpoint (list[Path]), in a fixed order, without the seal."""
+    """Return the files of a checkpoint without its seal (list[Path]), sorted."""
     return sorted(path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(SEAL))
 
 
 def size(checkpoint):
-    """Bytes that a checkpoint takes."""
+    """Return the bytes that a checkpoint takes."""
     return sum(path.stat().st_size for path in files_of(checkpoint))
 
 
 def expected_size(parameters, strategy):
-    """Bytes that a checkpoint of a whole model takes; a tied head, which some strategies write out, is left out.
+    """Return the bytes that a checkpoint of a whole model takes, without the tied head that some strategies write.
 
-    strategy: a machine.Strategy.
+    parameters: int; strategy: a machine.Strategy.
     """
     each = 4 + 8  # the weights and AdamW's two moments, in float32
     if strategy.shards.get("weights", 1) > 1:
-        each += 4  # ZeRO-3's copy of the weights beside the moments, or FSDP's in one file
+        each += 4  # ZeRO-3's second copy of the weights, beside the moments, or FSDP's in one file
     elif strategy.deepspeed:
-        each += 4 + 4  # that copy, and what it computes with
+        each += 4 + 4  # that copy, and the weights it computes with
     return each * parameters
 
 
 def most_at_once(values, steps):
-    """The most checkpoints that a run has on its disk at once. steps: of the whole run, None where not known.
+    """Return the most checkpoints that a run has on its disk at once. steps: of the whole run, None if not known.
 
     Trainer deletes the oldest one after it has written the newest.
     """
@@ -121,10 +119,10 @@ def most_at_once(values, steps):
 
 
 def room(values, parameters, rows, strategy, there=0):
-    """What the checkpoints and the final model of a run take on its disk: in words, such as 3 checkpoints, and bytes.
+    """Return the disk space that a run's checkpoints and final model take: words such as "3 checkpoints", and bytes.
 
-    parameters: of the model; rows: training problems, or None; there: checkpoints that are on the disk already. No
-    bytes where adapters alone are saved.
+    parameters: of the model; rows: training problems, or None; there: checkpoints that exist already. The bytes are 0
+    if the run saves adapters alone, or no checkpoints.
     """
     copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
     words = f"{copies} checkpoint{'s' * (copies > 1)}"
@@ -134,20 +132,21 @@ def room(values, parameters, rows, strategy, there=0):
 
 
 def seal(checkpoint):
-    """Writes the list of a checkpoint's files, in one go. Whatever is not in it when it is read has been changed."""
+    """Write the seal of a checkpoint: the size and SHA-256 of each file."""
     paths = files_of(checkpoint)
-    files = {}
-    for path, found in zip(paths, checksums(paths), strict=True):
-        files[str(path.relative_to(checkpoint))] = [path.stat().st_size, found]
+    files = {
+        str(path.relative_to(checkpoint)): [path.stat().st_size, found]
+        for path, found in zip(paths, checksums(paths), strict=True)
+    }
     with replaced(checkpoint / SEAL) as part:
         part.write_text(json.dumps({"files": files}, indent=1))
 
 
 @dataclass
 class Choice:
-    """What --resume_from_checkpoint means: a checkpoint (Path), or None for a run from its beginning.
+    """Holds what --resume_from_checkpoint means: a checkpoint (Path), or None for a run from its beginning.
 
-    notices: list[str], what is to be said of it; errors: list[str], why the run cannot go on.
+    notices: lines to print; errors: lines that say why the run cannot be resumed.
     """
 
     checkpoint: Path | None = None
@@ -156,9 +155,9 @@ class Choice:
 
 
 def choose(values, strategy):
-    """The Choice of a run. strategy: its machine.Strategy.
+    """Return the Choice for a run. values: every setting; strategy: its machine.Strategy.
 
-    "true" and "auto" mean the newest sound checkpoint; where there is none, "auto" starts from the beginning.
+    "true" and "auto" mean the newest sound checkpoint. If there is none, "auto" starts from the beginning.
     """
     given = values.resume_from_checkpoint
     if not given:
@@ -184,11 +183,11 @@ def choose(values, strategy):
 
 
 def decided_errors(checkpoint, values):
-    """Settings that differ from those of the run that a checkpoint is of, and that it decides, as a list of lines."""
+    """Return an error line for each setting that the checkpoint restores and that has another value now."""
     path = checkpoint.parent / "config.yaml"
     try:
         before = dict(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:  # a checkpoint that was moved
+    except FileNotFoundError:  # the checkpoint was moved
         return []
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         return [f"{path} cannot be read ({one_line(error)}): remove it, to go on without its settings"]
@@ -199,21 +198,21 @@ def decided_errors(checkpoint, values):
         old, new = as_plain(old), as_plain(new)
         if is_used and None not in (old, new) and old != new:
             errors.append(
-                f"{name} was {old} and is {new}, which {checkpoint.name} decides: leave it out, or start a run "
+                f"{name} was {old} and is {new}, but {checkpoint.name} decides it: leave it out, or start a run "
                 f"from its weights, with --model_name_or_path {checkpoint} and another --output_dir"
             )
     return errors
 
 
 def as_plain(value):
-    """A setting without the forms that mean the same: an enum of its text, a list of one its element."""
+    """Return a setting in one form: the text of an enum, the element of a list of one."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     return getattr(value, "value", value)
 
 
 def newest_sound(output_dir, processes):
-    """The Choice of the newest checkpoint of a run with which nothing is wrong. processes: those of this run."""
+    """Return the Choice of the newest sound checkpoint. processes: of this run (int)."""
     found = Choice()
     for checkpoint in reversed(by_step(output_dir)):
         wrong = faults(checkpoint, processes)
@@ -225,36 +224,39 @@ def newest_sound(output_dir, processes):
 
 
 def check_processes(found, strategy):
-    """Adds to a Choice what follows where its checkpoint was saved by another number of processes."""
+    """Add a notice or an error to a Choice if another number of processes saved its checkpoint."""
     saved = saved_by(found.checkpoint)
     if saved == strategy.processes:
         return
     line = f"{found.checkpoint} was saved by {saved} processes and this run has {strategy.processes}"
-    if strategy.deepspeed:  # whose optimizer is in parts, one a process
-        found.errors.append(f"{line}, which DeepSpeed cannot deal it to: start {saved}, with --num_processes {saved}")
+    if strategy.deepspeed:  # its optimizer is in shards, one for each process
+        found.errors.append(
+            f"{line}, and DeepSpeed cannot change its shards: start {saved}, with --num_processes {saved}"
+        )
     else:
         found.notices.append(f"{line}: it goes on, but with other random numbers than it would have had")
 
 
 def faults(checkpoint, processes=1):
-    """What is wrong with a checkpoint (list[str]), [] where it is sound. Reads all of it where it is sealed.
+    """Return what is wrong with a checkpoint (list[str]), [] if it is sound. Reads all of a sealed one.
 
-    processes: how many must have saved it at least, where no seal says so.
+    processes: the number that must have saved a checkpoint without a seal, at least.
     """
     if not checkpoint.is_dir():
         return ["there is no such folder"]
     try:
         sealed = json.loads((checkpoint / SEAL).read_text())["files"]
         sealed = {name: (length, found) for name, (length, found) in sealed.items()}
-    except FileNotFoundError:  # of an earlier version, or the process was killed just before
-        return lacking(checkpoint, processes) or unreadable(checkpoint)
+    except FileNotFoundError:  # from an earlier version, or the process was killed just before
+        cut = [path.relative_to(checkpoint) for path in files_of(checkpoint) if not is_whole(path)]
+        return lacking(checkpoint, processes) or [f"{name} is cut short" for name in cut]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return [f"{SEAL} cannot be read ({error})"]
     return lacking(checkpoint, 1) or changed(checkpoint, sealed)
 
 
 def changed(checkpoint, sealed):
-    """What differs from the list. sealed: {name: [bytes, SHA-256]}."""
+    """Return what differs from the seal (list[str]). sealed: {name: (bytes, SHA-256)}."""
     wrong, whole = [], []
     for name, (length, _) in sealed.items():
         path = checkpoint / name
@@ -271,7 +273,7 @@ def changed(checkpoint, sealed):
 
 
 def lacking(checkpoint, processes):
-    """What a checkpoint of so many processes or more lacks. Without some of it Trainer would go on, and not say so."""
+    """Return what a checkpoint of at least so many processes lacks (list[str]). Trainer would not say it of all."""
     wrong = []
     if not (checkpoint / "trainer_state.json").is_file():
         wrong.append("no trainer_state.json")
@@ -288,11 +290,11 @@ def lacking(checkpoint, processes):
 
 
 def lacking_of_deepspeed(checkpoint, processes):
-    """DeepSpeed has a folder for each save, named in `latest`, and in it a file of the optimizer for each process."""
+    """Return what DeepSpeed's folder lacks (list[str]): `latest` names it, and each process has an optimizer there."""
     try:
         folder = checkpoint / (checkpoint / "latest").read_text().strip()
     except OSError:
-        return ["no latest, which names DeepSpeed's folder"]
+        return ["no file latest with the name of DeepSpeed's folder"]
     found = len(list(folder.glob("*optim_states.pt")))
     if found < processes:
         return [f"{folder.name} has the optimizer of {found} of {processes} processes"]
@@ -300,35 +302,25 @@ def lacking_of_deepspeed(checkpoint, processes):
 
 
 def saved_by(checkpoint):
-    """How many processes have saved a checkpoint: each its own random state."""
-    found = [RANDOM_STATE.fullmatch(path.name) for path in checkpoint.glob("rng_state*")]
-    return len([match for match in found if match])
-
-
-def unreadable(checkpoint):
-    """The files of a checkpoint that are not whole, as far as their own tables of contents say so."""
-    names = [path.relative_to(checkpoint) for path in files_of(checkpoint) if not is_whole(path)]
-    return [f"{name} is cut short" for name in names]
+    """Return how many processes have saved a checkpoint (int). Each saves its own random state."""
+    return sum(RANDOM_STATE.fullmatch(path.name) is not None for path in checkpoint.glob("rng_state*"))
 
 
 def is_whole(path):
-    """Whether a file is all there, by the header of safetensors or the directory at the end of torch's files."""
+    """Return whether a file is complete, by safetensors' header, the directory that ends torch's files, or JSON."""
     if path.suffix == ".safetensors":
         return broken_line(path) is None
     if path.suffix in (".pt", ".pth", ".bin"):
         return zipfile.is_zipfile(path)
-    if path.suffix != ".json":
-        return True
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            return False
     return True
 
 
 def newest_name(output_dir):
-    """The name of a run's newest sound checkpoint (str), or None. What is sealed is taken to be sound."""
-    for checkpoint in reversed(by_step(output_dir)):
-        if (checkpoint / SEAL).is_file():
-            return checkpoint.name
-    return None
+    """Return the name of a run's newest sealed checkpoint (str), or None. It is not verified."""
+    sealed = [checkpoint.name for checkpoint in by_step(output_dir) if (checkpoint / SEAL).is_file()]
+    return sealed[-1] if sealed else None

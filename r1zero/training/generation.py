@@ -1,8 +1,8 @@
-"""Generation that drops a completion from the batch as soon as it has ended, where transformers generates.
+"""Generate with transformers, and drop each completion from the batch soon after it has ended.
 
-transformers computes all rows of a batch until the longest one ends: 256 completions of 106 tokens on average then
-take as long as if all had 272. The loop here drops the rows that have ended, every few tokens, from the batch and from
-its cache. `generate` takes such a loop as its argument `custom_generate`, and prepares all that the loop needs.
+transformers computes all rows of a batch until the longest one ends: 256 completions of 106 tokens on average take as
+long as if all had 272. Every few tokens, the loop here drops the rows that have ended from the batch and its cache.
+`generate` takes such a loop as its argument `custom_generate`, and prepares its arguments.
 """
 
 import functools
@@ -14,10 +14,10 @@ LOOK_EVERY = 8  # tokens between two looks for rows that have ended: dropping th
 
 
 def processes_generate_alone(trainer):
-    """Whether each process has the whole model while it generates with TRL's GRPOTrainer.
+    """Return whether each process has the whole model while it generates with TRL's GRPOTrainer.
 
-    Otherwise all of them compute every layer together, and none may stop before the others: with FSDP, and with
-    ZeRO-3 unless the weights are gathered for it.
+    With FSDP, and with ZeRO-3 unless it gathers the weights, all processes compute every layer together. Then none may
+    stop before the others.
     """
     if trainer.is_fsdp_enabled:
         return False
@@ -25,18 +25,18 @@ def processes_generate_alone(trainer):
 
 
 def drop_finished_rows(model):
-    """Makes `model.generate` use the loop below, in place. model: of transformers, or a PEFT model around one."""
+    """Make `model.generate` use the loop below, in place. model: of transformers, or a PEFT model around one."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.generate = functools.partial(inner.generate, custom_generate=sample_unfinished)
 
 
 def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-    """Sequences (B, T) from prompts (B, P) that are padded on the left, as generate's own loop gives them.
+    """Return sequences (B, T) for left-padded prompts (B, P), as generate's own loop does.
 
-    Greedy search gives the same tokens. Sampling draws from the same distribution, by other random numbers once a row
-    has been dropped. Raises ValueError for what this loop does not do: beams, other results, no cache.
+    Greedy search returns the same tokens. Sampling draws from the same distribution, with other random numbers once a
+    row has been dropped. Raises ValueError for several beams, a dict as the result, or a model without a cache.
     """
-    # Parameters of these names would be taken for this loop's own, and not be prepared
+    # generate would not prepare them if they were named parameters
     cache = model_kwargs.pop("past_key_values", None)
     attention_mask, position_ids = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
     if generation_config.num_beams != 1 or generation_config.return_dict_in_generate or cache is None:

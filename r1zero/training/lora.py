@@ -1,10 +1,9 @@
-"""LoRA with an engine that samples apart: base weights that stay exact, and settings under which the two agree.
+"""Keep LoRA's base weights exact, and refuse settings that make vLLM sample from another model.
 
-TRL hands vLLM the adapter merged into the base weights. For every push it merges in place, and then subtracts the
-same again. In float32 that leaves behind 5e-5 of the adapter at most, which does not add up. In bfloat16 and float16
-both steps round: after 50 pushes in bfloat16 the base has moved by a fifth to a third of the adapter's norm, and with
-it the reference model, the adapter that is saved and a run that is resumed (TRL's issue 6688). docs/recipes.md has the
-figures.
+TRL merges the adapter into the base weights on every weight sync to vLLM, and subtracts it again. In float32 that
+leaves an error of at most 5e-5 of the adapter, and it does not add up. In bfloat16 and float16 both operations round:
+after 50 syncs in bfloat16 the base has moved by a fifth to a third of the adapter's norm, and with it the reference
+model, the saved adapter and a resumed run (TRL's issue 6688). docs/recipes.md has the figures.
 """
 
 import torch
@@ -16,12 +15,12 @@ ROUNDED = (torch.bfloat16, torch.float16)
 
 
 def keep_base_exact(model):
-    """Makes `model`, if it is a PeftModel, unmerge its adapter to the very bits that its base weights had before.
+    """Make a PeftModel restore the exact bits of its base weights after a merge. Leave other models as they are.
 
-    The copies lie in the machine's memory, 2 bytes for every weight beside which there is an adapter, in each process.
-    They are made at the first merge, when the weights have their type and place, and serve all later ones, as frozen
-    weights do not change. Weights in float32 have no copy, nor have those of 4 and 8 bits, which setting_errors keeps
-    from being merged. ZeRO-3 needs none: there a gathered copy is merged and thrown away.
+    Each process copies the adapted 16-bit weights to the machine's memory, 2 bytes a weight. It does so at the first
+    merge, when the weights have their type and device. The copies serve all later merges, as frozen weights do not
+    change. Weights in float32 need no copy, weights of 4 and 8 bits are never merged (see setting_errors), and ZeRO-3
+    merges a gathered copy and throws it away.
     """
     if not isinstance(model, PeftModel):
         return
@@ -42,7 +41,7 @@ def keep_base_exact(model):
 
 
 def adapted_weights(model):
-    """The 16-bit parameters that merging writes to, each once where two layers share it, as a list."""
+    """Return the 16-bit parameters that a merge writes to, as a list without repeats."""
     weights = {}
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
@@ -53,7 +52,10 @@ def adapted_weights(model):
 
 
 def target_errors(values, model):
-    """Layers of lora_target_modules that a model on the meta device lacks, as a list of lines. A text is a pattern."""
+    """Return an error line for each of lora_target_modules that a model on the meta device lacks.
+
+    A str is a pattern, and is not checked.
+    """
     if not values.use_peft or not isinstance(values.lora_target_modules, list):
         return []
     names = [name for name, _ in model.named_modules()]
@@ -66,25 +68,25 @@ def target_errors(values, model):
 
 
 def setting_errors(values):
-    """What would keep generation and training from being the same model. values: every setting."""
+    """Return error lines for settings that make another model sample than is trained. values: every setting."""
     errors = []
     if not values.use_peft:
         return errors
-    # TRL samples, takes old log-probabilities and updates in training mode: transformers draws another mask for each,
-    # and vLLM none at all
+    # TRL samples, computes old log-probabilities and updates in training mode: transformers draws a new dropout mask
+    # for each, and vLLM has none
     if values.lora_dropout > 0 and not values.disable_dropout:
         errors.append(
-            f"lora_dropout is {values.lora_dropout:g}, with which the model that is updated is not the one that "
+            f"lora_dropout is {values.lora_dropout:g}, so the model that is updated is not the one that "
             "sampled: set --lora_dropout 0 (TRL's default is 0.05)"
         )
     if values.use_vllm and values.load_in_4bit:
         errors.append(
-            "load_in_4bit does not go with use_vllm, which gets the adapter merged into the weights, and 4 bits round "
-            "all of it away: set --load_in_4bit false, or --use_vllm false"
+            "load_in_4bit does not go with use_vllm: TRL merges the adapter into the weights, and 4 bits round all "
+            "of it away: set --load_in_4bit false, or --use_vllm false"
         )
     if values.use_vllm and values.load_in_8bit:
         errors.append(
-            "load_in_8bit does not go with use_vllm, which takes no such weights from a trainer: set --load_in_8bit "
+            "load_in_8bit does not go with use_vllm: it takes no such weights from a trainer: set --load_in_8bit "
             "false, or --use_vllm false"
         )
     return errors

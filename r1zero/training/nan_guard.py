@@ -1,25 +1,25 @@
-"""A run ends before a number that is NaN or infinite reaches the weights, with one line, on all ranks.
+"""End a run on all ranks, with one line, before a NaN or infinite number reaches the weights.
 
-TRL takes a NaN reward for an abstention and makes 0 of a NaN advantage. Trainer logs the mean of the earlier losses in
-the place of a NaN, and takes the step.
+TRL takes a NaN reward for an abstention, and replaces a NaN advantage by 0. Trainer logs the mean of the earlier
+losses instead of a NaN, and takes the step.
 """
 
 import math
 
-LARGEST = 3e38  # of float32, in which TRL adds rewards up
+LARGEST = 3e38  # of float32, the type that TRL adds rewards up in
 SHOWN = 200  # characters of a prompt or completion in a message
 
 
 class BadNumber(Exception):
-    """A number that would spoil the weights. Its text is empty on a rank that has found nothing itself."""
+    """An error for a number that would spoil the weights. Its text is empty on ranks that found nothing themselves."""
 
 
 def watch(trainer):
-    """Have a trainer raise BadNumber on all ranks for a bad reward or gradient. It needs no collective of its own.
+    """Make a trainer raise BadNumber on all ranks for a bad reward or gradient, without a collective of its own.
 
-    Rewards are looked at once they are gathered: infinite ones, and rows that no function has scored. The gradient's
-    norm is the same on all ranks. With DeepSpeed it is known after the step, and before a checkpoint. In float16 it
-    may be infinite: the scaler leaves such a step out. trainer.reward_funcs: Scorers.
+    The gathered rewards show infinite ones and rows that no function has scored. The gradient's norm is the same on
+    all ranks. DeepSpeed gives it after the step and before a checkpoint. In float16 it may be infinite: the scaler
+    skips such a step. trainer.reward_funcs: Scorers.
     """
     scorers = trainer.reward_funcs
     calculate_rewards, get_grad_norm = trainer._calculate_rewards, trainer._get_grad_norm
@@ -48,12 +48,12 @@ def watch(trainer):
 
 
 def in_words(row, prompts, completions):
-    """Return what a message says of a row of a batch."""
+    """Return a row of a batch, its prompt and its completion, as words for a message."""
     place = f"row {row} of a batch of {len(completions)}"
     return f"{place}, prompt {shown(prompts[row])}, completion {shown(completions[row])}"
 
 
 def shown(value):
-    """Return a value on one line, only its end if it is long: that is where an answer stands."""
+    """Return a value on one line. Of a long one return the end, as an answer is there."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"... {text[-SHOWN:]}"

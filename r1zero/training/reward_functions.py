@@ -1,8 +1,8 @@
-"""From the names in `reward_funcs` to functions: those of rewards.py, or a user's own `module:function`.
+"""Load the functions that `reward_funcs` names, from rewards.py or a user's `module:function`, and score with them.
 
-A user's function has TRL's signature, f(completions, **columns) -> list of floats, and stands in a file beside the
-data, in a file of the current folder, or in an installed package. What it logs with TRL's log_extra and log_metric
-appears beside ours. Of its columns, `verdict`, `answer` and `problem` are those that the page's reader shows.
+A user's function has TRL's signature, f(completions, **columns) -> list of floats. Its module is a file beside the
+data, a file of the current folder, or an installed package. What it logs with TRL's log_extra and log_metric appears
+beside ours. The page's reader shows its columns `verdict`, `answer` and `problem`.
 """
 
 import functools
@@ -23,14 +23,14 @@ from r1zero.grading.verdict import CORRECT, STATUSES, WRONG, Table, Verdict, log
 from r1zero.tasks.countdown import CELL_METRICS, cells
 from r1zero.training.nan_guard import LARGEST, in_words
 
-OWN_COLUMNS = ("verdict", "answer", "problem")  # of a user's function, which are named after it in the table
+OWN_COLUMNS = ("verdict", "answer", "problem")  # of a user's function; its name goes before them in the table
 
 
 # Names
 
 
 def ours():
-    """Return the reward functions of rewards.py, as a dict by their names: those with a task."""
+    """Return {name: function} of the reward functions of rewards.py, that is, those with a task."""
     module = load_file(ROOT / "rewards.py", "rewards")
     return {name: value for name, value in vars(module).items() if hasattr(value, "task")}
 
@@ -48,10 +48,10 @@ def load_file(path, name):
 
 
 def resolve(names, data_dir, allow_unsandboxed_code=False):
-    """Return the functions that `reward_funcs` names (list of str), in order. data_dir: a user's file may stand there.
+    """Return the functions that `reward_funcs` names (list of str), in order. data_dir: may hold a user's file.
 
-    Raises ValueError for a name without a function, and RuntimeError if code_reward has no sandbox to run programs in.
-    Both say what to type.
+    Raises ValueError for a name without a function, and RuntimeError if code_reward has no sandbox. Both say what to
+    type.
     """
     functions = []
     for name in names:
@@ -74,7 +74,7 @@ def resolve(names, data_dir, allow_unsandboxed_code=False):
 
 
 def own_function(name, data_dir):
-    """Return a user's function by its name, module:function. ValueError says what was found and what was wanted."""
+    """Return a user's function by its name, module:function. Raises ValueError if it cannot be used."""
     module_name, _, attribute = name.rpartition(":")
     module = load_module(module_name, data_dir)
     function = getattr(module, attribute, None)
@@ -89,7 +89,7 @@ def own_function(name, data_dir):
 
 
 def load_module(name, data_dir):
-    """Load a user's module: a file (path.py), or the name of one beside the data, in this folder, or installed."""
+    """Load a user's module: path.py, or a name beside the data, in this folder, or installed. Raises ValueError."""
     path = find_file(name, data_dir)
     try:
         if path is None:
@@ -104,7 +104,7 @@ def load_module(name, data_dir):
 
 
 def find_file(name, data_dir):
-    """Return the Path of a user's file, or None if the name is to be imported as an installed package is."""
+    """Return the Path of a user's file, or None if the name is an installed package's."""
     if name.endswith(".py"):
         return Path(name)
     for folder in (Path(data_dir), Path()):
@@ -115,7 +115,7 @@ def find_file(name, data_dir):
 
 
 def table_of(function):
-    """Return the Table of a reward function: its columns in the table of completions, some of which may be missing."""
+    """Return the Table of a reward function: its columns in the table of completions. Some may be missing there."""
     if hasattr(function, "task"):
         return function.task.table
     answer, verdict, problem = (f"{function.__name__}_{column}" for column in ("answer", "verdict", "problem"))
@@ -126,11 +126,11 @@ def table_of(function):
 
 
 def score(function, prompts, completions, columns, ids=None, log_extra=None, log_metric=None, state=None):
-    """Return the rewards and the verdicts of B completions, B floats and B Verdicts, either None in rows of others.
+    """Return B rewards (float) and B Verdicts of B completions. Both are None in rows of other tasks.
 
-    columns: dict of the data's columns but the prompt to B values; ids: B lists of the completions' tokens; log_extra,
-    log_metric, state: as TRL's trainer gives them to a reward function. A user's function without verdicts has None
-    for all. Raises ValueError for anything else than B rewards or B verdicts, and what the function raises.
+    columns: {name: B values} of the data without the prompt; ids: B lists of the completions' tokens; log_extra,
+    log_metric, state: as TRL's trainer gives them to a reward function. The verdicts are all None if a user's function
+    logs none. Raises ValueError unless there are B rewards and B verdicts, and whatever the function raises.
     """
     log_extra, log_metric = log_extra or ignore, log_metric or ignore
     if hasattr(function, "task"):
@@ -172,7 +172,7 @@ def ignore(*_):
 
 
 def read_column(columns, name):
-    """Return a column of the data. A gold of maths may stand in ground_truth. Raises ValueError if there is none."""
+    """Return a column of the data, ground_truth for a missing solution. Raises ValueError if there is none."""
     if name == "solution" and name not in columns:
         name = "ground_truth"
     if name not in columns:
@@ -181,7 +181,7 @@ def read_column(columns, name):
 
 
 def as_rewards(name, given, size):
-    """Return what a reward function has given as a list of `size` numbers or None. Raises ValueError otherwise."""
+    """Return a function's result as a list of `size` numbers or None. Raises ValueError for any other result."""
     if isinstance(given, (dict, str)) or not hasattr(given, "__iter__"):
         raise ValueError(f"{name} returned {given!r}, wanted a list with a number or None for each completion")
     found = list(given)
@@ -194,9 +194,9 @@ def as_rewards(name, given, size):
 
 
 def own_verdicts(name, table, size):
-    """Return the `size` Verdicts, or None each, that a user's function has logged in the columns of its table (dict).
+    """Return `size` Verdicts, or Nones, from the columns that a user's function has logged (table: a dict).
 
-    Raises ValueError unless a column of verdicts holds as many of STATUSES, or None in rows of another task.
+    Raises ValueError unless a column of verdicts holds `size` STATUSES, or None in rows of another task.
     """
     statuses = table.get("verdict", [None] * size)
     answers = table.get("answer", [None] * size)
@@ -209,12 +209,11 @@ def own_verdicts(name, table, size):
 
 
 class Scorer:
-    """One reward function of a run, as TRL calls it: it also logs what the completions show.
+    """Wraps one reward function of a run for TRL, and logs the behaviours of its completions.
 
-    Over the rows that are scored, one value a row: `behaviours/<name>`, a count of grading/behaviours.py, the same of
-    right and wrong completions as `behaviours_correct/<name>` and `behaviours_incorrect/<name>`, whether a completion
-    has more than 200 tokens, and for Countdown the accuracy in each of its cells, such as
-    `cells/4_numbers_needs_times_divide`.
+    It logs a value for each scored row: the counts of grading/behaviours.py and whether a completion has more than 200
+    tokens as `behaviours/<name>`, the same for right and wrong completions as `behaviours_correct/<name>` and
+    `behaviours_incorrect/<name>`, and Countdown's accuracy in each cell, such as `cells/4_numbers_needs_times_divide`.
     """
 
     def __init__(self, function):
@@ -222,12 +221,12 @@ class Scorer:
         self.function = function
         self.table = table_of(function)
         self.own_metrics = set()  # names that a user's function has logged
-        self.is_guarded = False  # whether nan_guard looks for faults when all processes have their rewards
+        self.is_guarded = False  # whether nan_guard handles faults after all processes have their rewards
         self.fault = None  # what went wrong in the last batch, as a line
 
     @property
     def format_reward(self):
-        """The reward that a right format alone gets, None if the function does not say."""
+        """Return the reward for a right format alone, None if the function does not give it."""
         return self.task.worth.get(WRONG) if hasattr(self, "task") else None
 
     def __call__(self, prompts, completions, completion_ids=None, log_extra=None, log_metric=None, **columns):
@@ -240,7 +239,7 @@ class Scorer:
             self.fault = f"{self.__name__} raised {type(error).__name__} ({one_line(error)}), see above"
             return [math.inf] * len(completions)  # the other ranks wait for these rewards
         for row, reward in enumerate(rewards if self.is_guarded else ()):
-            if reward is not None and not abs(reward) <= LARGEST:  # nor NaN, which TRL takes for None
+            if reward is not None and not abs(reward) <= LARGEST:  # nor NaN: TRL takes it for None
                 self.fault = self.fault or f"{self.__name__} gave {reward} for {in_words(row, prompts, completions)}"
                 rewards[row] = math.inf
         return rewards
@@ -268,7 +267,7 @@ class Scorer:
 
 
 def log_behaviours(log_metric, text, ids, verdict):
-    """Log what one completion shows. ids: its tokens, or None if not known; verdict: None if it was not judged."""
+    """Log the behaviours of one completion. ids: its tokens, None if unknown; verdict: None if it was not judged."""
     counts = count_behaviours(text)
     if ids is not None:
         counts["over_200_tokens"] = len(ids) > LONG

@@ -1,8 +1,8 @@
-"""TRL's GRPO trainer without the passes over padding.
+"""Run TRL's GRPO trainer without passes over padding.
 
 TRL pads all completions of a generation to the longest of them and shuffles them, so that one long completion makes
-every row of every pass that wide. Here each pass takes its rows by their length, some at a time, and cuts the padding
-off. Each token's log-probability stays what it was, up to the rounding of sums, and so do the loss and its gradient.
+every row of every pass that wide. Here each pass sorts its rows by length, takes some at a time, and cuts off the
+padding. Each token's log-probability stays the same, up to the rounding of sums, and so do the loss and its gradient.
 """
 
 import torch
@@ -13,25 +13,25 @@ from r1zero.schedule import ROWS
 
 
 class TrimmedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that computes no padding.
+    """Trains like GRPOTrainer, and computes no padding.
 
-    Within one optimizer step the rows are also dealt to the micro-batches by their length. `entropy`, `kl` and
-    `clip_ratio/*` are means over micro-batches of means over tokens, so that they weigh tokens a little differently
-    then. Where the loss itself is such a mean, the micro-batches stay as TRL drew them.
+    It also sorts the rows of one optimizer step into its micro-batches by length. `entropy`, `kl` and `clip_ratio/*`
+    are means over micro-batches of means over tokens, so they then weigh tokens a little differently. If the loss
+    itself is such a mean, the micro-batches stay as TRL drew them.
     """
 
     def _prepare_inputs(self, generation_batch):
         buffered_before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is buffered_before:  # an evaluation, or completions that were dealt before
+        if self._buffered_inputs is buffered_before:  # an evaluation, or completions that are sorted already
             return inputs
         self._buffered_inputs = self.dealt_by_length(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def dealt_by_length(self, micro_batches):
-        """The rows of each optimizer step's micro-batches, dealt to as many of them by the length of the completion.
+        """Return the micro-batches with the rows of each optimizer step sorted into them by completion length.
 
-        micro_batches: list of dicts of tensors (B, ...), one for each step of a generation.
+        micro_batches: list of dicts of tensors (B, ...), all those of a generation, in order.
         """
         together = min(self.args.gradient_accumulation_steps, len(micro_batches))
         depends_on_micro_batch = (
@@ -88,7 +88,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
 
 
 def pick(rows, parts):
-    """Some rows (R,) of a value whose parts follow each other, which for one value of a whole generation is itself."""
+    """Return rows (R,) of the concatenated parts (tensors (B, ...)). One value for a whole generation stays as is."""
     if parts[0] is None or parts[0].ndim == 0:
         return parts[0]
     return torch.cat(parts)[rows]

@@ -1,4 +1,4 @@
-"""What TRL has no setting for in vLLM's engine: the type that it computes in, and the seed that it samples with."""
+"""Give vLLM's engine the run's arithmetic type and seed: TRL has a setting for neither."""
 
 import ctypes
 import sys
@@ -11,14 +11,14 @@ PLENTY = 1 << 40  # references to None: vLLM takes a few hundred with each gener
 
 
 def engine(training_args, model_args):
-    """vLLM's LLM class with this run's type and seed, to stand where TRL looks for it, as a function.
+    """Return a function that builds vLLM's LLM with this run's type and seed, to replace the class in TRL.
 
-    Type: the engine is to sample in the type that the update computes in. vLLM alone takes the type of config.json,
-    and for float32 bfloat16 (float16 on older cards).
+    Type: the engine has to sample in the update's type. By itself vLLM takes the type of config.json, and bfloat16
+    instead of float32 (float16 on older cards).
 
-    Seed: TRL's requests have none. vLLM then draws from a global generator of the process (torch's, or in its newer
-    model runner numpy's), and it seeds all of them with the engine's `seed` once it is built. TRL passes the number of
-    the tensor-parallel group there, which is the same in every run. The processes of one group have to draw the same.
+    Seed: TRL's requests have none, so vLLM draws from a global generator of the process (torch's, or numpy's in its
+    newer model runner). It seeds these with the engine's `seed` once it is built. TRL passes the number of the
+    tensor-parallel group as `seed`, the same in every run. The processes of one group have to draw the same.
     """
     from vllm import LLM  # here, as only some runs have it
 
@@ -33,22 +33,24 @@ def engine(training_args, model_args):
 
 
 def keep_none():
-    """Gives None references in advance, on a Python that counts them: 3.11. From 3.12 on None never ends.
+    """Add references to None in advance, for Python 3.11. From 3.12 on None is immortal.
 
-    The allocator with which vLLM 0.30 sleeps returns None without a reference of its own, each time it maps or frees
-    memory (csrc/cumem_allocator.cpp). Without this, Python dies of "deallocating None", after some 1,900 generations
-    of a 1.5B model, or at the exit of a shorter run.
+    The allocator of vLLM 0.30's sleep mode returns None without taking a reference, each time it maps or frees memory
+    (csrc/cumem_allocator.cpp). Without this, Python dies of "deallocating None" after some 1,900 generations of a 1.5B
+    model, or at the exit of a shorter run.
     """
     ctypes.c_ssize_t.from_address(id(None)).value += PLENTY
 
 
 def engine_type(training_args, dtype):
-    """The name of the type that the update computes in. dtype: the model's own, where nothing is mixed."""
+    """Return the name of the type that the update uses. dtype: the model's own, for a run without mixed precision."""
     return {"bf16": "bfloat16", "fp16": "float16", None: dtype}[schedule.mixed_precision(training_args)]
 
 
 def mixed_seed(run, group):
-    """A seed of 32 bits for a tensor-parallel group (int) of a run with a seed (int), far from those of any other two.
+    """Return a seed of 32 bits for a tensor-parallel group (int) of a run with the seed `run` (int).
+
+    Any other pair has an unrelated seed.
 
     >>> mixed_seed(0, 1) == mixed_seed(1, 0)
     False
