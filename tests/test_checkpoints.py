@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
 from transformers.training_args import OptimizerNames
 
+from r1zero.estimate import plan
 from r1zero.training import checkpoints
 
 ONE = SimpleNamespace(processes=1, deepspeed=False)
@@ -179,7 +180,7 @@ class TestSealer:
 def test_most_checkpoints_at_once(expected, steps, settings):
     """What one takes is compared with a true one in tests/test_endings.py."""
     recipe = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 2, "num_train_epochs": 5.0}
-    assert checkpoints.most_at_once(SimpleNamespace(**recipe | settings), steps) == expected
+    assert plan.most_at_once(SimpleNamespace(**recipe | settings), steps) == expected
 
 
 class TestChanged:

@@ -22,6 +22,7 @@ from launches import end, free_port, launcher_config, start
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
+from r1zero.estimate import plan
 from r1zero.report import page
 from r1zero.training import checkpoints, stopping
 
@@ -149,7 +150,7 @@ def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(
     assert checkpoints.faults(checkpoint) == []
     strategy = SimpleNamespace(shards={}, deepspeed=launcher == "zero2")
     parameters = sum(tensor.numel() for tensor in load_file(tiny_model / "model.safetensors").values())
-    assert checkpoints.size(checkpoint) == pytest.approx(checkpoints.expected_size(parameters, strategy), rel=0.08)
+    assert checkpoints.size(checkpoint) == pytest.approx(plan.checkpoint_size(parameters, strategy), rel=0.08)
     flags = {"max_steps": step + 2, "save_strategy": "no", "resume_from_checkpoint": "auto"}
     for folder in ("run", "whole"):
         words = command(folder, launcher, **flags)

@@ -10,7 +10,7 @@ from trl import GRPOConfig
 from trl.trainer import grpo_trainer
 
 from benchmarks import time_to_target
-from r1zero.report import console, run_folder
+from r1zero.report import console
 
 SOURCE = inspect.getsource(grpo_trainer)
 
@@ -21,12 +21,6 @@ def test_metrics_that_the_console_watches_are_those_that_trl_logs():
     own = {"accuracy", "times_divide_rate"}  # of rewards.py
     assert len(set(watched) - own) > 4
     assert [name for name in watched if name not in own and not re.search(rf'\[f?"{name}"\]', SOURCE)] == []
-
-
-def test_metrics_that_trl_logs_are_not_taken_for_a_users():
-    names = re.findall(r'_metrics\[(?:mode|"train")\]\[f?"([^"]+)"\]', SOURCE)
-    assert len(names) > 30 and {"reward", "entropy", "step_time"} <= set(names)
-    assert run_folder.own_metrics(names) == []
 
 
 def test_defaults_of_the_benchmark_are_those_of_trl():

@@ -19,7 +19,7 @@ DOORS = {
     "tasks": ("countdown multiplication problem_files prompts word_problems", "grading"),
     "report": ("console page run_folder", "grading tasks"),
     "training": ("checkpoints generation lora nan_guard reward_functions stopping trainer vllm", "grading tasks"),
-    "estimate": ("memory model_shapes plan", "training"),
+    "estimate": ("memory model_shapes plan", ""),
     "preflight": ("check data hardware machine model", "estimate report tasks training"),
     "evaluate": ("", "grading preflight report tasks training"),
 }

@@ -43,7 +43,7 @@ class Lines:
     def evaluate(self, step, at, accuracy):
         state = SimpleNamespace(global_step=step, max_steps=100)
         logs = {"eval_reward": 0.3, "eval_accuracy": accuracy, "eval_completions/mean_length": 20.0}
-        self.stopwatch.read("\x1b[A" + console.evaluation_line(state, logs) + "\n", lambda: (at, at / 2))
+        self.stopwatch.read("\x1b[A" + console.evaluation_line(state, logs, []) + "\n", lambda: (at, at / 2))
 
 
 def test_evaluations_do_not_count_as_time_of_training():

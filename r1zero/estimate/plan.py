@@ -1,9 +1,10 @@
 """Say in words what a run will take: steps, model, machine, memory and disk. `--dry_run` ends with these lines."""
 
+import math
+
 from r1zero import schedule
 from r1zero.estimate import memory
 from r1zero.estimate.memory import GIB
-from r1zero.training import checkpoints
 
 
 def plan_lines(values, model, rows, longest, strategy, card):
@@ -19,7 +20,7 @@ def plan_lines(values, model, rows, longest, strategy, card):
     ]
     if not values.use_cpu:
         lines += memory_lines(values, model, longest, strategy, card)
-    copies, needed = checkpoints.room(values, model.num_parameters(), rows, strategy)
+    copies, needed = disk(values, model.num_parameters(), rows, strategy)
     if needed:
         lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} at once and the final model")
     return lines
@@ -82,3 +83,43 @@ def memory_lines(values, model, longest, strategy, card):
         if card and size > card:
             lines.append(f"will not fit in {phase}: try {memory.advice(values, strategy, phase)}")
     return lines
+
+
+def checkpoint_size(parameters, strategy):
+    """Return the bytes that a checkpoint of a whole model takes, without the tied head that some strategies write.
+
+    parameters: int; strategy: a machine.Strategy.
+    """
+    each = 4 + 8  # the weights and AdamW's two moments, in float32
+    if strategy.shards.get("weights", 1) > 1:
+        each += 4  # ZeRO-3's second copy of the weights, beside the moments, or FSDP's in one file
+    elif strategy.deepspeed:
+        each += 4 + 4  # that copy, and the weights it computes with
+    return each * parameters
+
+
+def most_at_once(values, steps):
+    """Return the most checkpoints that a run has on its disk at once. steps: of the whole run, None if not known.
+
+    Trainer deletes the oldest one after it has written the newest.
+    """
+    written = math.ceil(values.num_train_epochs)
+    if str(values.save_strategy) == "steps":
+        every = values.save_steps if values.save_steps >= 1 else values.save_steps * (steps or 1)
+        written = math.ceil((steps or 1) / every)
+    if values.save_total_limit:
+        written = min(written, values.save_total_limit + 1)
+    return written
+
+
+def disk(values, parameters, rows, strategy, there=0):
+    """Return the disk space that a run's checkpoints and final model take: words such as "3 checkpoints", and bytes.
+
+    parameters: of the model; rows: training problems, or None; there: checkpoints that exist already. The bytes are 0
+    if the run saves adapters alone, or no checkpoints.
+    """
+    copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
+    words = f"{copies} checkpoint{'s' * (copies > 1)}"
+    if values.use_peft or str(values.save_strategy) == "no":
+        return words, 0
+    return words, checkpoint_size(parameters, strategy) * copies + 4 * parameters

@@ -234,7 +234,7 @@ def output_errors(values, shape, rows, strategy, resumed):
         return [f"output_dir {output} cannot be written to ({error}): name another with --output_dir"]
     if shape is not None:
         there = len(checkpoints.by_step(output)) if resumed else 0
-        copies, needed = checkpoints.room(values, shape.parameters.num_parameters(), rows, strategy, there)
+        copies, needed = plan.disk(values, shape.parameters.num_parameters(), rows, strategy, there)
         free = shutil.disk_usage(existing).free
         if free < needed:
             return [

@@ -7,7 +7,6 @@ verified before anything is loaded.
 
 import errno
 import json
-import math
 import re
 import shutil
 import zipfile
@@ -18,7 +17,6 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from r1zero import schedule
 from r1zero.files import broken_line, checksums, one_line, replaced
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
@@ -89,46 +87,6 @@ def files_of(checkpoint):
 def size(checkpoint):
     """Return the bytes that a checkpoint takes."""
     return sum(path.stat().st_size for path in files_of(checkpoint))
-
-
-def expected_size(parameters, strategy):
-    """Return the bytes that a checkpoint of a whole model takes, without the tied head that some strategies write.
-
-    parameters: int; strategy: a machine.Strategy.
-    """
-    each = 4 + 8  # the weights and AdamW's two moments, in float32
-    if strategy.shards.get("weights", 1) > 1:
-        each += 4  # ZeRO-3's second copy of the weights, beside the moments, or FSDP's in one file
-    elif strategy.deepspeed:
-        each += 4 + 4  # that copy, and the weights it computes with
-    return each * parameters
-
-
-def most_at_once(values, steps):
-    """Return the most checkpoints that a run has on its disk at once. steps: of the whole run, None if not known.
-
-    Trainer deletes the oldest one after it has written the newest.
-    """
-    written = math.ceil(values.num_train_epochs)
-    if str(values.save_strategy) == "steps":
-        every = values.save_steps if values.save_steps >= 1 else values.save_steps * (steps or 1)
-        written = math.ceil((steps or 1) / every)
-    if values.save_total_limit:
-        written = min(written, values.save_total_limit + 1)
-    return written
-
-
-def room(values, parameters, rows, strategy, there=0):
-    """Return the disk space that a run's checkpoints and final model take: words such as "3 checkpoints", and bytes.
-
-    parameters: of the model; rows: training problems, or None; there: checkpoints that exist already. The bytes are 0
-    if the run saves adapters alone, or no checkpoints.
-    """
-    copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
-    words = f"{copies} checkpoint{'s' * (copies > 1)}"
-    if values.use_peft or str(values.save_strategy) == "no":
-        return words, 0
-    return words, expected_size(parameters, strategy) * copies + 4 * parameters
 
 
 def seal(checkpoint):
