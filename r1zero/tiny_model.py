@@ -41,7 +41,7 @@ from r1zero.tasks.prompts import fill_template, render_template
 
 END_OF_TEXT = "<|endoftext|>"
 GIVE_UP = "\n</think>\n<answer>"
-LARGEST = 99  # value of a step in a search
+LARGEST = 99  # value of an equation in a search
 PIECES = [GIVE_UP, "</answer>", " = ", ": ", " no", " yes", ", ", "\n", "+", "-", "*", "/", "(", ")"]
 
 

@@ -116,14 +116,14 @@ def test_named_checkpoint_is_taken_or_refused(tmp_path):
     assert choose(tmp_path, str(named)).checkpoint == named
     (named / "rng_state.pth").unlink()
     (error,) = choose(tmp_path, str(named)).errors
-    assert "kept would not go on as it was (the random state of 0 of 1 processes)" in error
+    assert "kept would not resume exactly (the random state of 0 of 1 processes)" in error
     assert "there is no such folder" in choose(tmp_path, str(tmp_path / "gone")).errors[0]
 
 
 def test_another_number_of_processes_is_said_and_refused_if_deepspeed_cannot(tmp_path):
     make(tmp_path / "checkpoint-4", (*OF_TWO, "optimizer.pt"))
     (notice,) = choose(tmp_path, "auto").notices
-    assert "was saved by 2 processes and this run has 1: it goes on, but with other random numbers" in notice
+    assert "was saved by 2 processes and this run has 1: it resumes, but with other random numbers" in notice
     assert choose(tmp_path, "auto", SimpleNamespace(processes=2, deepspeed=True)) == checkpoints.Choice(
         tmp_path / "checkpoint-4"
     )
@@ -214,7 +214,7 @@ class TestChanged:
     @pytest.mark.parametrize("text", ["[", "- 1", "words"])
     def test_are_not_known_if_the_runs_settings_cannot_be_read(self, errors, text):
         (line,) = errors(config=text)
-        assert "run/config.yaml cannot be read (" in line and line.endswith("remove it, to go on without its settings")
+        assert "run/config.yaml cannot be read (" in line and line.endswith("remove it to resume without its settings")
 
     def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(self, errors, tmp_path):
         elsewhere = {"given": str(tmp_path / "run" / "checkpoint-4"), "output_dir": tmp_path / "other"}

@@ -154,7 +154,8 @@ def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, 
         for words in ([folder], [run, folder, "--output", tmp_path / "page.html"]):
             with pytest.raises(SystemExit) as found:
                 page.main(list(map(str, words)))
-            assert str(found.value).startswith(f"r1zero.report: {folder} is not the folder of a run")
+            line = str(found.value)
+            assert line.startswith(f"r1zero.report: {folder} is not the folder of a run") and "\n" not in line
     assert not (tmp_path / "page.html").exists()
 
 

@@ -32,15 +32,6 @@ class Panel:
     metrics: list[Metric]
 
 
-def cell_metrics():
-    """Return the metrics of accuracy in each cell of Countdown."""
-    metrics = []
-    for numbers in range(2, 7):
-        for kind, name in CELL_METRICS.items():
-            metrics.append(Metric(f"cells/{numbers}_numbers_{name}", f"accuracy, {numbers} numbers, {kind}", SHARE))
-    return metrics
-
-
 COURSE = [
     Panel(
         "Reward and accuracy",
@@ -55,7 +46,14 @@ COURSE = [
     Panel("Share of groups without signal", [Metric(TRAINING_ALONE, "groups without signal", SHARE)]),
 ]
 LEARNED = [
-    Panel("Countdown's cells", cell_metrics()),
+    Panel(
+        "Countdown's cells",
+        [
+            Metric(f"cells/{numbers}_numbers_{name}", f"accuracy, {numbers} numbers, {kind}", SHARE)
+            for numbers in range(2, 7)
+            for kind, name in CELL_METRICS.items()
+        ],
+    ),
     Panel(
         "Shares of completions",
         [

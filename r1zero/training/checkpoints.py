@@ -131,7 +131,7 @@ def choose(values, strategy):
         wrong = faults(found.checkpoint, strategy.processes)
         if wrong:
             how = "name an earlier one, or pass --resume_from_checkpoint auto for the newest sound one"
-            found.errors.append(f"checkpoint {given} would not go on as it was ({'; '.join(wrong)}): {how}")
+            found.errors.append(f"checkpoint {given} would not resume exactly ({'; '.join(wrong)}): {how}")
         if by_step(output_dir) and found.checkpoint.resolve().parent != output_dir.resolve():
             found.errors.append(f"output_dir {output_dir} holds another run than {given} is of: name another")
     if found.checkpoint and not found.errors:
@@ -148,7 +148,7 @@ def decided_errors(checkpoint, values):
     except FileNotFoundError:  # the checkpoint was moved
         return []
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        return [f"{path} cannot be read ({one_line(error)}): remove it, to go on without its settings"]
+        return [f"{path} cannot be read ({one_line(error)}): remove it to resume without its settings"]
     errors = []
     for name, strategy in DECIDED.items():
         old, new = before.get(name), getattr(values, name)
@@ -192,7 +192,7 @@ def check_processes(found, strategy):
             f"{line}, and DeepSpeed cannot change its shards: start {saved}, with --num_processes {saved}"
         )
     else:
-        found.notices.append(f"{line}: it goes on, but with other random numbers than it would have had")
+        found.notices.append(f"{line}: it resumes, but with other random numbers")
 
 
 def faults(checkpoint, processes=1):
