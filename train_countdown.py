@@ -28,7 +28,7 @@ from r1zero.training import checkpoints, generation, lora, nan_guard, reward_fun
 def setting(default, text):
     """Return a field with its default and its line of --help."""
     if isinstance(default, list):
-        return field(default_factory=lambda: default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
