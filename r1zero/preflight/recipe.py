@@ -172,7 +172,7 @@ def build(parser, values):
 def batch_errors(values, processes):
     """Return completions that do not divide into groups, and checkpoints inside a generation (list of lines)."""
     steps = values.steps_per_generation or values.gradient_accumulation_steps
-    batch = values.generation_batch_size or values.per_device_train_batch_size * processes * steps
+    batch = schedule.completions(values, processes)
     errors = []
     if batch % values.num_generations:
         errors.append(
