@@ -104,8 +104,9 @@ def fit(values, processes):
 
     values: every setting, changed in place. If whole groups on so many processes do not make that number, a step has
     the nearest one that they do make. Accumulation costs no speed, so the batch a device is lowered only if the number
-    would be far from what is wanted. An explicit gradient_accumulation_steps stays, and without either it is TRL's 1.
-    Return what to tell the user (list[str]).
+    would be far from what is wanted. steps_per_generation then counts optimizer steps: it is multiplied by the
+    accumulation, as TRL counts micro-batches. An explicit gradient_accumulation_steps stays, and so does
+    steps_per_generation; without either setting it is TRL's 1. Return what to tell the user (list[str]).
     """
     wanted = values.completions_per_step
     if values.gradient_accumulation_steps is not None or wanted is None:
@@ -126,22 +127,25 @@ def fit(values, processes):
     chosen = min(own or options, key=distance)
     if distance(chosen) > CLOSE * wanted:
         chosen = min(options, key=distance)
+    given = values.per_device_train_batch_size
     values.per_device_train_batch_size, values.gradient_accumulation_steps = chosen
+    if values.steps_per_generation:
+        values.steps_per_generation *= values.gradient_accumulation_steps
     made = chosen[0] * chosen[1] * processes
-    if made == wanted:
-        return []
     by = f"groups of {values.num_generations} and {processes} process{'es' * (processes > 1)}"
-    return [f"batch: {made:,} completions a step, the nearest to {wanted:,} that {by} divide"]
+    if made != wanted:
+        return [f"batch: {made:,} completions a step, the nearest to {wanted:,} that {by} divide"]
+    if chosen[0] != given:
+        return [f"batch: per_device_train_batch_size is {chosen[0]}, as {given} x {by} do not divide {wanted:,}"]
+    return []
 
 
 def is_whole(values, per_device, accumulation, processes):
-    """Return whether a generation is whole groups with such a batch, and steps and generations end together."""
+    """Return whether a generation is whole groups with such a batch."""
     at_once = per_device * processes
     if values.generation_batch_size:
         return values.generation_batch_size % math.lcm(at_once, values.num_generations) == 0
-    steps = values.steps_per_generation or accumulation
-    ends_together = steps % accumulation == 0 or accumulation % steps == 0
-    return at_once * steps % values.num_generations == 0 and ends_together
+    return at_once * accumulation * (values.steps_per_generation or 1) % values.num_generations == 0
 
 
 def fit_evaluation(values, rows, processes):
