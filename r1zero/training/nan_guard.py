@@ -39,8 +39,9 @@ def watch(trainer):
 
     def checked_norm(model, grad_norm=None):
         norm = get_grad_norm(model, grad_norm)
-        if norm is not None and not 0 <= norm < math.inf and not trainer.args.fp16:
-            found = "nan or infinite" if norm < 0 else f"{float(norm)}"  # DeepSpeed gives -1 for both
+        value = norm.item() if hasattr(norm, "item") else norm
+        if value is not None and not 0 <= value < math.inf and not trainer.args.fp16:
+            found = "nan or infinite" if value < 0 else value  # DeepSpeed gives -1 for both
             raise BadNumber(f"the norm of the gradient is {found}" if trainer.is_world_process_zero() else "")
         return norm
 
