@@ -45,7 +45,7 @@ VALUES = {  # of each reward, as they are documented
 
 def read_attacks():
     """{kind: {name: text}}. In the file a text is JSON: a string, or a list of strings and how often they repeat."""
-    kinds = {"answer": {}, "completion": {}, "piece": {}}
+    kinds = {"answer": {}, "completion": {}, "piece": {}, "bomb": {}}
     with open(CASES / "hostile_texts.tsv", newline="") as file:
         for kind, name, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             parts = json.loads(text)
