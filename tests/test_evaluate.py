@@ -61,23 +61,21 @@ def problems(tiny_data):
 
 @pytest.fixture
 def saying(monkeypatch):
-    """Put an engine in place that gives the texts of say(prompt), a list of n, and lists the sizes of its batches."""
+    """Put an engine in place that gives these texts (an iterable), n for each prompt."""
 
-    def put(say):
-        batches = []
+    def put(texts):
+        texts = iter(texts)
 
         @contextlib.contextmanager
         def engine(model, args, state):
             def generate(prompts, seeds):
-                batches.append(len(prompts))
-                texts = [text for prompt in prompts for text in say(model.tokenizer.decode(prompt))]
-                assert len(texts) == len(seeds) == len(prompts) * args.n
-                return [row + model.ends + [7] for row in model.tokenizer(texts)["input_ids"]]
+                assert len(seeds) == len(prompts) * args.n
+                said = list(itertools.islice(texts, len(seeds)))
+                return [row + model.ends + [7] for row in model.tokenizer(said)["input_ids"]]
 
             yield generate
 
         monkeypatch.setattr(engines, "transformers_engine", engine)
-        return batches
 
     return put
 
@@ -87,8 +85,7 @@ class TestMetrics:
         """Right by search if the first number is odd, otherwise no answer."""
         rows = pq.read_table(problems).to_pylist()
         tried = [row["nums"][0] % 2 and tiny.search(row["nums"], row["target"]) for row in rows]
-        texts = iter([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
-        saying(lambda prompt: [next(texts)])
+        saying([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
         metrics = run(tiny_model, problems, tmp_path, limit=None)
         solved = [bool(tries) for tries in tried]
         share = sum(solved) / 256
@@ -122,10 +119,7 @@ class TestMetrics:
         rows = pq.read_table(problems).to_pylist()
         right = [row["nums"][0] % 4 for row in rows]
         solved = [f"<answer>{tiny.search(row['nums'], row['target'])[-1][3]}</answer>" for row in rows]
-        said = iter(
-            [[text] * count + ["<answer>1</answer>"] * (4 - count) for text, count in zip(solved, right, strict=True)]
-        )
-        saying(lambda prompt: next(said))
+        saying(text if k < count else "" for text, count in zip(solved, right, strict=True) for k in range(4))
         metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=None)
         found = table(tmp_path / "model")
         assert found["row"].to_pylist() == [row for row in range(256) for _ in range(4)]
@@ -138,8 +132,7 @@ class TestMetrics:
         rows = pq.read_table(data / "mixture" / "train.parquet").to_pydict()
         golds, nums, target = rows["solution"], rows["nums"], rows["target"]
         texts = [f"<answer>1</answer> \\boxed{{{gold}}}" if i % 2 else "" for i, gold in enumerate(golds)]
-        said = iter(texts)
-        saying(lambda prompt: [next(said)])
+        saying(texts)
         metrics = run(long_model, data / "mixture" / "train.parquet", tmp_path, limit=None)
         found = table(tmp_path / "long").to_pydict()
         countdown = rewards.countdown_reward(texts, nums, target)
@@ -197,8 +190,7 @@ class TestOwnRewards:
     @pytest.fixture
     def said(self, saying):
         """Every second completion is right by spelling."""
-        texts = itertools.cycle(["<answer>1</answer>", "11"])
-        return saying(lambda prompt: [next(texts)])
+        saying(itertools.cycle(["<answer>1</answer>", "11"]))
 
     def test_a_function_with_verdicts_gives_all_metrics(self, said, own_data, tiny_model, tmp_path):
         metrics = run(tiny_model, own_data, tmp_path, reward_funcs="own:spelling")
@@ -260,7 +252,7 @@ class TestRealEvaluation:
     def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
         self, greedy, saying, tiny_model, problems, capsys, monkeypatch
     ):
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         other = shutil.copytree(tiny_model, greedy[0] / "run" / "checkpoint-3")
         command.main(words([other], problems, greedy[0]))
         capsys.readouterr()
@@ -396,15 +388,6 @@ class TestProcesses:
         command.print_engine(args, 4096, state)
         assert "without a batch" not in capsys.readouterr().out
 
-    def test_half_written_part_is_none(self, tiny_model, problems, tmp_path, saying):
-        batches = saying(lambda prompt: [""])
-        run(tiny_model, problems, tmp_path)
-        (tmp_path / "model" / "metrics.json").unlink()
-        (tmp_path / "model" / "parts").mkdir()
-        (tmp_path / "model" / "parts" / "000001.parquet.part").write_bytes(b"PAR1")
-        run(tiny_model, problems, tmp_path)
-        assert batches == [8] * 6 and table(tmp_path / "model").num_rows == 24
-
     def test_engine_that_has_ended_ends_the_evaluation_with_a_line(self, tiny_model, problems, tmp_path, monkeypatch):
         def engine(*_):
             raise ChildProcessError("vLLM's process ended with status -9")
@@ -495,23 +478,22 @@ class TestRefusals:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         for backend in ("vllm", "transformers"):
             assert refused(backend=backend).endswith("; --use_cpu evaluates on the CPU")
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         command.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
         assert "transformers in float32 on 1 x cpu" in capsys.readouterr().out
 
-    def test_vllm_on_a_gpu_where_the_cpu_is_asked_for(self, monkeypatch):
+    def test_vllm_that_is_not_installed_or_on_a_gpu_where_the_cpu_is_asked_for(self, refused, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+            assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         args = command.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
         assert args.dtype == "float32"
         (line,) = checks.device_errors(args)
         assert line.startswith("--backend vllm computes on the GPU: leave out --use_cpu")
 
-    def test_vllm_that_is_not_installed(self, refused, monkeypatch):
-        monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
-        assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
-
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         model = shutil.copytree(tiny_model, tmp_path / "model")
         data = shutil.copy(problems, tmp_path / "test.parquet")
         (tmp_path / "own.py").write_text(OWN_REWARDS)
