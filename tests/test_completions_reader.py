@@ -1,63 +1,35 @@
-"""What the page's reader shows of a table of completions.   bash tests/run.sh tests/test_completions_reader.py"""
+"""What the page's reader shows of a table of completions.   bash tests/run.sh tests/test_completions_reader.py
 
+The rows stand in tests/cases/shown_completions.tsv, with what is shown of each as JSON.
+"""
+
+import csv
 import json
-import math
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import CASES
 
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 from r1zero.report.run_folder import TABLES_BEFORE
 
-TABLES = TABLES_BEFORE | {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
+TABLES = TABLES_BEFORE | {"length": ("", "", [])}
+TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
+with open(CASES / "shown_completions.tsv", newline="") as file:
+    ROWS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-OF_TASKS = {  # what a row holds: problem, answer, verdict, and the answer's value
-    "maths, beside empty columns of other tasks": (
-        {"boxed": "1/2", "gold": "0.5", "boxed_verdict": "correct", "verdict": "", "code_verdict": None},
-        ({"gold": "0.5"}, "1/2", "correct", None),
-    ),
-    "multiplication without an answer": (
-        {"product": "391", "stated_product": None, "product_verdict": "no answer"},
-        ({"product": "391"}, None, "no answer", None),
-    ),
-    "an equation without a value": (
-        {"equation": "7/0", "numbers": "[7, 0]", "target": 1, "verdict": "wrong"},
-        ({"numbers": "[7, 0]", "target": 1}, "7/0", "wrong", None),
-    ),
-    "a fraction, and a target that a mixture has made a float": (
-        {"equation": "7/2", "numbers": "[7, 2]", "target": 3.0, "verdict": "wrong"},
-        ({"numbers": "[7, 2]", "target": 3}, "7/2", "wrong", "7/2"),
-    ),
-    "a user's reward": (
-        {"spelling_answer": "tsetse", "spelling_verdict": "correct", "spelling_problem": "a fly"},
-        ({"problem": "a fly"}, "tsetse", "correct", None),
-    ),
-    "a user's reward that logs verdicts alone": ({"spelling_verdict": "wrong"}, ({}, None, "wrong", None)),
-    "what JSON does not know": (
-        {"spelling_answer": ["t", "s"], "spelling_verdict": "wrong", "spelling_problem": math.inf},
-        ({"problem": "inf"}, "['t', 's']", "wrong", None),
-    ),
-    "a chat": ({"completion": [{"role": "assistant", "content": "text"}]}, ({}, None, "", None)),
-}
-
-
-@pytest.mark.parametrize(("row", "expected"), OF_TASKS.values(), ids=OF_TASKS)
-def test_completions_of_every_task_are_read(row, expected):
-    about, answer, verdict, value = expected
+@pytest.mark.parametrize("case", ROWS, ids=[case["reason"] for case in ROWS])
+def test_completions_of_every_task_are_read(case):
+    expected = {name: json.loads(case[name]) for name in ("answer", "verdict", "value", "reward")}
+    row, about = json.loads(case["row"]), json.loads(case["problem"])
     found = read_completion({"completion": "text", "spelling": None} | row, TABLES)
     mistake = found[1].pop("mistake")
-    assert (mistake is not None) == (verdict == "wrong" and "target" in about)
-    shown = {"text": "text", "answer": answer, "value": value, "verdict": verdict, "reward": 0, "changed": False}
-    assert found == (about, shown)
+    assert (mistake is not None) == (expected["verdict"] == "wrong" and "target" in about)
+    assert found == (about, expected | {"text": "text", "changed": False})
     json.dumps(found, allow_nan=False)
-
-
-def test_rewards_of_a_completion_are_added():
-    row = {"completion": "text", "countdown_reward": None, "spelling": 0.5, "length": -0.25}
-    assert read_completion(row, TABLES | {"length": ("", "", [])})[1]["reward"] == 0.25
 
 
 def make_tables(folder, steps, problems=4, **settings):

@@ -14,14 +14,8 @@ from transformers import TrainerState
 from r1zero.report import console
 
 RATIO = "sampling/importance_sampling_ratio/mean"  # logged if vLLM generates
-HEALTHY = {
-    "reward": 0.3,
-    "accuracy": 0.25,
-    "completions/clipped_ratio": 0.1,
-    "entropy": 0.5,
-    "frac_reward_zero_std": 0.4,
-    "times_divide_rate": 0.6,
-}
+HEALTHY = {"reward": 0.3, "accuracy": 0.25, "completions/clipped_ratio": 0.1, "entropy": 0.5}
+HEALTHY |= {"frac_reward_zero_std": 0.4, "times_divide_rate": 0.6}
 
 
 def warned(course, every=1):
@@ -32,24 +26,15 @@ def warned(course, every=1):
     return seen
 
 
-RUINS = {
-    "no signal": (
-        lambda step: {"frac_reward_zero_std": 1.0 if step > 20 else 0.9},
-        "no group had two different rewards for 20 steps",
-    ),
-    "format alone": (lambda step: {"reward": 0.1, "accuracy": 0.0}, "the reward stands at 0.100, what the format"),
-    "entropy": (lambda step: {"entropy": 0.5 if step < 10 else 0.01}, "entropy fell from 0.50 to 0.0"),
-    "truncation": (lambda step: {"completions/clipped_ratio": 0.75}, "75% of the completions are cut off"),
-    "a reward that is hacked": (
-        lambda step: {"reward": 0.3 + step / 200, "accuracy": 0.25 - step / 300},
-        "while the reward rose to",
-    ),
-    "* and / dying out": (
-        lambda step: {"times_divide_rate": 0.6 if step < 10 else 0.1},
-        "answers with * or / fell from 60% to 1",
-    ),
-    "completions that are dropped or shrunk": (lambda step: {RATIO: 0.6}, "the mean importance ratio is 0.60"),
-    "another model that samples": (lambda step: {RATIO: 1.15}, "the mean importance ratio is 1.15"),
+RUINS = {  # {what: (how the metrics change by the step, what is said)}
+    "no signal": (lambda at: {"frac_reward_zero_std": 1.0 if at > 20 else 0.9}, "no group had two different rewards"),
+    "format alone": (lambda at: {"reward": 0.1, "accuracy": 0.0}, "the reward stands at 0.100, what the format"),
+    "entropy": (lambda at: {"entropy": 0.5 if at < 10 else 0.01}, "entropy fell from 0.50 to 0.0"),
+    "truncation": (lambda at: {"completions/clipped_ratio": 0.75}, "75% of the completions are cut off"),
+    "hacking": (lambda at: {"reward": 0.3 + at / 200, "accuracy": 0.25 - at / 300}, "while the reward rose to"),
+    "* and / dying out": (lambda at: {"times_divide_rate": 0.6 if at < 10 else 0.1}, "* or / fell from 60% to 1"),
+    "completions that are dropped or shrunk": (lambda at: {RATIO: 0.6}, "the mean importance ratio is 0.60"),
+    "another model that samples": (lambda at: {RATIO: 1.15}, "the mean importance ratio is 1.15"),
 }
 
 
@@ -99,11 +84,8 @@ def started(tmp_path, clock):
 
     def start(step=0, own_metrics=(), **arguments):
         scorers = [SimpleNamespace(format_reward=0.1, own_metrics=set(own_metrics))]
-        made, state, lines = (
-            console.Console(scorers, 8, **arguments),
-            TrainerState(global_step=step, max_steps=100),
-            [],
-        )
+        made, lines = console.Console(scorers, 8, **arguments), []
+        state = TrainerState(global_step=step, max_steps=100)
         made.on_train_begin(SimpleNamespace(**args), state, None)
         made.training_bar.close()
         made.training_bar = SimpleNamespace(write=lines.append)  # tqdm's
@@ -137,10 +119,14 @@ def test_line_of_a_step_has_metrics_speed_time_and_cost(started, clock):
     assert "left 3h51m" in log(run, 42, **metrics)[0]
 
 
-def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal(started):
+def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal_and_what_trainers_log_at_the_end(started):
+    run = started()
     metrics = {"reward": 0.5, "accuracy": 0.4, "completions/mean_length": 20.0, "frac_reward_zero_std": 1.0}
-    (line,) = log(started(), 0, **{f"eval_{name}": value for name, value in metrics.items()}, epoch=0)
+    (line,) = log(run, 0, **{f"eval_{name}": value for name, value in metrics.items()}, epoch=0)
     assert line == "step     0/100  reward  0.500  accuracy  40.0%  length     20  held out"
+    assert log(run, 100, train_loss=0.1) == []
+    run[2].is_world_process_zero = False
+    assert log(run, 100, reward=1.0) == []
 
 
 def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_is_none(started, clock):
@@ -152,13 +138,6 @@ def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_i
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
-
-
-def test_nothing_is_shown_of_what_trainers_log_at_the_end_or_in_other_processes(started):
-    run = started()
-    assert log(run, 100, train_loss=0.1) == []
-    run[2].is_world_process_zero = False
-    assert log(run, 100, reward=1.0) == []
 
 
 def test_warning_stands_below_the_line_of_its_step(started, clock):

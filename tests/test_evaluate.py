@@ -4,6 +4,7 @@ bash tests/run.sh tests/test_evaluate.py
 """
 
 import contextlib
+import csv
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT
+from conftest import CASES, ENVIRONMENT, PATIENCE, ROOT
 from launches import end, free_port, start
 
 import rewards
@@ -60,23 +61,21 @@ def problems(tiny_data):
 
 @pytest.fixture
 def saying(monkeypatch):
-    """Put an engine in place that gives the texts of say(prompt), a list of n, and lists the sizes of its batches."""
+    """Put an engine in place that gives these texts (an iterable), n for each prompt."""
 
-    def put(say):
-        batches = []
+    def put(texts):
+        texts = iter(texts)
 
         @contextlib.contextmanager
         def engine(model, args, state):
             def generate(prompts, seeds):
-                batches.append(len(prompts))
-                texts = [text for prompt in prompts for text in say(model.tokenizer.decode(prompt))]
-                assert len(texts) == len(seeds) == len(prompts) * args.n
-                return [row + model.ends + [7] for row in model.tokenizer(texts)["input_ids"]]
+                assert len(seeds) == len(prompts) * args.n
+                said = list(itertools.islice(texts, len(seeds)))
+                return [row + model.ends + [7] for row in model.tokenizer(said)["input_ids"]]
 
             yield generate
 
         monkeypatch.setattr(engines, "transformers_engine", engine)
-        return batches
 
     return put
 
@@ -86,8 +85,7 @@ class TestMetrics:
         """Right by search if the first number is odd, otherwise no answer."""
         rows = pq.read_table(problems).to_pylist()
         tried = [row["nums"][0] % 2 and tiny.search(row["nums"], row["target"]) for row in rows]
-        texts = iter([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
-        saying(lambda prompt: [next(texts)])
+        saying([tiny.write_trace(tries, solved=True) if tries else "wait, 1+1 = 3" for tries in tried])
         metrics = run(tiny_model, problems, tmp_path, limit=None)
         solved = [bool(tries) for tries in tried]
         share = sum(solved) / 256
@@ -120,54 +118,34 @@ class TestMetrics:
         """Of four completions of a problem, as many are right as its first number leaves by 4."""
         rows = pq.read_table(problems).to_pylist()
         right = [row["nums"][0] % 4 for row in rows]
-        texts = []
-        for row, count in zip(rows, right, strict=True):
-            solution = tiny.search(row["nums"], row["target"])[-1][3]
-            texts.append([f"<answer>{solution}</answer>"] * count + ["<answer>1</answer>"] * (4 - count))
-        said = iter(texts)
-        saying(lambda prompt: next(said))
+        solved = [f"<answer>{tiny.search(row['nums'], row['target'])[-1][3]}</answer>" for row in rows]
+        saying(text if k < count else "" for text, count in zip(solved, right, strict=True) for k in range(4))
         metrics = run(tiny_model, problems, tmp_path, n=4, temperature=0.6, limit=None)
         found = table(tmp_path / "model")
         assert found["row"].to_pylist() == [row for row in range(256) for _ in range(4)]
         assert np.reshape(found["correct"], (256, 4)).sum(1).tolist() == right
-        for k in (1, 2, 4):
-            assert metrics["pass@k"][str(k)] == pytest.approx(np.mean([pass_at_k(4, c, k) for c in right]))
-        assert metrics["accuracy"] == pytest.approx(metrics["pass@k"]["1"])
+        expected = {str(k): pytest.approx(np.mean([pass_at_k(4, c, k) for c in right])) for k in (1, 2, 4)}
+        assert metrics["pass@k"] == expected and metrics["accuracy"] == expected["1"]
 
-    @pytest.mark.parametrize(
-        ("task", "reward", "answer", "logged"),
-        [
-            ("multiply", "multiplication_reward", "<answer>{product}</answer>", {"product", "stated_product"}),
-            ("x_r1_750", "boxed_math_reward", "\\boxed{{{solution}}}", {"gold", "boxed", "boxed_verdict"}),
-            ("countdown", "countdown_reward", "<answer>{target}</answer>", {"numbers", "equation", "verdict"}),
-        ],
-    )
-    def test_every_task_is_scored_by_the_reward_of_its_columns(
-        self, saying, long_model, data, tmp_path, task, reward, answer, logged
-    ):
-        """Every second completion is empty, the others answer."""
-        rows = pq.read_table(data / task / "train.parquet")
-        texts = [answer.format(**row) if i % 2 else "" for i, row in enumerate(rows.to_pylist())]
-        said = iter(texts)
-        saying(lambda prompt: [next(said)])
-        metrics = run(long_model, data / task / "train.parquet", tmp_path, limit=None)
-        found = table(tmp_path / "long")
-        columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "prompt"}
-        expected = getattr(rewards, reward)(completions=found["completion"].to_pylist(), **columns)
-        assert found["reward"].to_pylist() == expected
-        assert found["answered"].to_pylist() == [bool(text) for text in texts]
-        assert found["correct"].to_pylist() == [bool(text) and task != "countdown" for text in texts]
-        assert metrics["accuracy"] == (0 if task == "countdown" else metrics["format_rate"])
-        assert logged <= set(found.column_names)
-        assert bool(metrics["cells"]) == (task == "countdown")
-
-    def test_tasks_of_a_mixture_are_scored_each_by_its_own(self, saying, long_model, data, tmp_path, capsys):
-        saying(lambda prompt: ["<answer>1</answer>"])
-        metrics = run(long_model, data / "mixture" / "train.parquet", tmp_path)
-        assert metrics["data_sources"].keys() == {"countdown", "x_r1_750"}
-        found = table(tmp_path / "long")
-        assert set(found["verdict"].to_pylist()) == {"", "wrong"}
-        assert set(found["boxed_verdict"].to_pylist()) == {"", "no answer"}
+    def test_tasks_of_a_mixture_are_scored_each_by_its_own_reward(self, saying, long_model, data, tmp_path, capsys):
+        """Every second completion is empty; of the others, the maths is right."""
+        rows = pq.read_table(data / "mixture" / "train.parquet").to_pydict()
+        golds, nums, target = rows["solution"], rows["nums"], rows["target"]
+        texts = [f"<answer>1</answer> \\boxed{{{gold}}}" if i % 2 else "" for i, gold in enumerate(golds)]
+        saying(texts)
+        metrics = run(long_model, data / "mixture" / "train.parquet", tmp_path, limit=None)
+        found = table(tmp_path / "long").to_pydict()
+        countdown = rewards.countdown_reward(texts, nums, target)
+        maths = rewards.boxed_math_reward(texts, golds)
+        assert found["reward"] == [a if b is None else b for a, b in zip(countdown, maths, strict=True)]
+        assert found["answered"] == [bool(text) for text in texts]
+        assert found["correct"] == [bool(text) and gold is not None for text, gold in zip(texts, golds, strict=True)]
+        assert {"numbers", "equation", "gold", "boxed"} <= found.keys()
+        assert set(found["verdict"]) == {"", "no answer", "wrong"}
+        assert set(found["boxed_verdict"]) == {"", "no answer", "correct"}
+        by_source = {name: part["accuracy"] for name, part in metrics["data_sources"].items()}
+        assert by_source == {"countdown": 0, "x_r1_750": pytest.approx(0.5, abs=0.2)}
+        assert sum(cell["problems"] for cell in metrics["cells"].values()) == len(nums) - nums.count(None)
         assert "countdown (" in capsys.readouterr().out
 
     def test_parts_whose_columns_are_empty_join_others(self, tmp_path):
@@ -212,16 +190,14 @@ class TestOwnRewards:
     @pytest.fixture
     def said(self, saying):
         """Every second completion is right by spelling."""
-        texts = itertools.cycle(["<answer>1</answer>", "11"])
-        return saying(lambda prompt: [next(texts)])
+        saying(itertools.cycle(["<answer>1</answer>", "11"]))
 
     def test_a_function_with_verdicts_gives_all_metrics(self, said, own_data, tiny_model, tmp_path):
         metrics = run(tiny_model, own_data, tmp_path, reward_funcs="own:spelling")
-        found = table(tmp_path / "model")
+        found = table(tmp_path / "model").to_pydict()
         assert metrics["accuracy"] == metrics["reward"] == 0.5 and metrics["format_rate"] == 1.0
-        assert found["spelling_verdict"].to_pylist() == ["correct", "wrong"] * 12
-        assert found["spelling_answer"].to_pylist() == found["completion"].to_pylist()
-        assert found["vowels"].to_pylist() == [2, 0] * 12
+        assert found["spelling_verdict"] == ["correct", "wrong"] * 12 and found["vowels"] == [2, 0] * 12
+        assert found["spelling_answer"] == found["completion"]
         assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["reward_funcs"] == ["own:spelling"]
 
     def test_without_verdicts_there_is_a_mean_reward_and_no_accuracy(
@@ -231,25 +207,21 @@ class TestOwnRewards:
         found = table(tmp_path / "model")
         assert found["correct"].null_count == found["answered"].null_count == 24
         assert metrics["reward"] == pytest.approx(-(18 + 2) / 2 / 100)
-        assert metrics["accuracy"] is None and metrics["accuracy_interval"] is None and metrics["format_rate"] is None
+        assert [metrics[name] for name in ("accuracy", "accuracy_interval", "format_rate")] == [None] * 3
         assert metrics["pass@k"] == {"1": None}
         assert metrics["behaviours"]["equations"] == {"all": 0.0, "correct": None, "incorrect": None}
-        lines = capsys.readouterr().out.splitlines()
-        (accuracy,) = [line for line in lines if "accuracy (95 % interval)" in line]
-        assert accuracy.split("│")[2].strip() == "-"
-        assert any("mean reward" in line and "-0.100" in line for line in lines)
+        lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+        shown = {label.strip(): value.strip() for _, label, value, _ in lines}
+        assert shown["accuracy (95 % interval)"] == "-" and shown["mean reward"] == "-0.100"
 
-    def test_rewards_add_up_and_accuracy_is_of_the_problems_that_were_judged(
-        self, said, own_data, tiny_model, tmp_path, capsys
-    ):
+    def test_rewards_add_up_and_accuracy_is_of_what_was_judged(self, said, own_data, tiny_model, tmp_path, capsys):
         metrics = run(tiny_model, own_data, tmp_path, reward_funcs=["own:half", "own:shortness"])
-        found = table(tmp_path / "model").to_pylist()
+        found = table(tmp_path / "model").to_pydict()
         targets = pq.read_table(own_data)["target"].to_pylist()
-        even = [targets[row["row"]] % 2 == 0 for row in found]
-        assert [row["correct"] for row in found] == [row or None for row in even]
-        lengths = itertools.cycle((0.18, 0.02))
-        expected = [row - length for row, length in zip(even, lengths, strict=False)]
-        assert [row["reward"] for row in found] == pytest.approx(expected)
+        even = [targets[row] % 2 == 0 for row in found["row"]]
+        assert found["correct"] == [row or None for row in even]
+        expected = [row - length for row, length in zip(even, [0.18, 0.02] * 12, strict=True)]
+        assert found["reward"] == pytest.approx(expected)
         assert metrics["judged_problems"] == sum(even) < 24 and metrics["accuracy"] == 1.0
         assert f"{sum(even)} judged" in capsys.readouterr().out
 
@@ -280,7 +252,7 @@ class TestRealEvaluation:
     def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
         self, greedy, saying, tiny_model, problems, capsys, monkeypatch
     ):
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         other = shutil.copytree(tiny_model, greedy[0] / "run" / "checkpoint-3")
         command.main(words([other], problems, greedy[0]))
         capsys.readouterr()
@@ -416,15 +388,6 @@ class TestProcesses:
         command.print_engine(args, 4096, state)
         assert "without a batch" not in capsys.readouterr().out
 
-    def test_half_written_part_is_none(self, tiny_model, problems, tmp_path, saying):
-        batches = saying(lambda prompt: [""])
-        run(tiny_model, problems, tmp_path)
-        (tmp_path / "model" / "metrics.json").unlink()
-        (tmp_path / "model" / "parts").mkdir()
-        (tmp_path / "model" / "parts" / "000001.parquet.part").write_bytes(b"PAR1")
-        run(tiny_model, problems, tmp_path)
-        assert batches == [8] * 6 and table(tmp_path / "model").num_rows == 24
-
     def test_engine_that_has_ended_ends_the_evaluation_with_a_line(self, tiny_model, problems, tmp_path, monkeypatch):
         def engine(*_):
             raise ChildProcessError("vLLM's process ended with status -9")
@@ -439,10 +402,10 @@ class TestProcesses:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"n": 0}, "argument --n: 0, wanted at least 1"),
-        ({"limit": 0}, "argument --limit: 0, wanted at least 1"),
-        ({"batch_size": 0}, "argument --batch_size: 0, wanted at least 1"),
-        ({"max_completion_length": 0}, "argument --max_completion_length: 0, wanted at least 1"),
+        *(
+            ({name: 0}, f"--{name}: 0, wanted at least 1")
+            for name in ("n", "limit", "batch_size", "max_completion_length")
+        ),
         ({"seed": -1}, "argument --seed: -1, wanted at least 0"),
         ({"n": 4}, "--temperature 0 with --n 4: wanted above 0"),
         ({"temperature": -1}, "--temperature -1 with --n 1: wanted above 0"),
@@ -455,39 +418,15 @@ def test_wrong_numbers_are_refused(flags, said, capsys):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-CHAT = [{"role": "user", "content": "1+1?"}]
-ADAPTER = '{"base_model_name_or_path": "./gone"}'
-# What is wrong: flags, in which {} is the test's folder, its files, and what is said
-REFUSED = {
-    "no data": ({"data": "nowhere.parquet"}, {}, "nowhere.parquet is no readable parquet file"),
-    "other columns": ({}, {"gold": ["b"]}, "has the columns ['prompt', 'gold'] and lacks what a reward reads"),
-    "a row of no task": ({}, {"product": ["1", None]}, "row 1 is None, wanted a value in product"),
-    "chats": ({}, {"prompt": [CHAT], "product": ["2"]}, "wanted texts: apply the chat template first"),
-    "no such reward": ({"reward_funcs": "countdown"}, {}, "reward_funcs names countdown; rewards.py has countdown_re"),
-    "another task's reward": ({"reward_funcs": "boxed_math_reward"}, {}, "lacks solution"),
-    "rows without a reward": ({"reward_funcs": "own:half"}, {}, "of 24 rows get no reward from own:half"),
-    "no folder": ({"model": "./nowhere"}, {}, "model ./nowhere is a folder that does not exist"),
-    "no hub id": ({"model": "nobody/nothing"}, {}, "model nobody/nothing cannot be had"),
-    "an empty folder": ({"model": "{}"}, {}, "has no config.json"),
-    "no base": ({"model": "{}"}, {"adapter_config.json": ADAPTER}, "model ./gone is a folder that does not exist"),
-    "an unnamed base": ({"model": "{}"}, {"adapter_config.json": "{}"}, "adapter_config.json names no base model"),
-    "a short context": ({"max_completion_length": 1024}, {}, "and --max_completion_length 1024 exceed the context of"),
-    "a column that is not there": ({"reward_funcs": "own:reads"}, {}, "with which own:reads cannot work (TypeError"),
-    "one reward for all": (
-        {"reward_funcs": "own:one"},
-        {},
-        "with which own:one cannot work (ValueError: one returned",
-    ),
-    "any other error": ({"reward_funcs": "own:fails"}, {}, "with which own:fails cannot work (ZeroDivisionError"),
-}
+# What is said, flags ({} is the test's folder), and the folder's files: a list is a column of the data
+with open(CASES / "refused_evaluations.tsv", newline="") as file:
+    REFUSED = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 OWN_FAULTS = """
 def reads(completions, words, **kwargs):
     return [1.0 for completion in completions]
 
-
 def one(completions, **kwargs):
     return [1.0]
-
 
 def fails(completions, **kwargs):
     return 1 / 0
@@ -512,22 +451,21 @@ class TestRefusals:
 
         return refused
 
-    @pytest.mark.parametrize("case", REFUSED)
+    @pytest.mark.parametrize("case", REFUSED, ids=[case["reason"] for case in REFUSED])
     def test_what_cannot_be_evaluated_is_refused_in_one_line(self, refused, case, tiny_model, problems, tmp_path):
-        flags, files, said = REFUSED[case]
-        data = tmp_path / "data.parquet"
-        shutil.copy(problems, data)
+        data = shutil.copy(problems, tmp_path / "data.parquet")
         (tmp_path / "own.py").write_text(OWN_REWARDS + OWN_FAULTS)
-        for name, content in files.items():
+        columns = {}
+        for name, content in json.loads(case["files"]).items():
             if isinstance(content, str):
                 (tmp_path / name).write_text(content)
-        columns = {name: content for name, content in files.items() if isinstance(content, list)}
+            else:
+                columns[name] = content
         if columns:
             rows = len(next(iter(columns.values())))
             pq.write_table(pa.table({"prompt": ["a"] * rows} | columns), data)
-        flags = {"model": tiny_model, "data": data} | flags
-        model = str(flags.pop("model")).replace("{}", str(tmp_path))
-        assert said in refused([model], **flags)
+        flags = {"model": str(tiny_model), "data": data} | json.loads(case["flags"])
+        assert case["said"] in refused([flags.pop("model").replace("{}", str(tmp_path))], **flags)
 
     def test_two_models_of_one_name(self, refused, tiny_model, tmp_path):
         copy = shutil.copytree(tiny_model, tmp_path / "other" / tiny_model.name)
@@ -540,23 +478,22 @@ class TestRefusals:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         for backend in ("vllm", "transformers"):
             assert refused(backend=backend).endswith("; --use_cpu evaluates on the CPU")
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         command.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
         assert "transformers in float32 on 1 x cpu" in capsys.readouterr().out
 
-    def test_vllm_on_a_gpu_where_the_cpu_is_asked_for(self, monkeypatch):
+    def test_vllm_that_is_not_installed_or_on_a_gpu_where_the_cpu_is_asked_for(self, refused, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+            assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         args = command.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
         assert args.dtype == "float32"
         (line,) = checks.device_errors(args)
         assert line.startswith("--backend vllm computes on the GPU: leave out --use_cpu")
 
-    def test_vllm_that_is_not_installed(self, refused, monkeypatch):
-        monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
-        assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
-
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
-        saying(lambda prompt: [""])
+        saying(itertools.repeat(""))
         model = shutil.copytree(tiny_model, tmp_path / "model")
         data = shutil.copy(problems, tmp_path / "test.parquet")
         (tmp_path / "own.py").write_text(OWN_REWARDS)

@@ -9,7 +9,6 @@ import html.parser
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,22 +29,21 @@ from r1zero.report.completions import LONGEST, visible
 from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
-TESTS = '{"inputs": ["1"], "outputs": ["2"]}'
-GRADED = {0.0, 0.1, 1.0}
-BOXED = {0.0, 0.1, 1.1}
-VALUES = {  # of each reward, as they are documented
-    "countdown": GRADED,
-    "multiplication": GRADED,
-    "boxed number": BOXED,
-    "boxed formula": BOXED,
-    "boxed equation": BOXED,
-    "code": {0.0, 0.5},  # of NoSandbox
+# Of each reward: its own columns, and the values that are documented
+GRADED, BOXED = {0.0, 0.1, 1.0}, {0.0, 0.1, 1.1}
+REWARDS = {
+    "countdown": (countdown_reward, {"nums": [9, 9, 9], "target": 9}, GRADED),
+    "multiplication": (multiplication_reward, {"product": "391"}, GRADED),
+    "boxed number": (boxed_math_reward, {"solution": "391"}, BOXED),
+    "boxed formula": (boxed_math_reward, {"solution": r"x^2-\frac{1}{3}"}, BOXED),
+    "boxed equation": (boxed_math_reward, {"solution": "y=2x+7"}, BOXED),
+    "code": (code_reward, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, {0.0, 0.5}),  # of NoSandbox
 }
 
 
 def read_attacks():
     """{kind: {name: text}}. In the file a text is JSON: a string, or a list of strings and how often they repeat."""
-    kinds = {"answer": {}, "completion": {}, "piece": {}}
+    kinds = {"answer": {}, "completion": {}, "piece": {}, "bomb": {}}
     with open(CASES / "hostile_texts.tsv", newline="") as file:
         for kind, name, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             parts = json.loads(text)
@@ -86,18 +84,10 @@ class NoSandbox:
 
 def rewarded(completions):
     """What every reward makes of some completions: {name: a value for each}."""
-    number = len(completions)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "SHARED", [NoSandbox()])
-        code = code_reward(completions, [TESTS] * number)
-    return {
-        "countdown": countdown_reward(completions, [[9, 9, 9]] * number, [9] * number),
-        "multiplication": multiplication_reward(completions, ["391"] * number),
-        "boxed number": boxed_math_reward(completions, ["391"] * number),
-        "boxed formula": boxed_math_reward(completions, [r"x^2-\frac{1}{3}"] * number),
-        "boxed equation": boxed_math_reward(completions, ["y=2x+7"] * number),
-        "code": code,
-    }
+    found = {}
+    for name, (reward, row, _) in REWARDS.items():
+        found[name] = reward(completions, **{column: [value] * len(completions) for column, value in row.items()})
+    return found
 
 
 def scored(texts):
@@ -117,8 +107,8 @@ def row_of(text):
 
 def check(found):
     """Asserts that all that scored() has returned is as documented."""
-    for name, values in VALUES.items():
-        assert set(found[name]) <= values, name
+    for name, (_, _, documented) in REWARDS.items():
+        assert set(found[name]) <= documented, name
     for counts in found["behaviours"]:
         assert tuple(counts) == BEHAVIOURS
         assert all(type(count) is int and count >= 0 for count in counts.values())
@@ -143,14 +133,15 @@ def in_one(found):
     return {name: [each[name][0] for each in found] for name in found[0]}
 
 
-def nothing_decided(pairs):
-    return [None] * len(pairs)
+def put_stand_ins(patch):
+    """Computer algebra that decides nothing, and no sandbox. Their time is bounded: see their own tests."""
+    patch.setattr(algebra, "ask_helper", lambda pairs: [None] * len(pairs))
+    patch.setattr(sandbox, "SHARED", [NoSandbox()])
 
 
 @pytest.fixture(autouse=True)
-def no_algebra(monkeypatch):
-    """Computer algebra decides nothing. It works in bounded time: see test_algebra.py."""
-    monkeypatch.setattr(algebra, "ask_helper", nothing_decided)
+def stand_ins(monkeypatch):
+    put_stand_ins(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +153,7 @@ def texts():
 def found(texts):
     """What is made of each attack by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(algebra, "ask_helper", nothing_decided)
+        put_stand_ins(patch)
         return [scored([text]) for text in texts]
 
 
@@ -172,7 +163,7 @@ def found(texts):
 def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented(found):
     assert len(found) > 250
     check(in_one(found))
-    assert max(max(in_one(found)[name]) for name in VALUES) < 1
+    assert max(max(in_one(found)[name]) for name in REWARDS) < 1
 
 
 @pytest.mark.parametrize("examples", [250, pytest.param(14_000, marks=pytest.mark.slow)])
@@ -196,7 +187,8 @@ def test_any_text_gets_a_documented_value_the_same_in_any_batch(examples):
 
 def test_attacks_get_the_same_in_chat_messages_and_in_other_threads(texts, found):
     chats = [[{"role": "assistant", "content": text}] for text in texts]
-    assert rewarded(chats).items() <= in_one(found).items()
+    for name, values in rewarded(chats).items():
+        assert values == in_one(found)[name], name
     shares = [slice(0, None, 3), slice(1, None, 3), slice(2, None, 3), slice(0, None, 3)]
     with ThreadPoolExecutor(len(shares)) as pool:
         for share, other in zip(shares, pool.map(lambda share: scored(texts[share]), shares), strict=True):
@@ -215,11 +207,12 @@ def in_another_process(size, *flags):
 def main(size, *flags):
     """Prints what is made of all attacks. A process that works longer than only a hang could is ended."""
     resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
-    if "--algebra" in flags:
-        algebra.BATCH_SECONDS = 3
-    else:
-        algebra.ask_helper = nothing_decided
-    print(json.dumps(scored(attacks(int(size)))))
+    ask_helper, algebra.BATCH_SECONDS = algebra.ask_helper, 3
+    with pytest.MonkeyPatch.context() as patch:
+        put_stand_ins(patch)
+        if "--algebra" in flags:
+            patch.setattr(algebra, "ask_helper", ask_helper)
+        print(json.dumps(scored(attacks(int(size)))))
 
 
 def test_attacks_get_the_same_in_another_process(found):
@@ -321,25 +314,6 @@ def test_page_has_the_same_elements_whatever_the_completions_are(texts, tmp_path
     data = page.texts[[dict(attributes).get("id") for _, attributes in page.found].index("data")]
     problems = json.loads(data)["problems"]
     assert [problem["at"]["0"]["text"] for problem in problems] == [visible(text) for text in texts]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here: apt-get install chromium")
-def test_browser_shows_attacks_and_runs_none(tmp_path):
-    attack = "\n".join([*ATTACKS["completion"].values(), *map(in_every_task, ATTACKS["answer"].values())])
-    path = tmp_path / "page.html"
-
-    def opened(text):
-        page_of([text], path)
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-        run = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, check=True, timeout=PATIENCE)
-        return Elements(run.stdout)
-
-    hostile, harmless = opened(attack), opened("harmless")
-    assert hostile.found == harmless.found
-    title = [tag for tag, _ in harmless.found].index("title")
-    assert hostile.texts[title] == harmless.texts[title] == "a run\n"
-    assert visible(attack).strip() in "".join(hostile.texts)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from r1zero import tiny_model as tiny
 from r1zero.tasks import countdown, multiplication, word_problems
 from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
 
-PROMPTS = {
-    "countdown": countdown.PROMPT,
-    "multiply": multiplication.PROMPT,
-    "maths": word_problems.MATHS,
-    "code": word_problems.CODE,
+FORMS = ("base", "chat")
+PROMPTS = {  # {prompt: what it says of its format}
+    countdown.PROMPT: "in <answer> </answer> tags",
+    multiplication.PROMPT: "<answer> RESULT_NUMBER </answer>.",
+    word_problems.MATHS: r"<think> reasoning process here </think> The answer is \boxed{your answer}.",
+    word_problems.CODE: "```python\nprogram here\n```",
 }
 
 
@@ -34,9 +35,8 @@ def test_countdowns_prompts_are_tinyzeros_to_the_letter():
         "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
         "final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
     )
-    base, chat = (
-        fill_template(render_template(countdown.PROMPT, form), numbers=[3, 7, 5], target=16) for form in FORMS
-    )
+    slots = {"numbers": [3, 7, 5], "target": 16}
+    base, chat = (fill_template(render_template(countdown.PROMPT, form), **slots) for form in FORMS)
     assert base == (
         "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
         "assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
@@ -49,22 +49,12 @@ def test_countdowns_prompts_are_tinyzeros_to_the_letter():
     )
 
 
-FORMS = ("base", "chat")
-SAYS = {
-    "countdown": "in <answer> </answer> tags",
-    "multiply": "<answer> RESULT_NUMBER </answer>.",
-    "maths": r"<think> reasoning process here </think> The answer is \boxed{your answer}.",
-    "code": "```python\nprogram here\n```",
-}
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_prompt_says_its_format_and_ends_in_the_turn_that_the_model_goes_on_from(form):
-    for task, says in SAYS.items():
-        template = render_template(PROMPTS[task], form)
+    for prompt, says in PROMPTS.items():
+        template = render_template(prompt, form)
         assert says in template
-        assert template.endswith(PROMPTS[task].beginning) and template.endswith("<think>")
-    assert SAYS.keys() == PROMPTS.keys()
+        assert template.endswith(prompt.beginning) and template.endswith("<think>")
 
 
 def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
@@ -88,9 +78,8 @@ def tokenizer_with_bos(folder, adds, writes, bos="<|bos|>"):
     if adds:
         number = inner.token_to_id(bos)
         inner.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token=bos, eos_token=tiny.END_OF_TEXT, pad_token=tiny.END_OF_TEXT
-    )
+    special = {"bos_token": bos, "eos_token": tiny.END_OF_TEXT, "pad_token": tiny.END_OF_TEXT}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     written = "{{ bos_token }}" if writes else ""
     tokenizer.chat_template = written + "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
     tokenizer.save_pretrained(folder)
@@ -98,8 +87,8 @@ def tokenizer_with_bos(folder, adds, writes, bos="<|bos|>"):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("writes", [False, True], ids=["the template writes none", "the template writes BOS"])
-@pytest.mark.parametrize("adds", [False, True], ids=["the tokenizer adds none", "the tokenizer adds BOS"])
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
 def test_a_prompt_begins_with_bos_once(tmp_path, adds, writes, form):
     """If the template writes one and the tokenizer adds another, the written one is dropped; else nothing is."""
     name = tokenizer_with_bos(tmp_path / "tokenizer", adds, writes)

@@ -3,9 +3,6 @@
 bash tests/run.sh tests/test_reward_functions.py
 """
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +10,6 @@ import torch
 import rewards
 from r1zero.grading import sandbox
 from r1zero.grading.behaviours import BEHAVIOURS
-from r1zero.training import reward_functions
 from r1zero.training.reward_functions import Scorer, resolve, score, table_of
 
 OWN = '''
@@ -81,18 +77,12 @@ class TestResolve:
         assert table[columns.verdict] == ["correct", "wrong", None] and table[columns.answer] == ["a", "b", "c"]
         assert table["shape"] == [1, 1, 1] and len(table) == 3
 
-    def test_own_function_of_an_installed_package_is_found(self, folder):
-        (function,) = resolve(["trl.rewards:think_format_reward"], folder / "data")
-        assert function.__name__ == "think_format_reward"
-
-    def test_file_beside_the_data_may_import_its_neighbours(self, folder):
+    def test_installed_package_and_file_that_imports_its_neighbours_are_found(self, folder):
         (folder / "data" / "a_neighbour.py").write_text("WORTH = 7.0")
-        text = (
-            "from a_neighbour import WORTH\ndef mine(completions, **kwargs):\n    return [WORTH for _ in completions]"
-        )
+        text = "from a_neighbour import WORTH\ndef mine(completions, **kwargs):\n    return [WORTH] * len(completions)"
         (folder / "data" / "worth.py").write_text(text)
-        (function,) = resolve(["worth:mine"], folder / "data")
-        assert score(function, ["p"], ["c"], {}) == ([7.0], [None])
+        installed, mine = resolve(["trl.rewards:think_format_reward", "worth:mine"], folder / "data")
+        assert installed.__name__ == "think_format_reward" and score(mine, ["p"], ["c"], {}) == ([7.0], [None])
 
     @pytest.mark.parametrize(
         ("names", "message"),
@@ -118,25 +108,18 @@ class TestResolve:
         assert "\n" not in str(refused.value)
 
 
-class TestCodeWithoutBubblewrap:
-    @pytest.fixture(autouse=True)
-    def no_bubblewrap(self, monkeypatch):
-        monkeypatch.setenv("PATH", "/nonexistent")
-        monkeypatch.setattr(sandbox, "SHARED", [])
-        sandbox.why_unavailable.cache_clear()
-        yield
-        sandbox.why_unavailable.cache_clear()
-
-    def test_is_refused_before_anything_is_scored(self):
+def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_is_allowed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sandbox, "SHARED", [])
+    sandbox.why_unavailable.cache_clear()
+    try:
         with pytest.raises(RuntimeError, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
             resolve(["code_reward"], "data")
-
-    def test_runs_as_plain_processes_where_that_is_allowed(self):
         (function,) = resolve(["code_reward"], "data", allow_unsandboxed_code=True)
         tests = '{"inputs": ["1"], "outputs": ["1"]}'
-        assert function.__name__ == "code_reward"
         assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
-        assert shutil.which("bwrap") is None and os.environ["PATH"] == "/nonexistent"
+    finally:
+        sandbox.why_unavailable.cache_clear()
 
 
 def spelling(completions, word, log_extra, log_metric, verdicts=("correct", "wrong", None), **kwargs):
@@ -173,14 +156,6 @@ class TestVerdictsOfAUsersFunction:
             logged_by(spelling, completions=["a"] * 3, word=["a"] * 3, verdicts=verdicts)
 
 
-def test_function_that_returns_too_few_rewards_is_named():
-    def short(completions, **kwargs):
-        return [1.0]
-
-    with pytest.raises(ValueError, match="short returned 1 rewards for 2 completions"):
-        score(short, ["p"] * 2, ["c"] * 2, {})
-
-
 def test_function_is_called_with_all_that_trl_gives():
     def curious(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, word):
         log_extra("seen", word)
@@ -215,13 +190,12 @@ class TestScorer:
         counted = {name.split("/")[1] for name in found if name.startswith("behaviours")}
         assert counted == {*BEHAVIOURS, "over_200_tokens"}
 
-    def test_logs_behaviours_of_chats_and_other_tasks(self):
+    def test_logs_behaviours_of_chats_other_tasks_and_rewards_without_verdicts(self):
         chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
         _, found, _ = logged_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
         assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)
 
-    def test_logs_behaviours_of_a_reward_without_verdicts_all_the_same(self):
-        def own_reward(completions, log_metric=None, **columns):
+        def own_reward(completions, **kwargs):
             return [None if text == "" else 1.0 for text in completions]
 
         _, found, _ = logged_by(own_reward, completions=["Wait.", "", "ok"])
@@ -248,20 +222,16 @@ class TestScorer:
         assert given == rewards.boxed_math_reward([r"\boxed{2}"], ["2"]) == [7.0]
 
 
-def test_documented_signature_is_enough(tmp_path):
-    """A function that names its own columns alone and takes the rest as **kwargs."""
-    text = "def plain(completions, **kwargs):\n    return [1] * len(completions)"
-    (tmp_path / "plain.py").write_text(text)
-    (function,) = resolve([f"{tmp_path}/plain.py:plain"], tmp_path)
-    assert logged_by(function, ["c"], word=["a"])[0] == [1]
-
-
 @pytest.mark.parametrize("given", [None, 1.0, "11", {"a": 1.0}, [1.0], ["1", 1.0], [[1.0], 1.0]])
-def test_what_is_no_list_of_numbers_is_refused(given):
-    with pytest.raises(ValueError, match="own_reward returned "):
-        reward_functions.as_rewards("own_reward", given, 2)
+def test_what_is_no_list_of_numbers_is_refused_by_its_name(given):
+    def own_reward(completions, **kwargs):
+        return given
+
+    said = "own_reward returned 1 rewards for 2 completions" if given == [1.0] else "own_reward returned "
+    with pytest.raises(ValueError, match=said):
+        score(own_reward, ["p"] * 2, ["c"] * 2, {})
 
 
 def test_numbers_of_every_kind_and_none_are_taken():
     given = (1, True, None, np.float32(0.5), torch.tensor(2.0))
-    assert reward_functions.as_rewards("own_reward", (value for value in given), 5) == list(given)
+    assert score(lambda completions, **_: (each for each in given), ["p"] * 5, ["c"] * 5, {})[0] == list(given)

@@ -1,11 +1,13 @@
 """Programs in the sandbox: right ones pass, hostile ones score 0.   bash tests/run.sh tests/test_sandbox.py
 
-Most programs stand in tests/cases/programs.txt. Skipped if bubblewrap does not start, but a failure in continuous
+Most programs stand in tests/cases/programs.txt, and in out_of_reach.tsv what succeeds in a plain process, and how the
+kernel refuses it in the sandbox. Skipped if bubblewrap does not start, but a failure in continuous
 integration (CI=true). Programs that must pass have PATIENCE, which only a hang meets, even on a busy machine; programs
 that must be ended have little time.
 """
 
 import contextlib
+import csv
 import errno
 import json
 import math
@@ -118,33 +120,32 @@ def programs(*kinds):
 
 # Ordinary programs, and results that others would like to have
 
-RIGHT, WRONG = programs("right"), programs("wrong")
-RIGHT_FUNCTIONS, WRONG_FUNCTIONS = programs("right function"), programs("wrong function")
-WRONG |= {"an empty program": "", "a NUL character": "print(3)\n\0", "a lone surrogate": "print(3)\ud800"}
-WRONG |= {"too deep for the compiler": "(" * 10**5, "an escape": "print('\x1b[2J3')", "a backspace": "print('3\b\b3')"}
+PROGRAMS = {kind: programs(kind) for kind in ("right", "wrong", "right function", "wrong function")}
+PROGRAMS["wrong"] |= {
+    "an empty program": "",
+    "a NUL character": "print(3)\n\0",
+    "a lone surrogate": "print(3)\ud800",
+    "too deep for the compiler": "(" * 10**5,
+    "an escape": "print('\x1b[2J3')",
+    "a backspace": "print('3\b\b3')",
+}
 if sys.version_info[:2] in ((3, 12), (3, 13)):  # which have a limit of their own that a program cannot raise
-    del RIGHT["deep recursion through functools.cache"]
+    del PROGRAMS["right"]["deep recursion through functools.cache"]
 
 
-@pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT)
-def test_right_program_passes(program, shut_in):
-    assert share(shut_in, program, ("1 2\n", "3"), ("10 20\n", "30\n")) == 1.0
-
-
-@pytest.mark.parametrize("program", WRONG.values(), ids=WRONG)
-def test_wrong_or_forging_program_scores_zero(program, shut_in):
-    assert share(shut_in, program, ("1 2\n", "3")) == 0.0
-
-
-@pytest.mark.parametrize("program", RIGHT_FUNCTIONS.values(), ids=RIGHT_FUNCTIONS)
-def test_right_function_passes(program, shut_in):
-    assert score_call(shut_in, program, "[1, 2, 3]", [1, 2], [3]) == 1.0
-    assert score_call(shut_in, program, "[1, 2, 3, 4]", [1, 2], [3]) == 0.0
-
-
-@pytest.mark.parametrize("program", WRONG_FUNCTIONS.values(), ids=WRONG_FUNCTIONS)
-def test_wrong_or_forging_function_scores_zero(program, shut_in):
-    assert score_call(shut_in, program, "[42]", 1, 2) == 0.0
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PROGRAMS for name in PROGRAMS[kind]])
+def test_right_program_passes_and_wrong_or_forging_one_scores_zero(kind, name, shut_in):
+    program = PROGRAMS[kind][name]
+    match kind:
+        case "right":
+            assert share(shut_in, program, ("1 2\n", "3"), ("10 20\n", "30\n")) == 1.0
+        case "wrong":
+            assert share(shut_in, program, ("1 2\n", "3")) == 0.0
+        case "right function":
+            assert score_call(shut_in, program, "[1, 2, 3]", [1, 2], [3]) == 1.0
+            assert score_call(shut_in, program, "[1, 2, 3, 4]", [1, 2], [3]) == 0.0
+        case "wrong function":
+            assert score_call(shut_in, program, "[42]", 1, 2) == 0.0
 
 
 def test_share_of_passed_tests_is_the_score(shut_in, monkeypatch):
@@ -170,29 +171,9 @@ def test_expected_output_is_nowhere_in_the_sandbox(shut_in):
 
 # What hostile programs reach for
 
-OUT_OF_REACH = {  # code that succeeds in a plain process, and how the kernel refuses it in the sandbox
-    "a secret file": ("open({secret!r}).read()", "FileNotFoundError"),
-    "the user's names": ("open('/etc/passwd').read()", "FileNotFoundError"),
-    "the project's own files": ("open({project!r}).read()", "FileNotFoundError"),
-    "the parent's environment": ("open('/proc/{pid}/environ', 'rb').read()", "FileNotFoundError"),
-    "its own entry in /proc": ("open('/proc/self/status').read()", "FileNotFoundError"),
-    "a socket": ("import socket; socket.socket()", "PermissionError"),
-    "a socket of the machine's own": ("import socket; socket.socket(socket.AF_UNIX)", "PermissionError"),
-    "a pair of sockets": ("import socket; socket.socketpair()", "PermissionError"),
-    "a listener on this machine": (
-        "import socket; socket.create_connection(('127.0.0.1', {port}))",
-        "PermissionError",
-    ),
-    "a second process": ("import os\nif os.fork() == 0: os._exit(0)", "PermissionError"),
-    "another program": ("import subprocess, sys; subprocess.run([sys.executable, '-c', ''])", "PermissionError"),
-    "a file in memory": ("import os; os.memfd_create('x')", "PermissionError"),
-    "a new file": ("open({new_file!r}, 'w').write('x')", "FileNotFoundError"),
-    "a signal to the parent": ("import os; os.kill({pid}, 0)", "ProcessLookupError"),
-}
-FOR_ROOT_ALONE = {
-    "the environment of process 1": ("open('/proc/1/environ', 'rb').read()", "FileNotFoundError"),
-    "the machine's settings": ("open('/proc/sys/vm/swappiness', 'r+').close()", "FileNotFoundError"),
-}
+with open(CASES / "out_of_reach.tsv", newline="") as file:
+    FOR_ROOT = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+OUT_OF_REACH = [attack for attack in FOR_ROOT if attack["who"] == "anybody"]
 
 
 @pytest.fixture
@@ -205,7 +186,7 @@ def attempts(tmp_path):
         aims |= {"port": listener.getsockname()[1], "new_file": str(tmp_path / "new")}
 
         def run(box, table):
-            attacks = {name: attack.format(**aims) for name, (attack, _) in table.items()}
+            attacks = {attack["what"]: json.loads(attack["code"]).format(**aims) for attack in table}
             return lines_printed(
                 box,
                 f"for name, attack in {attacks}.items():\n"
@@ -217,13 +198,12 @@ def attempts(tmp_path):
 
 
 def test_program_cannot_reach(shut_in, attempts, tmp_path):
-    table = OUT_OF_REACH | FOR_ROOT_ALONE
-    assert attempts(shut_in, table) == [f"{name}: {refusal}" for name, (_, refusal) in table.items()]
+    assert attempts(shut_in, FOR_ROOT) == [f"{attack['what']}: {attack['refusal']}" for attack in FOR_ROOT]
     assert os.listdir(tmp_path) == ["secret.txt"]
 
 
 def test_same_attacks_succeed_in_a_plain_process(plain, attempts):
-    assert attempts(plain, OUT_OF_REACH) == [f"{name}: succeeds" for name in OUT_OF_REACH]
+    assert attempts(plain, OUT_OF_REACH) == [f"{attack['what']}: succeeds" for attack in OUT_OF_REACH]
 
 
 @pytest.mark.parametrize("box", ["shut_in", "plain"])
@@ -231,22 +211,6 @@ def test_environment_is_empty(request, monkeypatch, box):
     box = request.getfixturevalue(box)
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert share(box, "import os\nprint(os.environ.keys() - {'PWD', 'LC_CTYPE'})", ("", "set()")) == 1.0
-
-
-def test_every_system_call_on_the_list_is_refused(shut_in):
-    column = sandbox.MACHINES[os.uname().machine][0]
-    calls = {name: numbers[column] for name, numbers in sandbox.REFUSED.items() if numbers[column] is not None}
-    calls["clone"] = sandbox.CLONE[column]
-    expected = [f"{name}: -1, errno {errno.EPERM}" for name in calls] + [f"clone3: -1, errno {errno.ENOSYS}"]
-    calls["clone3"] = sandbox.CLONE3
-    program = f"""
-import ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-for name, number in {calls}.items():
-    result = libc.syscall(number, 0, 0, 0, 0, 0)
-    print(f"{{name}}: {{result}}, errno {{ctypes.get_errno()}}")
-"""
-    assert lines_printed(shut_in, program) == expected
 
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
@@ -283,7 +247,11 @@ def test_filter_allows_threads_and_refuses_processes(machine, architecture, clon
     assert verdict(clone, 0x4100 | signal.SIGCHLD) == REFUSE  # subprocess
     assert verdict(clone, 0x3D0F00) == ALLOW  # a thread as glibc makes it
     assert verdict(435) == DOES_NOT_EXIST  # clone3
-    assert {verdict(number) for number in refused} == {REFUSE} and {verdict(number) for number in allowed} == {ALLOW}
+    column = sandbox.MACHINES[machine][0]
+    listed = {numbers[column] for numbers in sandbox.REFUSED.values()} - {None}
+    assert {verdict(number) for number in {*refused, *listed}} == {REFUSE} and {
+        verdict(number) for number in allowed
+    } == {ALLOW}
     assert verdict(0, architecture=0x40000003) == KILL  # 32-bit x86
 
 
@@ -351,29 +319,24 @@ def test_plain_process_is_ended_at_its_deadline_with_its_children(plain):
 
 # The time of a whole batch, on a made-up clock
 
-ENDLESS_ONE = (8, math.inf)  # number of tests, seconds of each
+SIMULATED = {  # {what: (of each kind how many programs, tests, seconds of a test, share passed; seconds of the batch)}
+    "endless ones": ([(64, 8, math.inf, 0)], 256),
+    "right ones after endless ones": ([(56, 8, math.inf, 0), (8, 16, 0.125, 1)], 256),
+    "a batch that is a little larger": ([(64, 8, math.inf, 0), (1, 2, 1, 1)], 512),
+    "a third endless": ([(20, 8, math.inf, 0), (44, 2, 0.5, 1)], 20 * 10 + 44),
+    "a third that needs a second turn": ([(20, 1, 8, 1), (44, 2, 0.5, 1)], 20 * 10 + 44),
+    "more slow ones than a batch has time for": ([(64, 1, 4, 0)], 256),
+    "a slow one alone": ([(1, 1, 8, 1)], 10),
+    "one that is too slow": ([(1, 1, 8.5, 0)], 10),
+    "many tests, of which none runs twice": ([(1, 80, 0.125, 1)], 10),
+    "more tests than there is time for": ([(1, 160, 0.125, 0.5)], 10),
+    "ten batches of quick ones": ([(640, 4, 0.125, 1)], 320),
+}
 
 
-@pytest.mark.parametrize(
-    ("batch", "shares", "seconds"),
-    [
-        pytest.param([ENDLESS_ONE] * 64, [0] * 64, 256, id="endless ones"),
-        pytest.param(
-            [ENDLESS_ONE] * 56 + [(16, 0.125)] * 8, [0] * 56 + [1] * 8, 256, id="right ones after endless ones"
-        ),
-        pytest.param([ENDLESS_ONE] * 64 + [(2, 1)], [0] * 64 + [1], 512, id="a batch that is a little larger"),
-        pytest.param([ENDLESS_ONE] * 20 + [(2, 0.5)] * 44, [0] * 20 + [1] * 44, 20 * 10 + 44, id="a third endless"),
-        pytest.param([(1, 8)] * 20 + [(2, 0.5)] * 44, [1] * 64, 20 * 10 + 44, id="a third that needs a second turn"),
-        pytest.param([(1, 4)] * 64, [0] * 64, 256, id="more slow ones than a batch has time for"),
-        pytest.param([(1, 8)], [1], 10, id="a slow one alone"),
-        pytest.param([(1, 8.5)], [0], 10, id="one that is too slow"),
-        pytest.param([(80, 0.125)], [1], 10, id="many tests, of which none runs twice"),
-        pytest.param([(160, 0.125)], [0.5], 10, id="more tests than there is time for"),
-        pytest.param([(4, 0.125)] * 640, [1] * 640, 320, id="ten batches of quick ones"),
-    ],
-)
+@pytest.mark.parametrize(("kinds", "seconds"), SIMULATED.values(), ids=SIMULATED)
 def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left(
-    no_bubblewrap, monkeypatch, batch, shares, seconds
+    no_bubblewrap, monkeypatch, kinds, seconds
 ):
     took = []
 
@@ -382,20 +345,10 @@ def test_each_program_has_a_first_turn_and_those_that_overran_share_what_is_left
         return b"" if float(program) <= seconds else None, took[-1]
 
     monkeypatch.setattr(sandbox, "run_test", run_test)
-    tests = [([("", "")] * number, None) for number, _ in batch]
-    assert Sandbox(allow_unsandboxed=True).share_passed([str(each) for _, each in batch], tests) == shares
-    assert sum(took) == pytest.approx(seconds)
-
-
-@pytest.mark.slow
-def test_right_programs_pass_beside_64_endless_ones(shut_in, monkeypatch):
-    monkeypatch.setattr(sandbox, "workers", lambda: 24)  # the endless ones sleep
-    shut_in.batch_seconds = 2 * PATIENCE
-    batch = ["import time\ntime.sleep(1000)"] * 64
-    for place in (0, 20, 40, 67):
-        batch.insert(place, "print('right')")
-    shares = shut_in.share_passed(batch, [([("", "right")], None)] * 68)
-    assert [place for place, share in enumerate(shares) if share] == [0, 20, 40, 67]
+    batch = [row for number, *row in kinds for _ in range(number)]
+    tests = [([("", "")] * number, None) for number, _, _ in batch]
+    shares = Sandbox(allow_unsandboxed=True).share_passed([str(each) for _, each, _ in batch], tests)
+    assert shares == [share for _, _, share in batch] and sum(took) == pytest.approx(seconds)
 
 
 # The sandbox's own end

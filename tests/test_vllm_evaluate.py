@@ -50,12 +50,7 @@ def test_card_of_a_process_is_counted_among_the_visible_ones(tiny_model, monkeyp
     assert config.parallel_config.assigned_physical_gpu_ids == [6]
 
 
-def test_processes_stop_without_their_engines_and_resume_if_one_has_nothing_to_do(
-    launched,  # noqa: F811
-    tiny_model,
-    tiny_data,
-    tmp_path,
-):
+def test_processes_stop_with_their_engines_and_resume(launched, tiny_model, tiny_data, tmp_path):  # noqa: F811
     """Three batches: the first process waits in its second one, while the other has done its only one."""
     (tmp_path / "holding.py").write_text(HOLDING.replace("len(batches) > 2", "len(batches) > 1"))
     (tmp_path / "hold").touch()
@@ -79,24 +74,19 @@ def test_processes_stop_without_their_engines_and_resume_if_one_has_nothing_to_d
     assert completions(tmp_path / "out" / "model") == completions(tmp_path / "expected" / "model")
 
 
-@pytest.mark.parametrize(
-    ("to_vllm", "number", "said"),
-    [
-        pytest.param(False, signal.SIGINT, "r1zero.evaluate: stopped; what is done stays", id="Ctrl-C"),
-        pytest.param(False, signal.SIGTERM, "r1zero.evaluate: stopped; what is done stays", id="SIGTERM"),
-        pytest.param(False, signal.SIGKILL, "", id="the evaluation is killed"),
-        pytest.param(True, signal.SIGKILL, "vLLM's process ended with status -9: its error", id="vLLM is killed"),
-    ],
-)
-def test_signal_while_the_engine_starts_ends_all_processes_with_one_line(
-    launched,  # noqa: F811
-    tiny_model,
-    tiny_data,
-    tmp_path,
-    to_vllm,
-    number,
-    said,
-):
+STOPPED = "r1zero.evaluate: stopped; what is done stays"
+SIGNALS = {  # {what: (whether vLLM gets it and not the evaluation, the signal, what is said)}
+    "Ctrl-C": (False, signal.SIGINT, STOPPED),
+    "SIGTERM": (False, signal.SIGTERM, STOPPED),
+    "the evaluation is killed": (False, signal.SIGKILL, ""),
+    "vLLM is killed": (True, signal.SIGKILL, "vLLM's process ended with status -9: its error"),
+}
+
+
+@pytest.mark.parametrize("case", SIGNALS.values(), ids=SIGNALS)
+def test_signal_while_the_engine_starts_ends_all(launched, tiny_model, tiny_data, tmp_path, case):  # noqa: F811
+    """All processes, with one line, or none if the evaluation itself is killed."""
+    to_vllm, number, said = case
     process, console = launched(1, words([tiny_model], tiny_data / "test.parquet", tmp_path / "out", **VLLM))
     starting = []
 
