@@ -70,12 +70,8 @@ def test_what_transformers_takes_is_left_alone(text):
     assert setting_checks.errors(yaml.safe_load(text), parser().dataclass_types) == []
 
 
-def test_limits_and_choices_are_of_settings_and_texts_that_trl_knows():
-    known = vars(parser().parse_known_args([])[0])
-    assert {name for names in setting_checks.RANGES.values() for name in names} | set(setting_checks.TYPES) <= set(
-        known
-    )
-    source = inspect.getsource(grpo_trainer)
+def test_choices_are_texts_that_trl_knows():
+    known, source = vars(parser().parse_known_args([])[0]), inspect.getsource(grpo_trainer)
     for name, hint in setting_checks.TYPES.items():
         choices = getattr(hint, "__args__", ())
         if isinstance(known[name], str) and choices:
@@ -113,34 +109,29 @@ class TestBatch:
     )
     def test_is_accumulated_and_is_smaller_a_device_only_if_need_be(self, name, processes, batch, made):
         values = settings(config=CONFIGS / f"{name}.yaml", processes=None)
-        wanted = values.completions_per_step
-        lines = recipe.fit(values, processes)
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
         by = f"groups of {values.num_generations} and {processes} processes divide"
-        line = f"batch: {made} completions a step, the nearest to {wanted} that {by}"
-        assert lines == ([] if made == wanted else [line])
+        line = f"batch: {made} completions a step, the nearest to {values.completions_per_step} that {by}"
+        assert recipe.fit(values, processes) == ([] if made == values.completions_per_step else [line])
+        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
 
-    def test_that_is_given_smaller_a_device_is_accumulated_more(self):
-        values = settings("--per_device_train_batch_size", 4, config=CONFIGS / "qwen2.5-1.5b.yaml")
-        assert values.gradient_accumulation_steps == 64
-
-    def test_accumulation_that_is_given_wins_by_flag_and_by_yaml(self, own):
-        assert settings("--gradient_accumulation_steps", 3).gradient_accumulation_steps == 3
-        assert settings(config=own("gradient_accumulation_steps: 3")).gradient_accumulation_steps == 3
-
-    def test_without_either_is_trls(self, own):
-        assert settings(config=own("completions_per_step: null")).gradient_accumulation_steps == 1
-
-    def test_ends_with_a_generation_of_several_steps(self, own):
-        """64 x 3 would be nearer to 200 than a whole part of the 4 steps, and checkpoints stand after generations."""
-        values = settings(config=own("completions_per_step: 200"))
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == (52, 4)
-
-    def test_fits_a_generation_of_a_size_that_is_given(self, own):
-        path = own("completions_per_step: 32\nsteps_per_generation: null\ngeneration_batch_size: 192")
-        values = settings(config=path, processes=2)
-        assert 192 % (2 * values.per_device_train_batch_size) == 0
-        assert 2 * values.per_device_train_batch_size * values.gradient_accumulation_steps == 32
+    @pytest.mark.parametrize(
+        ("text", "flags", "processes", "batch"),
+        [
+            pytest.param("", "--per_device_train_batch_size 4", 1, (4, 16), id="a smaller batch a device"),
+            pytest.param("", "--gradient_accumulation_steps 3", 1, (64, 3), id="accumulation by a flag"),
+            pytest.param("gradient_accumulation_steps: 3", "", 1, (64, 3), id="accumulation by the YAML"),
+            pytest.param("completions_per_step: null", "", 1, (64, 1), id="neither"),
+            # 64 x 3 would be nearer to 200 than a whole part of the 4 steps; checkpoints stand after generations
+            pytest.param("completions_per_step: 200", "", 1, (52, 4), id="a generation of several steps"),
+            pytest.param(
+                "completions_per_step: 32\nsteps_per_generation: null\ngeneration_batch_size: 192", "", 2, (16, 1),
+                id="a generation of a size that is given",
+            ),
+        ],
+    )  # fmt: skip
+    def test_follows_what_is_given(self, own, text, flags, processes, batch):
+        values = settings(*flags.split(), config=own(text), processes=processes)
+        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
 
     @pytest.mark.parametrize(
         ("rows", "processes", "group", "size"),
@@ -149,10 +140,6 @@ class TestBatch:
     )
     def test_of_an_evaluation_is_what_the_rows_fill(self, rows, processes, group, size):
         values = settings("--num_generations_eval", group, config=CONFIGS / "qwen2.5-1.5b.yaml")
-        lines = recipe.fit_evaluation(values, rows, processes)
+        line = f"evaluation: per_device_eval_batch_size is {size}, as {rows:,} held-out rows fill no more"
+        assert recipe.fit_evaluation(values, rows, processes) == ([] if size == 1024 else [line])
         assert values.per_device_eval_batch_size == size
-        assert lines == (
-            []
-            if size == 1024
-            else [f"evaluation: per_device_eval_batch_size is {size}, as {rows:,} held-out rows fill no more"]
-        )
