@@ -221,12 +221,7 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, g
         ("evaluation", ONE, {"trim_padding": False}, "--trim_padding true, eval_batch_size below 64", "smaller --per"),
         ("generation", ONE, {}, "--vllm_gpu_memory_utilization below 0.3", "eval_batch, steps_per_generation"),
         ("generation", ONE, {"use_vllm": False}, "a smaller --steps_per_generation", "eval_batch, --vllm"),
-        (
-            "generation",
-            ONE,
-            "eval_batch_size below 512",
-            "--st",
-        ),
+        ("generation", ONE, LARGE, "--per_device_eval_batch_size below 512", "--steps_per_generation"),
     ],
 )
 def test_what_helps_a_phase_that_does_not_fit_is_offered_and_nothing_else(
