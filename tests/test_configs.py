@@ -7,7 +7,6 @@ import shlex
 
 import pytest
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
 from conftest import parser, settings
 from trl import TrlParser
 
@@ -21,23 +20,6 @@ from r1zero.preflight.model import without_weights
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "tiny_model.yaml")
-WANTED = {
-    "tiny_cpu",
-    "qwen2.5-0.5b",
-    "qwen2.5-1.5b",
-    "qwen2.5-3b",
-    "qwen2.5-3b-80gb",
-    "qwen2.5-3b-tinyzero",
-    "qwen2.5-3b-instruct",
-    "qwen2.5-7b",
-    "qwen2.5-1.5b-lora-24gb",
-    "qwen2.5-1.5b-lora-t4",
-    "qwen2.5-3b-lora-24gb",
-    "x_r1_750",
-    "multiply",
-    "mixture",
-    "eurus_r1_distill_1.5b",
-}
 # of a generation; else TinyZero's 256
 COMPLETIONS = {"qwen2.5-1.5b-lora-t4": 64, "x_r1_750": 64, "eurus_r1_distill_1.5b": 128}
 
@@ -58,9 +40,7 @@ def estimate(path, values):
     """What memory.memory says of a recipe on the card of its header, and the bytes of that card."""
     launcher = re.search(r"--config_file (\S+)", path.read_text())[1]
     variables = launcher_variables(ROOT / launcher, processes_of(path))
-    cards = re.search(
-        r"(\d+) GB(?: \(([\d.]+) GiB\))?", path.read_text()
-    )  # of 80 * 10^9 bytes, or as many GiB as said
+    cards = re.search(r"(\d+) GB(?: \(([\d.]+) GiB\))?", path.read_text())  # of 10^9 bytes, or as many GiB as said
     card = float(cards[2]) * memory.GIB if cards[2] else int(cards[1]) * memory.GB
     model, tokens = model_of(values.model_name_or_path), values.vllm_max_model_length
     return memory.memory(values, model, read_strategy(variables), tokens, card), card
@@ -87,10 +67,6 @@ def test_memory_of_a_t4_is_the_same_wherever_it_is_told():
         assert re.search(pattern, (ROOT / name).read_text())[1] == "14.6", name
 
 
-def test_no_recipe_is_missing():
-    assert {path.stem for path in RECIPES} == WANTED
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 class TestRecipe:
     @pytest.fixture
@@ -112,16 +88,10 @@ class TestRecipe:
         per_generation = values.per_device_train_batch_size * ranks * steps
         assert per_generation == COMPLETIONS.get(path.stem, 256)
         assert f"= {per_generation} completions" in path.read_text(), "the arithmetic is spelled out"
+        assert f"--config configs/{path.name}" in path.read_text()
         said = re.search(r"(\d+) accumulation = (\d+) completions a step", path.read_text())
         expected = (values.gradient_accumulation_steps, values.completions_per_step)
         assert path.stem == "tiny_cpu" or tuple(map(int, said.groups())) == expected
-
-    def test_is_short_and_says_what_it_is_for(self, path):
-        lines = path.read_text().splitlines()
-        assert len(lines) <= 45 and max(map(len, lines)) <= 119
-        header = "\n".join(lines[:4])
-        assert "Hardware:" in header and f"--config configs/{path.name}" in header
-        assert "ot yet run" in header or path.stem == "tiny_cpu"
 
     def test_prepare_names_what_makes_its_data(self, values):
         script, *arguments = shlex.split(values.prepare)
@@ -140,13 +110,9 @@ class TestRecipe:
 
     def test_gpus_train_without_kl_and_with_a_warm_up_unless_it_is_tinyzeros(self, path, values):
         """beta 0 is TRL's default, DAPO's and Dr. GRPO's; 20 generations of warm-up are DAPO's."""
-        if values.use_cpu:
-            return
-        if path.stem == "qwen2.5-3b-tinyzero":
-            assert (values.beta, str(values.lr_scheduler_type)) == (0.001, "constant")
-            return
-        assert values.beta == 0
-        assert (str(values.lr_scheduler_type), values.warmup_steps) == ("constant_with_warmup", 20)
+        found = (values.beta, str(values.lr_scheduler_type), values.warmup_steps)
+        is_tinyzeros = path.stem == "qwen2.5-3b-tinyzero"
+        assert values.use_cpu or found == ((0.001, "constant", 0) if is_tinyzeros else (0, "constant_with_warmup", 20))
 
     def test_evaluation_takes_whole_batches_and_as_many_pushes_of_the_weights_as_the_recipe_says(self, path, values):
         """Under sleep mode every batch of an evaluation pushes all weights to vLLM."""
@@ -161,26 +127,18 @@ class TestRecipe:
         if path.stem != "x_r1_750":  # whose held-out set has a size of its own
             assert said[1] == {1: "one"}.get(held_out // at_once, str(held_out // at_once))
 
-    def test_memory_is_as_estimated_in_the_comments_and_fits_the_card(self, path, values):
+    def test_memory_is_as_the_comments_say_and_vllm_gets_what_the_card_allows(self, path, values):
         if values.use_cpu:
             return
         found, card = estimate(path, values)
         text, peaks, parts = path.read_text(), found["peaks"], found["parts"]
-        header = re.search(r"Estimate a card: (\d+) GiB in the update, (\d+) in evaluation, (\d+) in generation", text)
-        assert numbers(header) == gib(peaks["update"], peaks["evaluation"], peaks["generation"])
         share = re.search(r"vllm_gpu_memory_utilization: \S+ # (\S+) of (\S+) GiB: .* and (\S+) stay free", text)
         assert numbers(share) == gib(parts["vLLM"], card, card - peaks["generation"])
         scoring = re.search(rf"scored {schedule.ROWS} at a time in (\S+) GiB", text)
         assert numbers(scoring) == gib(parts["evaluation"]) or path.stem == "x_r1_750"
         assert max(peaks.values()) <= 0.9 * card
-
-    def test_vllm_gets_what_sleep_mode_allows(self, path, values):
-        """With 0.05 more of the card, less than a fifth of it would stay free."""
-        if values.use_cpu:
-            return
-        values.vllm_gpu_memory_utilization += 0.05
-        found, card = estimate(path, values)
-        assert found["peaks"]["generation"] > 0.8 * card
+        values.vllm_gpu_memory_utilization += 0.05  # with more for vLLM, less than a fifth would stay free
+        assert estimate(path, values)[0]["peaks"]["generation"] > 0.8 * card
 
     def test_long_completions_are_weighted_token_by_token(self, values):
         """The ratio of a whole completion spreads with its length, and TRL drops those above 3 by default."""
@@ -194,19 +152,7 @@ class TestRecipe:
         prompt = int(re.search(r"# prompt (\d+) \+ completion", path.read_text())[1])
         assert values.vllm_max_model_length == prompt + values.max_completion_length
         dropped = re.search(r"--max_prompt_length (\d+)", path.read_text())
-        longest = int(dropped[1]) if dropped else 256  # prompts of Countdown have fewer tokens
-        assert prompt == longest
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_reads_its_config(path):
-    config = load_config_from_file(str(path))
-    expected = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
-    assert config.distributed_type == expected.get(path.stem, "DEEPSPEED")
-    if config.distributed_type == "DEEPSPEED":
-        assert config.deepspeed_config["zero_stage"] == int(path.stem.removesuffix("_offload")[-1])
-        offload = config.deepspeed_config["offload_optimizer_device"]
-        assert offload == ("cpu" if path.stem.endswith("_offload") else "none")
+        assert prompt == (int(dropped[1]) if dropped else 256)  # prompts of Countdown have fewer tokens
 
 
 def test_tiny_models_numbers_are_all_used():

@@ -125,18 +125,10 @@ def test_commands_and_their_flags_exist(page, capsys):
 @pytest.fixture(scope="module")
 def known_flags():
     """Every flag of TRL's parser and of accelerate's launcher, and what the project's own files spell."""
-    texts = [
-        parser().format_help(),
-        launch_command_parser().format_help(),
-        *(f"--{name}" for name in tiny_model.TinyModelArguments.__dataclass_fields__),
-    ]
-    files = [
-        *ROOT.glob("*.py"),
-        *ROOT.glob("r1zero/**/*.py"),
-        *ROOT.glob("benchmarks/*.py"),
-        ROOT / "tests" / "run.sh",
-    ]
-    texts += [path.read_text() for path in files]
+    texts = [parser().format_help(), launch_command_parser().format_help()]
+    texts += [f"--{name}" for name in tiny_model.TinyModelArguments.__dataclass_fields__]
+    for pattern in ("*.py", "r1zero/**/*.py", "benchmarks/*.py", "tests/run.sh"):
+        texts += [path.read_text() for path in ROOT.glob(pattern)]
     return set(re.findall(r"--\w[\w-]*", "\n".join(texts))) | {"--config", "--help"}
 
 
@@ -151,11 +143,8 @@ def test_flags_named_alone_exist(page, known_flags):
 def test_files_named_exist(page):
     words = [word for command in commands(page) for word in command]
     if page == "README.md":  # the tree
-        words += [
-            name.strip(",")
-            for line in blocks(page, "")[0].splitlines()
-            for name in re.split(r"\s{2,}", line)[0].split()
-        ]
+        tree = [re.split(r"\s{2,}", line)[0] for line in blocks(page, "")[0].splitlines()]
+        words += [name.strip(",") for line in tree for name in line.split()]
     for span in spans(page):
         words += span.split()
     for word in words:
@@ -175,10 +164,7 @@ def heading_anchors(path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)]+)\)", prose(page))
-    for link in links:
-        if link.startswith("https://"):
-            continue
+    for link in re.findall(r"\]\((?!https://)([^)]+)\)", prose(page)):
         name, _, anchor = link.partition("#")
         target = (ROOT / page).parent / name if name else ROOT / page
         assert target.exists(), f"{page} links to {link}"
@@ -195,20 +181,13 @@ def test_table_of_recipes_has_every_recipe(page):
     assert recipes <= set(re.findall(r"^\| `([^`]+)` \|", read(page), flags=re.MULTILINE))
 
 
-# The worked example of docs/tasks.md
-
-
-def example_block(language, holds):
-    (text,) = [block for block in blocks("docs/tasks.md", language) if holds in block]
-    return text
-
-
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """A folder as a reader has it: the file and the recipe from the page, and the data that the file has written."""
+    """The worked example of docs/tasks.md as a reader has it: file, recipe, and the data that the file writes."""
     folder = tmp_path_factory.mktemp("reverse")
-    (folder / "reverse.py").write_text(example_block("python", "def reverse_reward"))
-    (folder / "reverse.yaml").write_text(example_block("yaml", "reverse:reverse_reward"))
+    for name, language in (("reverse.py", "python"), ("reverse.yaml", "yaml")):
+        (text,) = [block for block in blocks("docs/tasks.md", language) if "reverse_reward" in block]
+        (folder / name).write_text(text)
     subprocess.run([sys.executable, "reverse.py"], cwd=folder, check=True, timeout=PATIENCE)
     return folder
 

@@ -216,7 +216,9 @@ def test_bad_number_of_one_process_ends_all_in_order(begin, command, tmp_path, m
     assert run.wait() == 1
     text = run.text()
     (line,) = re.findall(r"^train_countdown.py: (.*)$", text, flags=re.MULTILINE)
-    assert re.search("nan|inf", line) and "in step 2" in line and line.endswith("goes on from checkpoint-1"), text[-4000:]
+    assert re.search("nan|inf", line) and "in step 2" in line and line.endswith("goes on from checkpoint-1"), text[
+        -4000:
+    ]
     assert bad != "reward" or "own_reward" in line
     assert (tmp_path / "run" / "report.html").is_file(), "the main process has ended in order too"
     assert text.count("Traceback") == 1, "the launcher's own, of a process that failed"

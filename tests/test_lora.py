@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, train_here
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -68,9 +67,9 @@ def test_fifty_pushes_hand_over_the_nearest_merged_weights_and_leave_the_base(ti
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"target_modules": ["embed_tokens", "lm_head"]}, id="both ends of a tied weight"),
-        pytest.param({"use_dora": True}, id="DoRA, which divides by a norm"),
-        pytest.param({"modules_to_save": ["lm_head"]}, id="a module that is trained whole"),
+        {"target_modules": ["embed_tokens", "lm_head"]},  # both ends of a tied weight
+        {"use_dora": True},  # which divides by a norm
+        {"modules_to_save": ["lm_head"]},  # trained whole
     ],
 )
 def test_base_is_exact_and_what_is_trained_is_left_alone(tiny_model, settings):
@@ -131,26 +130,18 @@ def test_model_without_adapter_is_left_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        pytest.param({}, None, id="as the recipes have it"),
-        pytest.param({"use_peft": False, "lora_dropout": 0.05}, None, id="no adapter"),
-        pytest.param({"lora_dropout": 0.05}, "set --lora_dropout 0", id="TRL's default"),
-        pytest.param({"lora_dropout": 0.05, "use_vllm": False}, "set --lora_dropout 0", id="without vLLM too"),
-        pytest.param({"lora_dropout": 0.05, "disable_dropout": True}, None, id="dropout that TRL turns off"),
-        pytest.param({"load_in_4bit": True}, "set --load_in_4bit false, or --use_vllm false", id="4 bits"),
-        pytest.param({"load_in_8bit": True}, "set --load_in_8bit false, or --use_vllm false", id="8 bits"),
-        pytest.param({"load_in_4bit": True, "use_vllm": False}, None, id="4 bits, never merged"),
+        ({}, None),  # as the recipes have it
+        ({"use_peft": False, "lora_dropout": 0.05}, None),
+        ({"lora_dropout": 0.05}, "set --lora_dropout 0"),  # TRL's default
+        ({"lora_dropout": 0.05, "use_vllm": False}, "set --lora_dropout 0"),
+        ({"lora_dropout": 0.05, "disable_dropout": True}, None),
+        ({"load_in_4bit": True}, "set --load_in_4bit false, or --use_vllm false"),
+        ({"load_in_8bit": True}, "set --load_in_8bit false, or --use_vllm false"),
+        ({"load_in_4bit": True, "use_vllm": False}, None),  # never merged
     ],
 )
 def test_settings_that_part_generation_from_training_are_refused(settings, error):
     values = {"use_peft": True, "lora_dropout": 0.0, "disable_dropout": False, "use_vllm": True}
     values |= {"load_in_4bit": False, "load_in_8bit": False} | settings
     errors = lora.setting_errors(SimpleNamespace(**values))
-    assert len(errors) == (error is not None)
-    assert error is None or errors[0].endswith(error) or error in errors[0]
-    assert not any("\n" in line for line in errors)
-
-
-def test_run_with_trls_own_dropout_is_stopped(tiny_model, tiny_data, tmp_path):
-    flags = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path, "use_peft": True}
-    with pytest.raises(SystemExit, match="lora_dropout is 0.05"):
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", **flags)
+    assert errors == [] if error is None else len(errors) == 1 and error in errors[0]

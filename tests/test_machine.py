@@ -60,7 +60,6 @@ class TestRecipe:
             (22, True, "qwen2.5-1.5b-lora-24gb"),
             (80, True, "qwen2.5-1.5b"),
         ],
-        ids=["no GPU", "a T4", "24 GB without bfloat16", "16 GB", "24 GB", "80 GB"],
     )
     def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, bf16, expected):
         pretend_card(monkeypatch, gib, bf16=bf16)
@@ -72,21 +71,10 @@ class TestRecipe:
         ("body", "visible", "said"),
         [
             ('echo "Tesla T4, 550.54.15"', None, "found a Tesla T4 with driver 550.54.15, and torch .* sees no GPU:"),
-            (
-                'echo "NVIDIA H100, 580.1"; echo "NVIDIA H200, 580.1"',
-                "-1",
-                ".*H100 .* CUDA_VISIBLE_DEVICES='-1'",
-            ),
-            ("exit 0", None, None),
+            ('echo "NVIDIA H100, 580.1"; echo "NVIDIA H200, 580.1"', "-1", ".*H100 .* CUDA_VISIBLE_DEVICES='-1'"),
+            ("exit 0", None, None),  # no card
             ('echo "NVIDIA-SMI has failed"; exit 9', None, None),
-            (None, None, None),
-        ],
-        ids=[
-            "an old driver or a build for the CPU",
-            "a variable that hides it",
-            "no card",
-            "no driver",
-            "no nvidia-smi",
+            (None, None, None),  # no nvidia-smi
         ],
     )
     def test_is_not_the_tiny_one_beside_a_gpu_that_torch_misses(self, tmp_path, monkeypatch, body, visible, said):
@@ -128,17 +116,14 @@ class TestMissing:
         assert capsys.readouterr().out.startswith(start)
 
     def test_module_of_the_package_is_found_from_any_folder(self, values, monkeypatch):
-        found = {}
-
-        def run(command, env):
-            found.update(command=command, path=env["PYTHONPATH"])
-            return SimpleNamespace(returncode=0)
-
+        found = []
+        ended = SimpleNamespace(returncode=0)
         monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-        monkeypatch.setattr(prepare.subprocess, "run", run)
+        monkeypatch.setattr(prepare.subprocess, "run", lambda command, env: found.append((command, env)) or ended)
         prepare.make(values, {})
-        assert found["command"] == [sys.executable, "-m", "r1zero.tiny_model"]
-        assert found["path"] == f"{ROOT}{os.pathsep}/elsewhere"
+        ((command, env),) = found
+        assert command == [sys.executable, "-m", "r1zero.tiny_model"]
+        assert env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/elsewhere"
 
     def test_nothing_is_made_that_is_there_or_that_a_flag_points_elsewhere(self, values, tmp_path, capsys):
         assert prepare.missing(values, {"data_dir": "mine", "model_name_or_path": "models/mine"}) == []
@@ -194,26 +179,10 @@ class TestStrategy:
     DEEPSPEED = {"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true"}
 
     @pytest.mark.parametrize(
-        ("environment", "name", "shards"),
+        ("started", "name", "shards"),  # by variables, or by a file for 8 processes
         [
-            pytest.param({}, "one process", (1, 1, 1), id="nothing"),
-            pytest.param({"WORLD_SIZE": "4"}, "DDP", (1, 1, 1), id="DDP"),
-            pytest.param(DEEPSPEED, "DeepSpeed ZeRO-2", (1, 4, 4), id="accelerate's own default"),
-            pytest.param(DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "DeepSpeed ZeRO-1", (1, 1, 4), id="1"),
-            pytest.param(DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed ZeRO-3", (4, 4, 4), id="3"),
-            pytest.param(
-                {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP2", (4, 4, 4), id="FSDP"
-            ),
-        ],
-    )
-    def test_is_read_from_the_launchers_variables(self, environment, name, shards):
-        found = read_strategy(environment)
-        assert found.name == name
-        assert tuple(found.shards[part] for part in ("weights", "gradients", "optimizer")) == shards
-
-    @pytest.mark.parametrize(
-        ("file", "name", "shards"),
-        [
+            ({}, "one process", (1, 1, 1)),
+            (DEEPSPEED, "DeepSpeed ZeRO-2", (1, 4, 4)),  # accelerate's own default
             ("single", "one process", (1, 1, 1)),
             ("ddp", "DDP", (1, 1, 1)),
             ("zero1", "DeepSpeed ZeRO-1", (1, 1, 8)),
@@ -224,9 +193,11 @@ class TestStrategy:
             ("zero3_offload", "DeepSpeed ZeRO-3 with optimizer and weights on the CPU", (8, 8, 8)),
         ],
     )
-    def test_of_a_described_machine_is_what_each_file_does(self, file, name, shards):
-        found = read_strategy(launcher_variables(STRATEGIES / f"{file}.yaml", 8))
-        assert found.name == name and tuple(found.shards.values()) == shards
+    def test_is_read_from_the_launchers_variables(self, started, name, shards):
+        is_file = isinstance(started, str)
+        found = read_strategy(launcher_variables(STRATEGIES / f"{started}.yaml", 8) if is_file else started)
+        assert found.name == name
+        assert tuple(found.shards[part] for part in ("weights", "gradients", "optimizer")) == shards
 
     @pytest.fixture
     def from_file(self, tmp_path):
@@ -271,7 +242,6 @@ class TestDescribed:
             ("qwen2.5-7b", {"gpus": 8, "gpu_memory": 80}, "DeepSpeed ZeRO-3", "qwen2.5-1.5b"),
             ("qwen2.5-7b", {"gpus": 8, "gpu_memory": 80, "strategy": "ddp"}, "DDP", "qwen2.5-1.5b"),
         ],
-        ids=["several", "one", "none", "as the header says", "as the flag says"],
     )
     def test_has_the_strategy_and_the_recipe_that_it_would_have(self, config, flags, strategy, recipe):
         config = config and str(ROOT / "configs" / f"{config}.yaml")
@@ -287,10 +257,9 @@ class TestDescribed:
             ({"gpu_memory": 80}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
             ({"strategy": "zero2"}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
             ({"gpus": -1, "gpu_memory": 80}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
-            ({"gpus": 8, "gpu_memory": 80, "strategy": "zero4"}, "zero4 is no file of .*zero3_offload"),
+            ({"gpus": 8, "gpu_memory": 80, "strategy": "zero4"}, "zero4 is no file of (.|\n)*zero3_offload"),
         ],
     )
     def test_is_a_whole_one(self, flags, said):
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit, match=said):
             Machine.described(Flags(None, {"dry_run": True} | flags, []))
-        assert said.split(".*")[0] in str(stopped.value) and said.split(".*")[-1] in str(stopped.value)

@@ -27,14 +27,9 @@ def line():
     """The one line that is said of a model before training, and before an evaluation too."""
 
     def run(path, trust_remote_code=False):
-        values = {
-            "model_name_or_path": str(path),
-            "model_revision": "main",
-            "trust_remote_code": trust_remote_code,
-            "attn_implementation": None,
-        }
-        _, errors = of_models.read(SimpleNamespace(**values, dry_run=True))
-        (error,) = errors
+        values = {"model_name_or_path": str(path), "model_revision": "main", "attn_implementation": None}
+        values |= {"trust_remote_code": trust_remote_code, "dry_run": True}
+        _, (error,) = of_models.read(SimpleNamespace(**values))
         assert "\n" not in error
         with pytest.raises(ValueError) as refused:
             engines.read_model(str(path), trust_remote_code)
@@ -44,19 +39,17 @@ def line():
     return run
 
 
-def edit(path, **settings):
-    """Changes settings of a JSON file; those that are None are removed."""
-    text = json.loads(path.read_text()) | settings
-    path.write_text(json.dumps({name: value for name, value in text.items() if value is not None}))
+def edit(folder, **settings):
+    """Change settings of a model's configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def shard(folder):
-    """Splits a model's weights into two files with an index."""
+    """Split a model's weights into two files with an index."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    where = {}
-    for place, name in enumerate(sorted(weights)):
-        where[name] = f"model-0000{1 + place % 2}-of-00002.safetensors"
+    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(weights))}
     for file in set(where.values()):
         save_file({name: weights[name] for name in where if where[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
@@ -67,26 +60,64 @@ def pickle_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-class TestConfig:
-    def test_of_a_folder_that_does_not_exist_or_holds_none(self, line, tmp_path):
-        assert line("./nowhere") == "model ./nowhere is a folder that does not exist: name another, or a hub id"
-        (tmp_path / "empty").mkdir()
-        assert "empty has no config.json: name the folder" in line(tmp_path / "empty")
+def cut(file, size):
+    """What cuts a file short to so many bytes."""
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:size])
 
-    @pytest.mark.parametrize("text", ["{", "", '{"model_type": "nobodys"}', '{"hidden_size": 8}'])
-    def test_that_cannot_be_read(self, line, folder, text):
-        (folder / "config.json").write_text(text)
-        assert f"model {folder} cannot be had (" in line(folder)
 
-    def test_of_a_model_that_does_not_generate(self, line, folder):
-        edit(folder / "config.json", model_type="t5")
-        assert "copy is no causal language model that transformers can build (" in line(folder)
+def remove_tensors(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"], weights["model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    def test_of_a_lora_adapter_alone(self, folder, tiny_model):
-        (folder / "config.json").unlink()
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
-        with pytest.raises(ValueError, match=f"copy is a LoRA adapter of {tiny_model}: name that model, or a folder"):
-            of_models.read_config(str(folder))
+
+def remove(pattern):
+    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
+
+
+def write(file, text):
+    return lambda folder: (folder / file).write_text(text)
+
+
+SECOND = "model-00002-of-00002.safetensors"
+NO_CONFIG = "model {folder} cannot be had ("
+NO_TOKENIZER = "the tokenizer of model {folder} cannot be used ("
+NOT_WHOLE = "{folder}/model.safetensors is no whole safetensors file ("
+FAULTS = [  # what breaks a folder, and what is said of it, "{folder}" being its path
+    ([remove("config.json")], "copy has no config.json: name the folder"),
+    ([write("config.json", "{")], NO_CONFIG),
+    ([write("config.json", "")], NO_CONFIG),
+    ([write("config.json", '{"model_type": "nobodys"}')], NO_CONFIG),
+    ([write("config.json", '{"hidden_size": 8}')], NO_CONFIG),
+    ([lambda folder: edit(folder, model_type="t5")], "copy is no causal language model that transformers can build ("),
+    ([remove("*token*")], NO_TOKENIZER),
+    ([cut("tokenizer.json", -1000)], NO_TOKENIZER),
+    ([remove("model.safetensors")], "model {folder} has no weights (model.safetensors)"),
+    *(([cut("model.safetensors", size)], NOT_WHOLE) for size in (0, 4, 100, 10_000, -1)),
+    ([shard, cut(SECOND, -1)], f"{{folder}}/{SECOND} is no whole safetensors file ("),
+    ([shard, remove(SECOND)], f"{{folder}}/{SECOND} is no whole safetensors file ("),
+    ([shard, write("model.safetensors.index.json", "{}")], "{folder}/model.safetensors.index.json cannot be read ("),
+    ([remove_tensors], "asks for (model.layers.0.mlp.down_proj.weight is missing, and 1 more): copy"),
+    ([lambda folder: edit(folder, intermediate_size=64)], "weight is [128, 384], wanted [128, 64], and 5 more"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "said"), FAULTS, ids=[said for _, said in FAULTS])
+def test_model_that_is_not_whole_is_told_on_one_line(line, folder, capfd, breaks, said):
+    for each in breaks:
+        each(folder)
+    assert said.replace("{folder}", str(folder)) in line(folder)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())  # transformers' own, which has many lines
+
+
+def test_adapter_alone_is_none_and_one_with_a_base_has_its_weights_looked_at(folder, tiny_model):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ValueError, match="adapter .* has no adapter_model.safetensors: name the folder"):
+        engines.read_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"copy is a LoRA adapter of {tiny_model}: name that model, or a folder"):
+        of_models.read_config(str(folder))
 
 
 class TestCode:
@@ -94,7 +125,7 @@ class TestCode:
 
     @pytest.fixture
     def with_code(self, folder, tmp_path):
-        edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+        edit(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
         (folder / "own.py").write_text(
             f"open({str(tmp_path / 'ran')!r}, 'w')\n"
             "from transformers import Qwen2Config\n"
@@ -113,20 +144,6 @@ class TestCode:
 
 
 class TestTokenizer:
-    def test_that_is_missing(self, line, folder):
-        for path in folder.glob("*token*"):
-            path.unlink()
-        said = line(folder)
-        assert (
-            f"the tokenizer of model {folder} cannot be used (" in said
-            and "copy the files of a whole model there" in said
-        )
-
-    def test_that_is_cut_short(self, line, folder):
-        text = (folder / "tokenizer.json").read_text()
-        (folder / "tokenizer.json").write_text(text[: len(text) // 2])
-        assert f"the tokenizer of model {folder} cannot be used (" in line(folder)
-
     def test_without_an_end_token_cannot_be_trained_with(self, tiny_model, monkeypatch):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         tokenizer.eos_token = None
@@ -162,6 +179,13 @@ class TestPrompts:
         assert longest == 0 and error.startswith("the chat template of the model fails (") and "\n" not in error
         assert "on a prompt with [{'role': 'system'" in error or "'content': '?'" in error
 
+    def test_may_be_chats(self, model):
+        chat = [{"role": "user", "content": "Using the numbers " * 40}]
+        assert "no chat template" in of_models.longest_prompt(["short", chat], model)[1][0]
+        model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+        expected = len(model.tokenizer("user:" + chat[0]["content"])["input_ids"])
+        assert of_models.longest_prompt(["short", chat], model) == (expected, [])
+
     def test_with_a_token_that_has_no_embedding(self, model):
         model.tokenizer.add_tokens(["<new>"])
         assert of_models.longest_prompt(["Using"], model)[1] == []
@@ -170,10 +194,6 @@ class TestPrompts:
 
 
 class TestWeights:
-    def test_that_are_missing(self, line, folder):
-        (folder / "model.safetensors").unlink()
-        assert f"model {folder} has no weights (model.safetensors)" in line(folder)
-
     def test_that_are_pickled_are_refused_with_what_converts_them(self, line, folder):
         pickle_weights(folder)
         said = line(folder)
@@ -181,44 +201,8 @@ class TestWeights:
         program = said.split('python -c "')[1].split('"')[0]
         exec(program, {})
         assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
-
-    @pytest.mark.parametrize("size", [0, 4, 100, 10_000, -1])
-    def test_that_are_cut_short(self, line, folder, size):
-        whole = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(whole[:size])
-        assert f"{folder}/model.safetensors is no whole safetensors file (" in line(folder)
-
-    def test_in_parts_are_all_looked_at(self, line, folder):
         shard(folder)
         assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
-        second = folder / "model-00002-of-00002.safetensors"
-        whole = second.read_bytes()
-        second.write_bytes(whole[:-1])
-        assert f"{second} is no whole safetensors file" in line(folder)
-        second.unlink()
-        assert f"{second} is no whole safetensors file (" in line(folder)
-        (folder / "model.safetensors.index.json").write_text("{}")
-        assert f"{folder}/model.safetensors.index.json cannot be read (" in line(folder)
-
-    def test_that_the_config_asks_for_and_the_files_lack(self, line, folder):
-        weights = load_file(folder / "model.safetensors")
-        del weights["model.norm.weight"], weights["model.layers.0.mlp.down_proj.weight"]
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        said = line(folder)
-        assert "asks for (model.layers.0.mlp.down_proj.weight is missing, and 1 more): copy" in said
-
-    def test_of_another_shape_than_the_config_says(self, line, folder, capfd):
-        config = AutoConfig.from_pretrained(folder)
-        hidden, width = config.hidden_size, config.intermediate_size
-        edit(folder / "config.json", intermediate_size=2 * width)
-        assert f"down_proj.weight is [{hidden}, {width}], wanted [{hidden}, {2 * width}], and 5 more" in line(folder)
-        assert "LOAD REPORT" not in "".join(capfd.readouterr())  # transformers' own, which has many lines
-
-    def test_of_an_adapter_are_looked_at_too(self, folder, tiny_model):
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
-        (folder / "adapter_model.bin").write_bytes(b"pickle")
-        with pytest.raises(ValueError, match="adapter .* has no adapter_model.safetensors: name the folder"):
-            engines.read_model(str(folder))
 
     @pytest.fixture
     def cached(self, folder, tmp_path, monkeypatch):
@@ -250,16 +234,6 @@ class TestWeights:
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: names)
         errors = of_models.weight_errors("somebody/something", Qwen2Config())
         assert bool(errors) == bool(said) and said in "".join(errors)
-
-
-def test_longest_prompt_may_be_a_chat(tiny_model):
-    chat = [{"role": "user", "content": "Using the numbers " * 40}]
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = SimpleNamespace(config=AutoConfig.from_pretrained(tiny_model), tokenizer=tokenizer)
-    assert "no chat template" in of_models.longest_prompt(["short", chat], model)[1][0]
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
-    longest, errors = of_models.longest_prompt(["short", chat], model)
-    assert errors == [] and longest == len(tokenizer("user:" + chat[0]["content"])["input_ids"])
 
 
 @pytest.mark.parametrize(

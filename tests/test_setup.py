@@ -158,36 +158,19 @@ def test_several_gb_are_announced_with_a_way_to_have_less(machine):
     assert "https://download.pytorch.org/whl/cpu/torch" in line
 
 
-PYTHON_LINE = "found Python 3.10.13"
+UNKNOWN = {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'}
+WHEEL = rf"torch=={PINS['torch']} --index-url https://download.pytorch.org/whl/cu126;"
 REFUSED = {  # the machines, whether an environment is active, and the one line that ends setup.sh
-    "no Python that fits": (
-        {"FITTING": ""},
-        False,
-        f"setup.sh: {PYTHON_LINE}, wanted Python 3.11 to 3.14: install one of them$",
-    ),
-    "an active environment of another Python": (
-        {"FITTING": "python3"},
-        True,
-        f"{PYTHON_LINE} in the active environment, wanted Python 3.11 to 3.14: type deactivate",
-    ),
+    "no Python": ({"FITTING": ""}, False, "found Python 3.10.13, wanted Python 3.11 to 3.14: install one of them$"),
+    "another Python": ({"FITTING": "python3"}, True, "in the active environment, wanted .* 3.14: type deactivate"),
     "an old driver": (
         OLD_DRIVER,
         True,
         "found driver 550.54.15, wanted 580 or newer: type apt-get install nvidia-driver-580"
         ".*CUDA_VISIBLE_DEVICES= bash train.sh --config configs/tiny_cpu.yaml",
     ),
-    "a very old driver, whose nvidia-smi knows no compute capability": (
-        OLD_DRIVER
-        | {"DRIVER": "470.182.03", "RUNS": "11.4", "CAPABILITY": 'Field "compute_cap" is not a valid field.'},
-        True,
-        "found driver 470.182.03, wanted 580",
-    ),
-    "an old card": (
-        OLD_CARD,
-        True,
-        "found compute capability 7.0, wanted 7.5 or more: type .* -m pip install "
-        rf"torch=={PINS['torch']} --index-url https://download.pytorch.org/whl/cu126;",
-    ),
+    "a very old driver": (OLD_DRIVER | UNKNOWN, True, "found driver 470.182.03, wanted 580"),
+    "an old card": (OLD_CARD, True, f"found compute capability 7.0, wanted 7.5 or more: type .* pip install {WHEEL}"),
 }
 
 

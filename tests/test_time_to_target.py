@@ -31,26 +31,29 @@ class Lines:
         self.stopwatch = Stopwatch(completions_a_step=64)
         self.console = console.Console([], 256)
         self.console.last, self.console.first = (0.0, 0), (0.0, 0)
-        self.args = SimpleNamespace(
-            generation_batch_size=64, steps_per_generation=1, gradient_accumulation_steps=1, num_iterations=1
-        )
+        batch = {"generation_batch_size": 64, "steps_per_generation": 1, "gradient_accumulation_steps": 1}
+        self.args = SimpleNamespace(**batch, num_iterations=1)
 
     def train(self, step, at):
-        state = SimpleNamespace(global_step=step, max_steps=100)
         logs = {"reward": 0.3, "accuracy": 0.99, "completions/mean_length": 20.0}
-        self.stopwatch.read(self.console.training_line(self.args, state, logs) + "\n", lambda: (at, at / 2))
+        self.read(at, self.console.training_line(self.args, self.state(step), logs))
 
     def evaluate(self, step, at, accuracy):
-        state = SimpleNamespace(global_step=step, max_steps=100)
         logs = {"eval_reward": 0.3, "eval_accuracy": accuracy, "eval_completions/mean_length": 20.0}
-        self.stopwatch.read("\x1b[A" + console.evaluation_line(state, logs, []) + "\n", lambda: (at, at / 2))
+        self.read(at, "\x1b[A" + console.evaluation_line(self.state(step), logs, []))
+
+    def state(self, step):
+        return SimpleNamespace(global_step=step, max_steps=100)
+
+    def read(self, at, line):
+        self.stopwatch.read(f"{line}\n", lambda: (at, at / 2))
 
 
 def test_evaluations_do_not_count_as_time_of_training():
     lines = Lines()
     lines.evaluate(0, at=1000, accuracy=0.125)
     lines.train(4, at=1010)
-    lines.stopwatch.read("something else about step 4/100\n", lambda: (1017, 0))
+    lines.read(1017, "something else about step 4/100")
     lines.evaluate(4, at=1030, accuracy=0.25)
     lines.train(8, at=1035)
     lines.evaluate(8, at=1100, accuracy=0.5)
@@ -71,16 +74,8 @@ def test_run_is_stopped_after_the_evaluation_that_passes_the_mark_or_ends_the_ti
     assert lines.stopwatch.why_to_stop(seconds=71, mark=0.9) is None
 
 
-PASSED = {  # a mark, and after how many seconds
-    "below all": (0.1, 0),
-    "start": (0.2, 0),
-    "between two": (0.375, 5),
-    "after a fall": (0.675, 25),
-    "last": (0.9, 30),
-}
-
-
-@pytest.mark.parametrize(("mark", "seconds"), PASSED.values(), ids=PASSED)
+# Below all, at the start, between two, after a fall, at the last
+@pytest.mark.parametrize(("mark", "seconds"), [(0.1, 0), (0.2, 0), (0.375, 5), (0.675, 25), (0.9, 30)])
 def test_mark_is_passed_on_the_line_between_two_evaluations(mark, seconds):
     passed = time_to_target.first_passed(evaluations(FAST), mark)
     assert passed["seconds"] == pytest.approx(seconds)
@@ -124,10 +119,8 @@ def test_benchmark_runs_and_repeats_nothing(tmp_path, tiny_model, tiny_data):
     command += ["--set", "max_completion_length=8"]
     output = run_to_end(command)
     found = json.loads((tmp_path / "time_to_target.json").read_text())
-    assert [(run["setting"], run["seed"], run["stopped"]) for run in found["runs"]] == [
-        ("a", 3, "time"),
-        ("c", 3, "time"),
-    ]
+    runs = [(run["setting"], run["seed"], run["stopped"]) for run in found["runs"]]
+    assert runs == [("a", 3, "time"), ("c", 3, "time")]
     assert [each["completions"] for each in found["runs"][0]["evaluations"]] == [0, 256]
     state = json.loads((tmp_path / "seed3" / "a" / "trainer_state.json").read_text())
     recorded = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]

@@ -105,21 +105,18 @@ def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
 
 def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
     made, planned = AutoModelForCausalLM.from_pretrained(tiny_model).config, model_shapes.config_of("models/tiny")
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-        assert getattr(planned, name) == getattr(made, name)
-    for name in ("intermediate_size", "tie_word_embeddings", "max_position_embeddings"):
-        assert getattr(planned, name) == getattr(made, name)
+    assert {size: getattr(planned, size) for size in model_shapes.SIZES} == {
+        size: getattr(made, size) for size in model_shapes.SIZES
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all", id="a typo"),
-        pytest.param(["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml", id="no such YAML"),
-        pytest.param(["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML", id="a list"),
-        pytest.param(
-            ["--output_dir", "made"], ".*is there already: remove it", id="a model that would be overwritten"
-        ),
+        (["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all"),
+        (["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml"),
+        (["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML"),
+        (["--output_dir", "made"], ".*is there already: remove it"),
     ],
 )
 def test_settings_that_do_not_do_end_in_one_line(tmp_path, monkeypatch, tiny_model, arguments, message):

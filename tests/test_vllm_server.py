@@ -71,16 +71,12 @@ def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsy
     assert capsys.readouterr().out == "", "nothing was waited for"
 
 
-def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server):
-    free = server({}).rpartition(":")[2]  # answers, but not as vLLM does
-    what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", free, "--vllm_server_timeout", 0)
-    assert f"no vLLM server answered at http://127.0.0.1:{free} in 0 s (--vllm_server_timeout)" in what
-    assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {free} " in line
-
-
-def test_address_where_nobody_listens_is_the_same(server):
-    what, _ = stopped("--vllm_server_base_url", "http://127.0.0.1:9", "--vllm_server_timeout", 0)
-    assert "no vLLM server answered at http://127.0.0.1:9 in 0 s" in what
+@pytest.mark.parametrize("listens", [True, False], ids=["one that answers otherwise", "nobody"])
+def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, listens):
+    port = server({}).rpartition(":")[2] if listens else "9"
+    what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", port, "--vllm_server_timeout", 0)
+    assert f"no vLLM server answered at http://127.0.0.1:{port} in 0 s (--vllm_server_timeout)" in what
+    assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {port} " in line
 
 
 def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
@@ -146,18 +142,18 @@ class TestServeCommand:
         assert trls.keys() - ours.keys() <= left_out
 
     @pytest.mark.parametrize(
-        ("flags", "dtype"),
-        [(("--bf16", "true"), "bfloat16"), (("--fp16", "true"), "float16"), ((), "float32")],
+        ("flags", "words"),
+        [
+            ("--bf16 true", "--dtype bfloat16"),
+            ("--fp16 true", "--dtype float16"),
+            ("", "--dtype float32"),
+            ("--seed 7", "--seed 7"),
+            ("", "--host 127.0.0.1"),  # this machine alone
+            ("--vllm_server_host 10.0.0.2", "--host 10.0.0.2"),
+        ],
     )
-    def test_has_the_type_of_the_run(self, flags, dtype):
-        assert self.flags(shlex.split(hardware.serve_command(values(*flags))))["--dtype"] == dtype
-
-    def test_has_the_seed_of_the_run(self):
-        assert self.flags(shlex.split(hardware.serve_command(values("--seed", 7))))["--seed"] == "7"
-
-    def test_listens_on_this_machine_alone_unless_the_run_names_another(self):
-        assert "--host 127.0.0.1 " in hardware.serve_command(values())
-        assert "--host 10.0.0.2 " in hardware.serve_command(values("--vllm_server_host", "10.0.0.2"))
+    def test_has_the_type_seed_and_address_of_the_run(self, flags, words):
+        assert f" {words} " in f"{hardware.serve_command(values(*flags.split()))} "
 
     @pytest.mark.vllm
     def test_is_one_that_vllm_knows(self):
