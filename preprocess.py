@@ -123,7 +123,8 @@ def mixture(args, tokenizer):
             if not path.is_file():
                 raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
-            table = pq.read_table(path).drop_columns(["reward_model", "extra_info"])
+            table = pq.read_table(path)
+            table = table.drop_columns([name for name in ("reward_model", "extra_info") if name in table.column_names])
             prompts = [str(prompt) for prompt in table["prompt"].to_pylist()]
             if split == "test":
                 held_out.update(prompts)

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1zero.preflight import check
@@ -110,7 +110,8 @@ def main(script_args, training_args, model_args, reward_funcs):
         generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:
         nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
-    trainer.remove_callback(ProgressCallback)  # it prints a dictionary
+    for callback in (ProgressCallback, PrinterCallback):  # they print dictionaries
+        trainer.remove_callback(callback)
     lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)
     run = stopping.Stopping(trainer)  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
     for callback in (lines, run, checkpoints.Sealer()):  # Trainer takes the newest checkpoint unseen

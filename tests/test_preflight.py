@@ -182,6 +182,13 @@ def with_special_answer_tags(folder, model):
     return folder
 
 
+def test_output_folder_without_a_name_is_refused(error):
+    """As from a variable of the shell that is not set."""
+    assert (
+        error("--output_dir", "") == "  - output_dir is '', wanted the name of a folder: pass --output_dir outputs/RUN"
+    )
+
+
 class TestRightAnswers:
     """A right answer of each of the first rows must earn all, through the model's tokenizer and the reward."""
 

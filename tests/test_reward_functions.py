@@ -166,6 +166,22 @@ def test_function_is_called_with_all_that_trl_gives():
     assert score(curious, ["p"], ["c"], {"word": ["a"]}, ids=[[1, 2]])[0] == [2]
 
 
+@pytest.mark.parametrize(
+    ("logs", "message"),
+    [
+        ("log_extra('answer', ['x'])", "odd logged 1 answers for 2 completions"),
+        ("log_extra('shape', [1])", "odd logged 1 values of shape for 2 completions"),
+        ("log_metric('m', 'abc')", "odd logged the metric m with 'abc', wanted a number"),
+    ],
+)
+def test_what_cannot_be_logged_is_named(tmp_path, logs, message):
+    text = f"def odd(completions, log_extra, log_metric, **_):\n    {logs}\n    return [0.0 for _ in completions]\n"
+    (tmp_path / "mine.py").write_text(text)
+    (function,) = resolve([f"{tmp_path}/mine.py:odd"], tmp_path)
+    with pytest.raises(ValueError, match=message):
+        score(function, ["p"] * 2, ["c"] * 2, {})
+
+
 class TestScorer:
     def test_logs_behaviours_and_cells_of_right_and_wrong_completions(self):
         batch = {

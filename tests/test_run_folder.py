@@ -56,14 +56,14 @@ def test_completions_of_a_generation_count_once(steps, completions):
 def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):
     folder = tmp_path / "new" / "run"
     run_folder.move_aside(folder)
-    (folder / "config.yaml").write_text("kept where it is: no results\n")
     run_folder.move_aside(folder)
-    assert capsys.readouterr().out == "" and (folder / "config.yaml").is_file()
-    (folder / "metrics.json").write_text("{}")
-    run_folder.move_aside(folder)
-    (aside,) = folder.parent.glob("run-*")
-    assert f"{folder} held an earlier run: moved to {aside}" in capsys.readouterr().out
-    assert sorted(path.name for path in aside.iterdir()) == ["config.yaml", "metrics.json"]
+    assert capsys.readouterr().out == ""
+    for number in (1, 2):  # within a second, so that the second name is taken
+        (folder / "README.md").write_text(str(number))
+        run_folder.move_aside(folder)
+        assert f"{folder} held an earlier run or other files: moved to {folder}-" in capsys.readouterr().out
+    first, second = sorted(folder.parent.glob("run-*"))
+    assert {(path / "README.md").read_text() for path in (first, second)} == {"1", "2"}
     assert list(folder.iterdir()) == []
 
 

@@ -66,6 +66,7 @@ def check(parser, argv):
         resumed = choice.checkpoint
         errors += [*choice.errors, *output_errors(values, shape, rows, machine.strategy, resumed)]
         notices += choice.notices
+        notices += [f"resumes from {resumed}"] if resumed else []
 
     # The plan, then what is wrong
     if processes.is_main_process():
@@ -148,8 +149,8 @@ def reward_errors(functions, splits, tokenizer):
                 scored = [True] * len(prompts)
                 continue
             most = function.task.most if hasattr(function, "task") else None
+            scored = [was or reward is not None for was, reward in zip(scored, given, strict=True)]
             for row, (answer, text, reward) in enumerate(zip(answers, texts, given, strict=True)):
-                scored[row] = scored[row] or reward is not None
                 if answer is not None and (reward is None or most is not None and reward < most):
                     lost = "" if text == answer else f", of which the tokenizer leaves {files.shown(text)}"
                     errors.append(
@@ -216,6 +217,8 @@ def output_errors(values, shape, rows, strategy, resumed):
 
     shape: model.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
+    if values.output_dir == "":
+        return ["output_dir is '', wanted the name of a folder: pass --output_dir outputs/RUN"]
     output = Path(values.output_dir or "trainer_output")
     for name in ("model_name_or_path", "data_dir"):  # of an earlier run: it is moved aside
         given = getattr(values, name)

@@ -105,6 +105,8 @@ COLUMNS = {  # what each is to hold, in words, and whether an Arrow type can
     "ground_truth": ("an answer as text", is_text),
     "tests": ("tests as text in JSON", is_text),
 }
+# Names of what TRL gives to reward functions beside the columns, and of the pictures that it looks for
+RESERVED = {"completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "image", "images"}
 ANYTHING = ("a value", lambda kind: True)  # of other columns
 
 
@@ -132,8 +134,8 @@ def schema_errors(path, parquet, names, advice):
         return [f"{path} has the columns {schema.names} and lacks {' and '.join(lacking)}: {advice}"]
     if not parquet.metadata.num_rows:
         return [f"{path} has no rows: {advice}"]
-    for picture in {"image", "images"} & set(schema.names):
-        return [f"{path} has the column {picture}, which TRL takes for pictures: rename it"]
+    for name in RESERVED & set(schema.names):
+        return [f"{path} has the column {name}, a name that TRL gives another meaning: rename it"]
     errors = []
     for column in columns:
         kind, (wanted, fits) = schema.field(column).type, COLUMNS.get(column, ANYTHING)

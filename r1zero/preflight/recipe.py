@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,36 +109,50 @@ def fit(values, processes):
     accumulation, as TRL counts micro-batches. An explicit gradient_accumulation_steps stays, and so does
     steps_per_generation; without either setting it is TRL's 1. Return what to tell the user (list[str]).
     """
-    wanted = values.completions_per_step
+    wanted, given = values.completions_per_step, values.per_device_train_batch_size
+    by = f"groups of {values.num_generations} and {processes} process{'es' * (processes > 1)}"
+    notices = []
     if values.gradient_accumulation_steps is not None or wanted is None:
-        values.gradient_accumulation_steps = values.gradient_accumulation_steps or 1
-        return []
+        values.gradient_accumulation_steps = accumulation = values.gradient_accumulation_steps or 1
+        made = given * processes * accumulation
+        if wanted not in (None, made):
+            notices.append(
+                f"batch: {made:,} completions a step and not {wanted:,}: gradient_accumulation_steps is given"
+            )
+    else:
+        chosen = nearest_batch(values, wanted, processes)
+        values.per_device_train_batch_size, values.gradient_accumulation_steps = chosen
+        if values.steps_per_generation:
+            values.steps_per_generation *= values.gradient_accumulation_steps
+        made = chosen[0] * chosen[1] * processes
+        if made != wanted:
+            notices.append(f"batch: {made:,} completions a step, the nearest to {wanted:,} that {by} divide")
+        if chosen[0] != given:
+            notices.append(f"batch: per_device_train_batch_size is {chosen[0]} and not {given}, to divide into {by}")
+    values.completions_per_step = made  # config.yaml says what was trained
+    at_once = values.per_device_train_batch_size * processes
+    if values.generation_batch_size and not values.steps_per_generation and not values.generation_batch_size % at_once:
+        values.steps_per_generation, values.generation_batch_size = values.generation_batch_size // at_once, None
+    return notices
+
+
+def nearest_batch(values, wanted, processes):
+    """Return the batch a device and the accumulation (ints) that make the number nearest to the completions wanted."""
     options = []
     for per_device in range(values.per_device_train_batch_size, 0, -1):
-        for accumulation in range(1, wanted // (per_device * processes) + values.num_generations + 1):
+        nearest = wanted // (per_device * processes)
+        for accumulation in range(max(1, nearest - values.num_generations), nearest + values.num_generations + 1):
             if is_whole(values, per_device, accumulation, processes):
                 options.append((per_device, accumulation))
     if not options:  # the generation cannot be dealt to so many processes: batch_errors, or TRL, says so
-        options = [(values.per_device_train_batch_size, 1)]
+        return values.per_device_train_batch_size, 1
 
     def distance(option):
         return abs(option[0] * option[1] * processes - wanted)
 
     own = [option for option in options if option[0] == values.per_device_train_batch_size]
     chosen = min(own or options, key=distance)
-    if distance(chosen) > CLOSE * wanted:
-        chosen = min(options, key=distance)
-    given = values.per_device_train_batch_size
-    values.per_device_train_batch_size, values.gradient_accumulation_steps = chosen
-    if values.steps_per_generation:
-        values.steps_per_generation *= values.gradient_accumulation_steps
-    made = chosen[0] * chosen[1] * processes
-    by = f"groups of {values.num_generations} and {processes} process{'es' * (processes > 1)}"
-    if made != wanted:
-        return [f"batch: {made:,} completions a step, the nearest to {wanted:,} that {by} divide"]
-    if chosen[0] != given:
-        return [f"batch: per_device_train_batch_size is {chosen[0]}, as {given} x {by} do not divide {wanted:,}"]
-    return []
+    return chosen if distance(chosen) <= CLOSE * wanted else min(options, key=distance)
 
 
 def is_whole(values, per_device, accumulation, processes):
@@ -178,17 +193,23 @@ def batch_errors(values, processes):
     steps = values.steps_per_generation or values.gradient_accumulation_steps
     batch = schedule.completions(values, processes)
     errors = []
+    if values.generation_batch_size and values.steps_per_generation:
+        return ["generation_batch_size and steps_per_generation are both set: pass --steps_per_generation none"]
     if batch % values.num_generations:
         errors.append(
             f"{batch} completions a generation (per_device_train_batch_size {values.per_device_train_batch_size} x "
             f"{processes} process{'es' * (processes > 1)} x {steps} steps) do not divide into groups of "
             f"num_generations {values.num_generations}: set --per_device_train_batch_size to a multiple of it"
         )
-    span = int(schedule.span(values))
-    by_steps = str(values.save_strategy) == "steps" and values.save_steps >= 1
-    if by_steps and span > 1 and values.save_steps % span:
+    every, steps = values.save_steps, schedule.schedule(values, None, processes)["steps"]
+    if every < 1:  # a share of all steps, as Trainer takes it
+        every = math.ceil(every * steps) if steps else 1
+    span = (
+        Fraction(schedule.span(values)).limit_denominator(10**6).numerator
+    )  # steps after which a generation ends too
+    if str(values.save_strategy) == "steps" and every % span:
         errors.append(
             f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "
-            f"checkpoint would not resume exactly: set --save_steps to {max(1, values.save_steps // span) * span:g}"
+            f"checkpoint would not resume exactly: set --save_steps to {max(1, every // span) * span:g}"
         )
     return errors

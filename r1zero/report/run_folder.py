@@ -41,14 +41,15 @@ TABLES_BEFORE = {  # of older runs, without this line
 
 
 def move_aside(output_dir):
-    """Rename output_dir (Path) if it holds results of an earlier run, so that nothing is overwritten or mixed."""
-    left = [*output_dir.glob("checkpoint-*"), *output_dir.glob("trainer_state.json"), *output_dir.glob("metrics.json")]
+    """Rename output_dir (Path) if it holds anything, so that nothing is overwritten or mixed."""
+    left = list(output_dir.iterdir()) if output_dir.is_dir() else []
     if left:
         newest = max(path.stat().st_mtime for path in left)
         written = time.strftime("%Y%m%d-%H%M%S", time.localtime(newest))
-        aside = output_dir.with_name(f"{output_dir.name}-{written}")
+        names = [f"{output_dir.name}-{written}{more}" for more in ("", *(f"-{count}" for count in range(1, 1000)))]
+        aside = next(path for path in map(output_dir.with_name, names) if not path.exists())
         output_dir.rename(aside)
-        print(f"{output_dir} held an earlier run: moved to {aside}", flush=True)
+        print(f"{output_dir} held an earlier run or other files: moved to {aside}", flush=True)
     output_dir.mkdir(parents=True, exist_ok=True)
 
 

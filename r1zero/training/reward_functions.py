@@ -143,6 +143,8 @@ def score(function, prompts, completions, columns, ids=None, log_extra=None, log
     name, metrics, table = function.__name__, set(), {}
 
     def see_metric(metric, value):
+        if not hasattr(value, "__float__"):
+            raise ValueError(f"{name} logged the metric {metric} with {value!r}, wanted a number")
         metrics.add(metric)
         log_metric(metric, value)
 
@@ -161,6 +163,8 @@ def score(function, prompts, completions, columns, ids=None, log_extra=None, log
     )
     rewards, verdicts = as_rewards(name, given, len(completions)), own_verdicts(name, table, len(completions))
     for column, values in table.items():
+        if len(values) != len(completions):
+            raise ValueError(f"{name} logged {len(values)} values of {column} for {len(completions)} completions")
         log_extra(f"{name}_{column}" if column in OWN_COLUMNS else column, values)
     if "accuracy" not in metrics:
         log_rates(log_metric, name.removesuffix("_reward"), verdicts)
@@ -200,12 +204,13 @@ def own_verdicts(name, table, size):
     """
     statuses = table.get("verdict", [None] * size)
     answers = table.get("answer", [None] * size)
-    if len(statuses) != size:
-        raise ValueError(f"{name} logged {len(statuses)} verdicts for {size} completions: log one for each")
+    for what, values in (("verdicts", statuses), ("answers", answers)):
+        if len(values) != size:
+            raise ValueError(f"{name} logged {len(values)} {what} for {size} completions: log one for each")
     for status in statuses:
         if status not in (*STATUSES, None):
             raise ValueError(f"{name} logged the verdict {status!r}: wanted one of {STATUSES}, or None")
-    return [status and Verdict(answer, status) for status, answer in zip(statuses, answers, strict=False)]
+    return [status and Verdict(answer, status) for status, answer in zip(statuses, answers, strict=True)]
 
 
 class Scorer:
