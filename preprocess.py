@@ -218,6 +218,8 @@ def read_arguments(argv=None):
     wrong = MADE[args.task].wrong_flags(args) if args.task in MADE else None
     if wrong:
         parser.error(wrong)
+    if args.max_prompt_length is not None and args.max_prompt_length < 1:
+        parser.error(f"wanted --max_prompt_length of at least 1, found {args.max_prompt_length}")
     if args.max_prompt_length and not args.tokenizer:
         parser.error("--max_prompt_length counts tokens and needs --tokenizer PATH_OR_HUB_ID")
     if min(getattr(args, "train_size", 1), getattr(args, "test_size", 1)) < 1:

@@ -216,16 +216,30 @@ class TestRightAnswers:
         line = errors("--data_dir", data, "--reward_funcs", f"{tmp_path}/mine.py:mine")[0]
         assert "32 of the first 64 rows" in line and "get no reward from any of reward_funcs (row 1 is of an" in line
 
-    @pytest.mark.parametrize("worth", ["1.0", "None"])
-    def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, worth):
-        text = f"def mine(completions, **_):\n    return [{worth} if text == 'yes' else 0.0 for text in completions]\n"
-        (tmp_path / "mine.py").write_text(f"{text}mine.right_answer = lambda row: 'yes' if row['word'] else 'no'\n")
+    @pytest.mark.parametrize(
+        ("reward", "right", "verdict", "said"),
+        [
+            ("1.0", "row['word'] and 'yes'", "correct", None),
+            ("None", "'yes'", "correct", "row 0: the right answer is 'yes', and mine gives it None"),
+            (
+                "1.0",
+                "'yes'",
+                "wrong",
+                "row 0: the right answer is 'yes', and mine gives it 1.0, wanted the verdict corr",
+            ),
+            ("1.0", "42", "correct", "row 0: right_answer returned 42, wanted a text or None"),
+        ],
+    )
+    def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, reward, right, verdict, said):
+        text = f"def mine(completions, log_extra, **_):\n    log_extra('verdict', ['{verdict}'] * len(completions))\n"
+        text += f"    return [{reward} for _ in completions]\nmine.right_answer = lambda row: {right}\n"
+        (tmp_path / "mine.py").write_text(text)
         data = write_data(tmp_path / "rows", word=["a"] * 300)
         flags = ("--data_dir", data, "--reward_funcs", f"{tmp_path}/mine.py:mine")
-        if worth == "1.0":
+        if said is None:
             assert check(*flags)[3][0].__name__ == "mine"
         else:
-            assert "row 0: the right answer is 'yes', and mine gives it None" in errors(*flags)[0]
+            assert said in errors(*flags)[0]
 
 
 class TestRewards:

@@ -134,6 +134,7 @@ def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypa
 
 NOT_MEANT = {
     "countdown --max_prompt_length 9": "needs --tokenizer",
+    "countdown --max_prompt_length 0": "--max_prompt_length of at least 1",
     "countdown --source x --max_number 9": "cannot go with --source",
     "countdown --split tinyzero": "give it with --source",
     "countdown --max_target 5": "--max_target of at least 10",

@@ -20,7 +20,7 @@ DOORS = {
     "report": ("console page run_folder", "grading tasks"),
     "training": ("checkpoints generation lora nan_guard reward_functions stopping trainer vllm", "grading tasks"),
     "estimate": ("memory model_shapes plan", ""),
-    "preflight": ("check data hardware machine model", "estimate report tasks training"),
+    "preflight": ("check data hardware machine model", "estimate grading report tasks training"),
     "evaluate": ("", "grading preflight report tasks training"),
 }
 

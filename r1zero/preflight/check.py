@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from r1zero import files, processes, schedule
 from r1zero.estimate import plan
+from r1zero.grading.verdict import CORRECT
 from r1zero.preflight import data, hardware, model, prepare, recipe
 from r1zero.preflight.machine import Machine
 from r1zero.report import run_folder
@@ -140,7 +141,7 @@ def reward_errors(functions, splits, tokenizer):
                 completions = [text or "" for text in texts]
                 if not isinstance(prompts[0], str):
                     completions = [[{"role": "assistant", "content": text}] for text in completions]
-                given, _ = reward_functions.score(function, prompts, completions, columns)
+                given, verdicts = reward_functions.score(function, prompts, completions, columns)
             except Exception as error:  # a user's own function may raise anything
                 errors.append(
                     f"{file.path} has the columns {list(file.first)}, with which {function.__name__} cannot work "
@@ -151,12 +152,14 @@ def reward_errors(functions, splits, tokenizer):
             most = function.task.most if hasattr(function, "task") else None
             scored = [was or reward is not None for was, reward in zip(scored, given, strict=True)]
             for row, (answer, text, reward) in enumerate(zip(answers, texts, given, strict=True)):
-                if answer is not None and (reward is None or most is not None and reward < most):
+                is_short = reward is None or (most is not None and reward < most)
+                is_wrong = verdicts[row] is not None and verdicts[row].status != CORRECT
+                if answer is not None and (is_short or is_wrong):
                     lost = "" if text == answer else f", of which the tokenizer leaves {files.shown(text)}"
                     errors.append(
                         f"{file.path}, row {row}: the right answer is {files.shown(answer)}{lost}, and "
-                        f"{function.__name__} gives it {reward}, wanted {most}: name a model whose tokenizer keeps "
-                        "it, or mend the row"
+                        f"{function.__name__} gives it {reward}, wanted {most or 'the verdict correct'}: name a model "
+                        "whose tokenizer keeps it, or mend the row"
                     )
                     break
         if not all(scored):
@@ -176,7 +179,10 @@ def right_answer(function, columns, row):
     """
     of_row = {name: column[row] for name, column in columns.items()}
     if not hasattr(function, "task"):
-        return function.right_answer(of_row) if hasattr(function, "right_answer") else None
+        text = function.right_answer(of_row) if hasattr(function, "right_answer") else None
+        if not isinstance(text, str | None):
+            raise ValueError(f"row {row}: right_answer returned {text!r}, wanted a text or None")
+        return text
     values = [reward_functions.read_column(of_row, name) for name in function.task.columns]
     if values[-1] is None:  # a row of another task
         return None

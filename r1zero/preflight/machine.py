@@ -82,7 +82,7 @@ class Machine:
         gpus, gigabytes = flags.given.get("gpus"), flags.given.get("gpu_memory", 0)
         if gpus is None or gpus < 0 or (gpus and not gigabytes > 0):
             advice = "pass --gpus 8 --gpu_memory 80, or --gpus 0 for no GPU"
-            processes.stop(f"{' and '.join(given)} do not describe a machine", [advice])
+            processes.stop(f"{' and '.join(given)} and no more than that is no machine", [advice])
         name = flags.given.get("strategy")
         if name is None:
             there = flags.config and Path(flags.config).is_file()
