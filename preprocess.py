@@ -251,5 +251,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model or a problem writes what a terminal may lack
     os.environ.setdefault("USE_TORCH", "0")  # or the streams of datasets import torch, over a second
     main()

@@ -141,6 +141,7 @@ def main(script_args, training_args, model_args, reward_funcs):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model or a problem writes what a terminal may lack
     parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
     with stopping.in_one_line():
         main(*check.check(parser, sys.argv[1:]))

@@ -343,6 +343,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model or a problem writes what a terminal may lack
     try:
         main()
     except KeyboardInterrupt:

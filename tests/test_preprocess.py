@@ -3,10 +3,13 @@
 bash tests/run.sh tests/test_preprocess.py
 """
 
+import json
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FIXTURES
+from conftest import ENVIRONMENT, FIXTURES, run_to_end
 
 import preprocess
 
@@ -151,3 +154,12 @@ def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
         preprocess.main(arguments.split())
     assert message in capsys.readouterr().err
+
+
+def test_characters_that_the_output_lacks_are_printed_as_python_writes_them(tmp_path):
+    """An output that knows Latin alone loses neither the files nor the example."""
+    problems = [json.dumps({"question": f"\u4e00 + {n}?", "answer": f"#### {n}"}) for n in range(9)]
+    (tmp_path / "own.jsonl").write_text("\n".join(problems))
+    command = [sys.executable, "preprocess.py", "gsm8k", "--source", tmp_path / "own.jsonl", "--local_dir", tmp_path]
+    output = run_to_end(command, ENVIRONMENT | {"PYTHONIOENCODING": "latin-1"})
+    assert r"\u4e00 + " in output and (tmp_path / "test.parquet").is_file()
