@@ -54,6 +54,8 @@ UNDONE = re.compile(
     r"[0-9.)}\]!]\s*[-+*/^:]\s*[-+]?[({\[\s]*[0-9.]|[0-9)}]!|[0-9.]\s*\(|[)}]\s*[0-9({]|[0-9.]\s+[0-9.]"
     r"|\\(?!(?:approx|sim|simeq|prime|mu|Omega|AA|l?dots|[%{}])(?![a-zA-Z]))"
 )
+SET = re.compile(r"\\\{[^()\[\]]*\\\}")
+PAIR = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")  # an interval or a point, which have an order
 BASE = re.compile(r"[0-9]_(?:\{\(?(\w+)\)?\}|([0-9]|[A-Za-z]+))")  # of a number: 1101_{2}
 
 
@@ -201,6 +203,9 @@ def equal_exactly(gold, answer):
             return found == value
         if leaves_arithmetic_undone(answer):
             return False
+    for one, other in ((normal_gold, normal), (normal, normal_gold)):
+        if SET.fullmatch(one) and PAIR.fullmatch(other):
+            return False  # math-verify takes a set for the interval or the point of the same numbers
     bases = [sorted(braces or bare for braces, bare in BASE.findall(text)) for text in (normal_gold, normal)]
     if len(bases[0]) == len(bases[1]) and bases[0] != bases[1]:
         return False
