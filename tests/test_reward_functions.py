@@ -77,6 +77,11 @@ class TestResolve:
         assert table[columns.verdict] == ["correct", "wrong", None] and table[columns.answer] == ["a", "b", "c"]
         assert table["shape"] == [1, 1, 1] and len(table) == 3
 
+    def test_own_function_may_be_async(self, folder):
+        (folder / "data" / "mine.py").write_text(OWN)
+        (function,) = resolve(["mine:later"], folder / "data")
+        assert logged_by(function, completions=["a", "b"])[0] == [0.0, 0.0]
+
     def test_installed_package_and_file_that_imports_its_neighbours_are_found(self, folder):
         (folder / "data" / "a_neighbour.py").write_text("WORTH = 7.0")
         text = "from a_neighbour import WORTH\ndef mine(completions, **kwargs):\n    return [WORTH] * len(completions)"
@@ -93,7 +98,6 @@ class TestResolve:
             pytest.param(["broken:f"], r"broken, which cannot be imported .ZeroDivisionError", id="a broken module"),
             pytest.param(["mine:f"], r"mine has no such function; it has \['spelling'", id="no such function"),
             pytest.param(["mine:number"], "mine has no such function", id="a name that is no function"),
-            pytest.param(["mine:later"], "is async: make it a plain function", id="an async function"),
             pytest.param(["mine:countdown_reward"], "give it another name", id="a name of ours"),
             pytest.param(["mine:spelling", "other:spelling"], "2 functions called spelling", id="two of one name"),
             pytest.param(["countdown_reward"] * 2, "2 functions called countdown_reward", id="the same twice"),

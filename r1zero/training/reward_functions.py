@@ -5,6 +5,7 @@ data, a file of the current folder, or an installed package. What it logs with T
 beside ours. The page's reader shows its columns `verdict`, `answer` and `problem`.
 """
 
+import asyncio
 import functools
 import importlib
 import importlib.util
@@ -81,8 +82,6 @@ def own_function(name, data_dir):
     if not inspect.isroutine(function):
         defined = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ValueError(f"reward_funcs names {name}, and {module_name} has no such function; it has {defined}")
-    if inspect.iscoroutinefunction(function):
-        raise ValueError(f"reward_funcs names {name}, which is async: make it a plain function")
     if function.__name__ in ours():
         raise ValueError(f"reward_funcs names {name}, and rewards.py has a {function.__name__}: give it another name")
     return function
@@ -161,6 +160,8 @@ def score(function, prompts, completions, columns, ids=None, log_extra=None, log
         log_metric=see_metric,
         **columns,
     )
+    if inspect.iscoroutine(given):  # of an async function
+        given = asyncio.run(given)
     rewards, verdicts = as_rewards(name, given, len(completions)), own_verdicts(name, table, len(completions))
     for column, values in table.items():
         if len(values) != len(completions):
