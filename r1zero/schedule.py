@@ -5,16 +5,19 @@ import math
 ROWS = 16  # sequences of one forward pass, at most, without padding (training/trainer.py)
 
 
+def micro_batches(values):
+    """Return the micro-batches of one generation on a process (int). values: every setting, or TRL's GRPOConfig."""
+    return values.steps_per_generation or values.gradient_accumulation_steps
+
+
 def span(values):
     """Return the optimizer steps that one generation serves. values: every setting, or TRL's GRPOConfig."""
-    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    return steps_per_generation * values.num_iterations / values.gradient_accumulation_steps
+    return micro_batches(values) * values.num_iterations / values.gradient_accumulation_steps
 
 
 def completions(values, processes):
     """Return the completions of one generation on all processes (int)."""
-    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
-    return values.generation_batch_size or values.per_device_train_batch_size * processes * steps_per_generation
+    return values.generation_batch_size or values.per_device_train_batch_size * processes * micro_batches(values)
 
 
 def schedule(values, rows, processes):

@@ -222,9 +222,8 @@ def working_bytes(values, model, strategy, tokens):
 
 def sequences_generated(values):
     """Return how many sequences a process generates at a time, in training and in an evaluation (0 without one)."""
-    steps_per_generation = values.steps_per_generation or values.gradient_accumulation_steps
     evaluated = values.per_device_eval_batch_size if schedule.evaluates(values) else 0
-    return values.per_device_train_batch_size * steps_per_generation, evaluated
+    return values.per_device_train_batch_size * schedule.micro_batches(values), evaluated
 
 
 def cache_bytes(values, model, strategy, tokens):

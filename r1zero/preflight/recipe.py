@@ -190,23 +190,22 @@ def build(parser, values):
 
 def batch_errors(values, processes):
     """Return completions that do not divide into groups, and checkpoints inside a generation (list of lines)."""
-    steps = values.steps_per_generation or values.gradient_accumulation_steps
     batch = schedule.completions(values, processes)
     errors = []
     if values.generation_batch_size and values.steps_per_generation:
         return ["generation_batch_size and steps_per_generation are both set: pass --steps_per_generation none"]
     if batch % values.num_generations:
+        steps = schedule.micro_batches(values)
         errors.append(
             f"{batch} completions a generation (per_device_train_batch_size {values.per_device_train_batch_size} x "
             f"{processes} process{'es' * (processes > 1)} x {steps} steps) do not divide into groups of "
             f"num_generations {values.num_generations}: set --per_device_train_batch_size to a multiple of it"
         )
-    every, steps = values.save_steps, schedule.schedule(values, None, processes)["steps"]
+    every, run_steps = values.save_steps, schedule.schedule(values, None, processes)["steps"]
     if every < 1:  # a share of all steps, as Trainer takes it
-        every = math.ceil(every * steps) if steps else 1
-    span = (
-        Fraction(schedule.span(values)).limit_denominator(10**6).numerator
-    )  # steps after which a generation ends too
+        every = math.ceil(every * run_steps) if run_steps else 1
+    # After so many steps a generation ends too: span may be a fraction
+    span = Fraction(schedule.span(values)).limit_denominator(10**6).numerator
     if str(values.save_strategy) == "steps" and every % span:
         errors.append(
             f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "
