@@ -22,7 +22,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1zero.preflight import check
 from r1zero.report import console, page, run_folder
-from r1zero.training import checkpoints, generation, lora, nan_guard, reward_functions, stopping, vllm
+from r1zero.training import checkpoints, generation, lora, nan_guard, phases, reward_functions, stopping, vllm
 
 
 def setting(default, text):
@@ -48,7 +48,8 @@ class ScriptArguments:
     gpus: int | None = setting(None, "With --dry_run: plan for another machine, with so many GPUs; 0 for one without.")
     gpu_memory: float | None = setting(None, "With --gpus: the memory of each in GB, that is, 10^9 bytes.")
     strategy: str | None = setting(None, "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own.")
-    trim_padding: bool = setting(True, "Compute no padding in the passes over completions: the same update, sooner.")
+    trim_padding: bool = setting(True, "Compute no padding, and update on no group without a signal.")
+    tokens_per_pass: int = setting(16_384, "Most tokens of a forward pass, padding included; with trim_padding.")
     drop_finished: bool = setting(True, "Drop completions that have ended, if transformers generates.")
     stop_on_nan: bool = setting(True, "End the run if a gradient or a reward is NaN or infinite.")
     price_per_hour: float | None = setting(None, "Price of the machine an hour, to say what the run costs.")
@@ -94,6 +95,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     if training_args.use_vllm and training_args.vllm_mode == "colocate":
         # vLLM takes the type of the update and the run's seed, for neither of which TRL has a setting
         vllm_generation.LLM = vllm.engine(training_args, model_args)
+    training_args.ddp_broadcast_buffers = False  # before every pass, of which the ranks run different numbers
     trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(  # passes without padding
         model=model_args.model_name_or_path,
         reward_funcs=scorers,
@@ -104,12 +106,15 @@ def main(script_args, training_args, model_args, reward_funcs):
         peft_config=get_peft_config(model_args),
     )
 
+    trainer.tokens_per_pass = script_args.tokens_per_pass
+
     # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
     lora.keep_base_exact(trainer.model)  # TRL merges the adapter on every weight sync, which rounds a 16-bit base
     if script_args.drop_finished and generation.processes_generate_alone(trainer):
         generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:
         nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
+    phases.watch(trainer)  # TRL sends the time of each call to the trackers alone
     for callback in (ProgressCallback, PrinterCallback):  # they print dictionaries
         trainer.remove_callback(callback)
     lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)

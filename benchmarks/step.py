@@ -10,7 +10,7 @@ which compute padding and completions that have ended. Times are means over gene
 one rollout with all their optimizer steps; the first generation of each run is a warm-up. Each run measures one
 evaluation, which counts as often as the recipe evaluates. Nothing is saved.
 
-TRL's profile and Trainer's callbacks tell the parts apart. Scoring is the old and the reference log-probabilities;
+The run logs its phases (r1zero/training/phases.py). Scoring is the old and the reference log-probabilities;
 backward includes clipping. A floor is the least time of a part: its operations over the measured rate of matrix
 products, or its bytes over the measured bandwidth, whichever takes longer. A forward pass has 2 operations a parameter
 and real token; attention, padding and what is computed again count nothing. MFU is the floor of one forward and
@@ -36,7 +36,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback, trainer
 from trl import GRPOConfig, ModelConfig
-from trl.extras.profiling import ProfilingContext
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,21 +43,14 @@ sys.path.insert(0, str(ROOT))
 from r1zero import schedule  # noqa: E402
 from r1zero.estimate import memory  # noqa: E402
 from r1zero.preflight import machine as machines  # noqa: E402
+from r1zero.training import phases  # noqa: E402
 
 VERSIONS = {
     "ours": ["--trim_padding", "true", "--drop_finished", "true"],
     "TRL's defaults": ["--trim_padding", "false", "--drop_finished", "false"],
 }
-PROFILE = {  # names in TRL's profile
-    "transformers.generate": "generation",
-    "vLLM.generate": "generation",
-    "sync_weights": "weight sync",
-    "_calculate_rewards": "reward",
-    "_get_per_token_logps_and_entropies": "scoring",  # if gradients are off; it is part of compute_loss too
-    "compute_loss": "forward",
-}
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}  # of all threads
-PARTS = (*dict.fromkeys(PROFILE.values()), "backward", "optimizer", "evaluation")
+PARTS = (*phases.PHASES[:-1], "evaluation")
 CUDA = torch.cuda.is_available()
 
 
@@ -78,81 +70,49 @@ def read_arguments(argv=None):
     return parser.parse_known_args(argv)
 
 
-class Stopwatch(TrainerCallback):
-    """Time the parts of each generation, and end the run after 1 + `generations` of them.
+class LastStep(TrainerCallback):
+    """Ends the run after 1 + `generations` of them, with an evaluation if the recipe evaluates."""
 
-    windows: a dict a generation, with the seconds of each part and of the `whole`, and TRL's lengths of completions.
-    """
-
-    def __init__(self, generations, clock):
-        self.generations, self.clock = generations, clock
-        self.windows, self.in_step, self.peak_bytes = [], False, 0
-
-    def install(self):
-        """Add this callback to every trainer of this process, and make TRL's profile call it."""
-
-        def enter(context):
-            context._start_time = self.now()
-            return context
-
-        def leave(context, *error):
-            part = PROFILE.get(context.name.partition(".")[2])  # what follows the trainer's class
-            if self.in_step and part and not (part == "scoring" and torch.is_grad_enabled()):
-                self.lost = self.add(part, context._start_time)
-
-        ProfilingContext.__enter__, ProfilingContext.__exit__ = enter, leave
-        trainer.DEFAULT_CALLBACKS.append(self)
-
-    def now(self):
-        if CUDA:
-            torch.cuda.synchronize()
-            free, total = torch.cuda.mem_get_info()  # of the card, vLLM's memory too
-            self.peak_bytes = max(self.peak_bytes, total - free)
-        return self.clock()
-
-    def add(self, part, since):
-        now = self.now()
-        self.windows[-1][part] += now - since
-        return now
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step % max(1, int(schedule.span(args))) == 0:
-            self.end_window()
-            self.windows.append(dict.fromkeys(PARTS, 0.0))
-            self.began = self.now()
-        self.in_step = True
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        self.add("backward", self.lost)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.before_optimizer = self.add("backward", self.lost)
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.add("optimizer", self.before_optimizer)
+    def __init__(self, generations):
+        self.generations = generations
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.in_step = False
         if state.global_step == (1 + self.generations) * max(1, int(schedule.span(args))):
             control.should_training_stop = True
             control.should_evaluate = schedule.evaluates(args)
 
-    def on_log(self, args, state, control, logs, **kwargs):
-        if "loss" in logs:  # not those of an evaluation, which begins after these
-            self.logged = self.now()
-        if "completions/mean_length" in logs:
-            lengths = ("num_tokens", "completions/mean_length", "completions/max_length")
-            self.windows[-1] |= {name: logs[name] for name in lengths}
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        self.add("evaluation", self.logged)
+def exact_clock(clock, peaks):
+    """Return a clock that waits for the GPU. It adds to peaks (list) the bytes in use of the card, vLLM's too."""
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.end_window()
+    def now():
+        if CUDA:
+            torch.cuda.synchronize()
+            free, total = torch.cuda.mem_get_info()
+            peaks.append(total - free)
+        return clock()
 
-    def end_window(self):
-        if self.windows:
-            self.windows[-1]["whole"] = self.now() - self.began
+    return now
+
+
+def generations_of(history, span):
+    """Return a dict a generation but the first, which warms up: seconds of PARTS and the `whole`, tokens, lengths.
+
+    history: what Trainer logged, with logging_steps 1; span: optimizer steps of a generation.
+    """
+    steps = [entry for entry in history if "profiling/step" in entry]
+    evaluation = sum(entry.get("eval_runtime", 0) for entry in history)
+    found, tokens_before = [], 0
+    for first in range(0, len(steps), span):
+        window = steps[first : first + span]
+        seconds = {part: sum(step.get(f"profiling/{part}", 0) for step in window) for part in PARTS}
+        lengths = {name: window[0][f"completions/{name}_length"] for name in ("mean", "max")}
+        tokens = window[0]["num_tokens"] - tokens_before
+        tokens_before = window[0]["num_tokens"]
+        whole = sum(step["profiling/step"] for step in window)
+        found.append({**seconds, "whole": whole, "tokens": tokens, "lengths": lengths})
+    found[-1]["evaluation"] = evaluation
+    return found[1:]
 
 
 def measure_machine(config, dtype):
@@ -188,17 +148,17 @@ def floors(able, model, values, completions, window):
     """Return the least seconds (dict) of the parts that have a floor.
 
     able: of measure_machine; model: without LoRA, on any device; values: every setting; completions: of a generation;
-    window: `tokens` of prompts and completions, and TRL's lengths of completions.
+    window: of generations_of.
     """
     trained = memory.trained_parameters(model, values)
     body = model.num_parameters() - memory.embedding_parameters(model) + (trained if values.use_peft else 0)
     head = model.get_input_embeddings().weight.numel()
     loaded = 2 if str(values.dtype) in ("bfloat16", "float16") else 4  # bytes of a number
     computed = 2 if schedule.mixed_precision(values) else loaded
-    completion_tokens = completions * window["completions/mean_length"]
+    completion_tokens = completions * window["lengths"]["mean"]
     forward = 2 * (body * window["tokens"] + head * completion_tokens) / able["operations"]
     # Decoding reads all weights for each token of the longest completion
-    decoding = (body + head) * computed * window["completions/max_length"] / able["bytes"]
+    decoding = (body + head) * computed * window["lengths"]["max"] / able["bytes"]
     has_old = values.use_vllm or schedule.span(values) > 1  # TRL then scores completions before the first step
     least = {
         "generation": max(forward, decoding),
@@ -216,8 +176,9 @@ def floors(able, model, values, completions, window):
 
 def run_one(args, words):
     """Train once in this process, and write what was measured to args.one. words: flags of train_countdown.py."""
-    stopwatch = Stopwatch(args.generations, CLOCKS[args.time])
-    stopwatch.install()
+    peaks = []
+    phases.now = exact_clock(CLOCKS[args.time], peaks)
+    trainer.DEFAULT_CALLBACKS.append(LastStep(args.generations))
     sys.argv = ["train_countdown.py", *words, "--output_dir", str(args.output_dir / "run")]
     script = runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
 
@@ -231,14 +192,15 @@ def run_one(args, words):
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}
     able = measure_machine(model.config.get_text_config(), types[schedule.mixed_precision(values)])
     completions = schedule.schedule(values, None, 1)["completions"]
-    for before, window in zip(stopwatch.windows, stopwatch.windows[1:], strict=False):
-        window["tokens"] = window["num_tokens"] - before["num_tokens"]
+    history = json.loads((args.output_dir / "run" / "trainer_state.json").read_text())["log_history"]
+    windows = generations_of(history, max(1, int(schedule.span(values))))
+    for window in windows:
         window["floors"] = floors(able, model, values, completions, window)
     result = {
         "device": torch.cuda.get_device_name(0) if CUDA else f"{torch.get_num_threads()} threads of a CPU",
         "machine": able,
         "completions": completions,
-        "windows": stopwatch.windows[1:],
+        "windows": windows,
         "evaluations": schedule.span(values) / values.eval_steps if schedule.evaluates(values) else 0,
     }
     if CUDA:
@@ -247,8 +209,8 @@ def run_one(args, words):
             prompts += pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"])["prompt"].to_pylist()
         longest = max(map(len, AutoTokenizer.from_pretrained(values.model_name_or_path)(prompts)["input_ids"]))
         card, tokens = torch.cuda.get_device_properties(0).total_memory, longest + values.max_completion_length
-        peaks = memory.memory(values, model, machines.read_strategy({}), tokens, card)["peaks"]
-        result |= {"peak GiB": stopwatch.peak_bytes / memory.GIB, "estimated GiB": max(peaks.values()) / memory.GIB}
+        estimate = memory.memory(values, model, machines.read_strategy({}), tokens, card)["peaks"]
+        result |= {"peak GiB": max(peaks) / memory.GIB, "estimated GiB": max(estimate.values()) / memory.GIB}
     args.one.write_text(json.dumps(result))
 
 
@@ -256,14 +218,14 @@ def summarise(runs):
     """Return the mean generation of a version, as a dict. runs: list of what run_one writes."""
     windows = [window for run in runs for window in run["windows"]]
     seconds = {part: fmean(window[part] for window in windows) for part in PARTS}
-    without_evaluation = [window["whole"] - window["evaluation"] for window in windows]
+    without_evaluation = [window["whole"] for window in windows]
     one_evaluation = fmean(sum(window["evaluation"] for window in run["windows"]) for run in runs)
     seconds["evaluation"] = 0
     seconds["everything else"] = fmean(without_evaluation) - sum(seconds.values())
     seconds["evaluation"] = one_evaluation * runs[0]["evaluations"]
     least = {part: fmean(window["floors"][part] for window in windows) for part in windows[0]["floors"]}
     total = sum(seconds.values())
-    length = fmean(window["completions/mean_length"] for window in windows)
+    length = fmean(window["lengths"]["mean"] for window in windows)
     return {
         "seconds": seconds,
         "floors": least,
@@ -272,7 +234,7 @@ def summarise(runs):
         "generations": len(windows),
         "one evaluation": one_evaluation,
         "mean length": length,
-        "longest": max(window["completions/max_length"] for window in windows),
+        "longest": max(window["lengths"]["max"] for window in windows),
         "completion tokens/s": runs[0]["completions"] * length / total,
         "MFU": (least["forward"] + least["backward"]) / total,
         "peak GiB": max(run.get("peak GiB", 0) for run in runs),

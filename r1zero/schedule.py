@@ -2,7 +2,7 @@
 
 import math
 
-ROWS = 16  # sequences of one forward pass, at most, without padding (training/trainer.py)
+ROWS = 16  # completions of one forward pass, if all ranks must run the same number of passes (training/trainer.py)
 
 
 def micro_batches(values):

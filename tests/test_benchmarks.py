@@ -42,7 +42,7 @@ def test_floors_are_what_torch_counts_at_most_and_what_must_be_read(tied):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # torch counts its products
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randint(300, (3, 10)))
-    window = {"tokens": 30, "completions/mean_length": 10, "completions/max_length": 50}
+    window = {"tokens": 30, "lengths": {"mean": 10, "max": 50}}
     values = Namespace(use_peft=False, bf16=False, fp16=False, dtype="float32", optim="adamw_torch", use_vllm=True)
     batch = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 1, "beta": 0.1}
     vars(values).update(batch)

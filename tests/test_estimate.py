@@ -50,6 +50,7 @@ def values(**changed):
     batch |= {"max_steps": 500, "max_completion_length": 1024, "beta": 0.001, "per_device_eval_batch_size": 64}
     number = {"bf16": True, "fp16": False, "dtype": "float32", "optim": "adamw_torch_fused", "use_cpu": False}
     number |= {"activation_checkpointing": True, "attn_implementation": None, "trim_padding": True}
+    number["tokens_per_pass"] = 16_384
     lora = {"use_peft": False, "lora_r": 32, "lora_target_modules": None}
     vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}
     vllm |= {"vllm_gpu_memory_utilization": 0.3, "vllm_enable_sleep_mode": True}
@@ -165,7 +166,7 @@ def gpu_head(monkeypatch):
         pytest.param({"use_peft": True}, 8, {}, id="LoRA on float32"),
         pytest.param(LORA, 8, {}, id="LoRA on bfloat16"),
         pytest.param({"use_peft": True, "activation_checkpointing": False}, 8, {}, id="LoRA without checkpointing"),
-        pytest.param({}, 32, {}, id="16 rows at a time"),
+        pytest.param({"tokens_per_pass": 16 * 128}, 32, {}, id="16 rows at a time"),
         pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
         pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
         pytest.param({}, 2, {"vocab_size": 20_000, "tie_word_embeddings": False}, id="a large head"),
@@ -191,7 +192,7 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, g
 
     def score():
         total = 0
-        for some in torch.arange(rows).split(memory.ROWS if settings.trim_padding else rows):
+        for some in torch.arange(rows).split(memory.rows_of_a_pass(settings, ONE, rows, 128)):
             labels = ids[some].masked_fill(mask[some] == 0, -100)
             with torch.autocast("cpu", dtype=torch.bfloat16) if settings.bf16 else nullcontext():
                 found = model(input_ids=ids[some], attention_mask=mask[some], labels=labels, fused_lm_head=True)
@@ -216,8 +217,9 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, g
         ("update", ONE, LORA, "zero3.yaml", "adamw_bnb_8bit, --beta, --use_peft"),
         ("update", ONE, {"activation_checkpointing": False}, "--activation_checkpointing true", "--trim_padding"),
         ("update", ONE, {"vllm_enable_sleep_mode": False}, "--vllm_enable_sleep_mode true", "--trim_padding"),
-        ("evaluation", ONE, {}, "--per_device_eval_batch_size below 16", "--trim_padding"),
-        ("evaluation", ONE, {"per_device_eval_batch_size": 8}, "--per_device_eval_batch_size below 8", "--trim"),
+        ("evaluation", ONE, {}, "--tokens_per_pass below 16384", "--trim_padding, eval_batch"),
+        ("evaluation", FSDP, {}, "--per_device_eval_batch_size below 16", "--trim_padding, tokens_per_pass"),
+        ("evaluation", FSDP, {"per_device_eval_batch_size": 8}, "--per_device_eval_batch_size below 8", "--trim"),
         ("evaluation", ONE, {"trim_padding": False}, "--trim_padding true, eval_batch_size below 64", "smaller --per"),
         ("generation", ONE, {}, "--vllm_gpu_memory_utilization below 0.3", "eval_batch, steps_per_generation"),
         ("generation", ONE, {"use_vllm": False}, "a smaller --steps_per_generation", "eval_batch, --vllm"),

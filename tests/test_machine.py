@@ -58,6 +58,7 @@ class TestRecipe:
             (24, False, "qwen2.5-1.5b-lora-t4"),
             (16, True, "qwen2.5-1.5b-lora-t4"),
             (22, True, "qwen2.5-1.5b-lora-24gb"),
+            (44.4, True, "qwen2.5-1.5b"),
             (80, True, "qwen2.5-1.5b"),
         ],
     )

@@ -18,7 +18,10 @@ DOORS = {
     "grading": ("arithmetic behaviours extract latex program_tests sandbox verdict", ""),
     "tasks": ("countdown multiplication problem_files prompts word_problems", "grading"),
     "report": ("console page run_folder", "grading tasks"),
-    "training": ("checkpoints generation lora nan_guard reward_functions stopping trainer vllm", "grading tasks"),
+    "training": (
+        "checkpoints generation lora nan_guard phases reward_functions stopping trainer vllm",
+        "grading tasks",
+    ),
     "estimate": ("memory model_shapes plan", ""),
     "preflight": ("check data hardware machine model", "estimate grading report tasks training"),
     "evaluate": ("", "grading preflight report tasks training"),

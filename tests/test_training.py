@@ -17,7 +17,7 @@ from conftest import ROOT, SMALL, make_tiny_model, train_here
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from r1zero.training import lora
+from r1zero.training import lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
 UNEVALUATED = {"eval_strategy": "no", "eval_on_start": False}
@@ -85,6 +85,14 @@ def test_behaviours_and_cells_are_logged_in_training_and_on_the_held_out_set(run
     assert all("eval_cells/3_numbers_sums_suffice" in entry for entry in history if "eval_reward" in entry)
     table = pq.read_table(run[0] / "completions" / "completions_00002.parquet")
     assert {"target", "numbers", "equation", "verdict", "countdown_reward"} <= set(table.column_names)
+
+
+def test_seconds_of_each_phase_are_logged_once_a_step(run):
+    steps = [entry for entry in read(run[0] / "trainer_state.json")["log_history"] if "grad_norm" in entry]
+    for step in steps:
+        seconds = {name: step[f"profiling/{name}"] for name in phases.PHASES}
+        assert 0 < sum(seconds.values()) - seconds["step"] <= seconds["step"]
+        assert [name for name in seconds if not seconds[name]] == ["weight sync"], "only vLLM has one"
 
 
 def test_page_follows_the_held_out_problems_through_the_steps(run):

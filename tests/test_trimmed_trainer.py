@@ -5,15 +5,20 @@ bash tests/run.sh tests/test_trimmed_trainer.py
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, SMALL, train_here
 from safetensors.torch import load_file
 
+from r1zero.training import phases
 from r1zero.training import trainer as trimmed_trainer
+
+pytestmark = pytest.mark.gpu  # there too, if there is one
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 LONG = {  # completions of random text, of which some end early, as the reward below wants
+    "use_cpu": not torch.cuda.is_available(),
     "max_steps": 2,
     "max_completion_length": 32,
     "per_device_train_batch_size": 8,
@@ -21,6 +26,7 @@ LONG = {  # completions of random text, of which some end early, as the reward b
     "gradient_accumulation_steps": 2,
     "reward_funcs": "tests/stand_in/letters.py:letters_reward",
     "beta": 0.04,
+    "tokens_per_pass": 100,  # so that a micro-batch is several passes
     "eval_strategy": "no",
     "eval_on_start": False,
     "save_strategy": "no",
@@ -33,7 +39,6 @@ MEANS_OVER_MICRO_BATCHES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/
 def both(tmp_path, tiny_model, tiny_data, monkeypatch):
     """Trains with padding and without; returns the logged steps and the final weights of both."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(trimmed_trainer, "ROWS", 3)  # so that a micro-batch is several passes
 
     def run(**flags):
         found = []
@@ -56,7 +61,7 @@ def assert_equal(padded, trimmed, but=()):
     assert len(steps) == len(trimmed_steps) == 2 and steps[0]["grad_norm"] > 0
     for one, other in zip(steps, trimmed_steps, strict=True):
         assert one.keys() == other.keys()
-        for name in one.keys() - {"step_time", *but}:
+        for name in one.keys() - {"step_time", *but, *(f"profiling/{phase}" for phase in phases.PHASES)}:
             expected = None if one[name] is None else pytest.approx(one[name], rel=1e-4, abs=1e-6)
             assert other[name] == expected, name  # None: the mean of nothing, where all of a batch is masked
     for name in weights:
@@ -86,6 +91,56 @@ def test_lora_is_the_same_without_padding(both):
 @pytest.mark.slow
 def test_truncated_completions_that_are_masked_are_the_same_without_padding(both):
     assert_equal(*both(mask_truncated_completions=True), MEANS_OVER_MICRO_BATCHES)
+
+
+MORE = [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in ("bnpo", "vespo"))]
+FEW_SIGNALS = {"beta": 0.0, "reward_funcs": "tests/stand_in/letters.py:first_group_reward"}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", *MORE])
+def test_rows_without_a_signal_change_no_weight(both, loss_type):
+    """One group of four has a signal; the second step has none, and moves by its momentum as TRL's does."""
+    but = (*MEANS_OVER_MICRO_BATCHES, "cispo_clip_ratio", "vespo/phi_seq_mean", "grad_norm")
+    padded, trimmed = both(**FEW_SIGNALS, loss_type=loss_type)
+    assert_equal(padded, trimmed, but)
+    (first, second), (_, of_trl) = trimmed[0], padded[0]
+    assert first["grad_norm"] == pytest.approx(padded[0][0]["grad_norm"], rel=1e-4)
+    assert second["grad_norm"] == 0 and of_trl["grad_norm"] < 1e-6 and second["frac_reward_zero_std"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0}, id="LoRA"),
+        pytest.param({"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2}, id="two steps"),
+        pytest.param({"scale_rewards": "batch", "importance_sampling_level": "sequence"}, id="GSPO"),
+    ],
+)
+def test_rows_without_a_signal_change_no_weight_with(both, flags):
+    assert_equal(*both(**FEW_SIGNALS | flags), (*MEANS_OVER_MICRO_BATCHES, "grad_norm"))
+
+
+def test_rows_without_a_signal_are_not_computed(tmp_path, tiny_model, tiny_data, monkeypatch):
+    """Four rows of sixteen have one; the entropy is that of their tokens."""
+    monkeypatch.chdir(ROOT)
+    computed = []
+    compute = trimmed_trainer.GRPOTrainer._get_per_token_logps_and_entropies
+
+    def seen(self, model, input_ids, attention_mask, width, **flags):
+        found = compute(self, model, input_ids, attention_mask, width, **flags)
+        mask = attention_mask[:, -width:]
+        computed.append((len(input_ids), (found[1] * mask).sum().item(), mask.sum().item()))
+        return found
+
+    monkeypatch.setattr(trimmed_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", seen)
+    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path}
+    train_here(TINY, **SMALL | LONG | FEW_SIGNALS | paths | {"log_completions": True})
+    rows, entropies, tokens = map(sum, zip(*computed, strict=True))
+    assert rows == 4, "and none of the second step"
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["entropy"] for entry in history if "entropy" in entry] == [pytest.approx(entropies / tokens), None]
+    advantages = pq.read_table(tmp_path / "completions" / "completions_00001.parquet")["advantage"].to_pylist()
+    assert any(advantages[:4]) and advantages[4:] == [0.0] * 12
 
 
 def test_no_pass_is_wider_than_its_rows_need(tmp_path, tiny_model, tiny_data, monkeypatch):

@@ -171,6 +171,14 @@ def checkpointing(values):
     return bool(getattr(values, "activation_checkpointing", True))
 
 
+def rows_of_a_pass(values, strategy, rows, tokens):
+    """Return how many of so many sequences of `tokens` one forward pass takes at most."""
+    if not values.trim_padding:
+        return rows
+    gathers_weights = strategy.shards["weights"] > 1
+    return min(rows, ROWS if gathers_weights else max(1, values.tokens_per_pass // tokens))
+
+
 def working_bytes(values, model, strategy, tokens):
     """Return upper bounds, as a dict of part to bytes, for passes over micro-batches of sequences of `tokens`.
 
@@ -181,7 +189,7 @@ def working_bytes(values, model, strategy, tokens):
     stream = weight_bytes(values, strategy)  # of a number that goes from layer to layer
     compute = 2 if schedule.mixed_precision(values) else stream  # of a number in matrix products
     rows, scored = values.per_device_train_batch_size, values.per_device_eval_batch_size  # sequences
-    at_once, scored_at_once = (min(rows, ROWS), min(scored, ROWS)) if values.trim_padding else (rows, scored)
+    at_once, scored_at_once = (rows_of_a_pass(values, strategy, count, tokens) for count in (rows, scored))
 
     # Bytes a token that a layer keeps for its backward pass: two norms in float32 and their results, the inputs of its
     # matrices (one copy each under autocast or beside adapters), the mask as numbers, query, key, value and result for
@@ -249,13 +257,15 @@ def advice(values, strategy, phase):
     update, evaluation, generation = phase == "update", phase == "evaluation", phase == "generation"
     trained, evaluated = sequences_generated(values)
     scored = min(values.per_device_eval_batch_size, ROWS) if values.trim_padding else values.per_device_eval_batch_size
+    by_tokens = values.trim_padding and strategy.shards["weights"] == 1
     own, vllm = generation and not values.use_vllm, values.use_vllm
     small_moments = values.use_peft or eight_bit(values) or "optimizer" in strategy.offload or "FSDP" in strategy.name
     options = [
         (own and evaluated > trained, f"--per_device_eval_batch_size below {evaluated}"),
         (own and evaluated <= trained, "a smaller --steps_per_generation"),
         (evaluation and not values.trim_padding, "--trim_padding true"),
-        (evaluation and scored > 1, f"--per_device_eval_batch_size below {scored}"),
+        (evaluation and by_tokens, f"--tokens_per_pass below {values.tokens_per_pass}"),
+        (evaluation and not by_tokens and scored > 1, f"--per_device_eval_batch_size below {scored}"),
         (generation and vllm, f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}"),
         (not generation and vllm and not values.vllm_enable_sleep_mode, "--vllm_enable_sleep_mode true"),
         (update and not checkpointing(values), "--activation_checkpointing true"),

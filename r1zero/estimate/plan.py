@@ -5,6 +5,7 @@ import math
 from r1zero import schedule
 from r1zero.estimate import memory
 from r1zero.estimate.memory import GIB
+from r1zero.schedule import ROWS
 
 
 def plan_lines(values, model, rows, longest, strategy, card):
@@ -18,6 +19,10 @@ def plan_lines(values, model, rows, longest, strategy, card):
         model_line(values, model),
         machine_line(values, strategy),
     ]
+    if values.trim_padding and strategy.shards["weights"] > 1:
+        lines.append(
+            f"passes: {ROWS} completions each, with those without a signal, as {strategy.name} gathers weights in each"
+        )
     if not values.use_cpu:
         lines += memory_lines(values, model, longest, strategy, card)
     copies, needed = disk(values, model.num_parameters(), rows, strategy)

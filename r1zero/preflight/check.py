@@ -60,6 +60,8 @@ def check(parser, argv):
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)
     errors += [*unavailable, *unmeasured, *model.fit_errors(values, shape, longest)]
+    if shape and "vllm_gpu_memory_utilization" not in flags.given:
+        notices += recipe.fit_vllm(values, shape.parameters, longest, machine)
     rows = splits[0].rows if splits else None
     resumed = None
     if machine.is_here and processes.is_main_process():

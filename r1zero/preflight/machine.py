@@ -116,7 +116,7 @@ class Machine:
         name, why = "tiny_cpu", "use_cpu is on" if use_cpu else self.name
         if self.card and not use_cpu:
             gib = self.card / GIB
-            name = "qwen2.5-1.5b" if gib >= 70 else "qwen2.5-1.5b-lora-24gb"
+            name = "qwen2.5-1.5b" if gib >= 40 else "qwen2.5-1.5b-lora-24gb"
             if gib < 20 or not self.bf16:
                 name = "qwen2.5-1.5b-lora-t4"
             why = f"{self.name}, {gib:.0f} GiB{'' if self.bf16 else ', no bfloat16'}"

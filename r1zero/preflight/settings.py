@@ -15,7 +15,7 @@ RANGES = {
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("completions_per_step", "steps_per_generation", "generation_batch_size", "num_generations_eval"),
         *("num_iterations", "max_completion_length", "vllm_tensor_parallel_size", "vllm_max_model_length"),
-        *("lora_r", "lora_alpha"),
+        *("lora_r", "lora_alpha", "tokens_per_pass"),
     ),
     Interval(ge=2): ("num_generations",),
     Interval(ge=0): (

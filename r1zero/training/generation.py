@@ -1,16 +1,19 @@
 """Generate with transformers, and drop each completion from the batch soon after it has ended.
 
 transformers computes all rows of a batch until the longest one ends: 256 completions of 106 tokens on average take as
-long as if all had 272. Every few tokens, the loop here drops the rows that have ended from the batch and its cache.
+long as if all had 272. Every few tokens, the loop here drops the rows that have ended from the batch and its cache. It
+computes the prompt of a group once, and on a CPU it samples with one random number a row.
 `generate` takes such a loop as its argument `custom_generate`, and prepares its arguments.
 """
 
 import functools
 
 import torch
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 LOOK_EVERY = 8  # tokens between two looks for rows that have ended: dropping them copies the cache
+SPARE = 64  # tokens that a cache has space for when it is copied
 
 
 def processes_generate_alone(trainer):
@@ -33,8 +36,8 @@ def drop_finished_rows(model):
 def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
     """Return sequences (B, T) for left-padded prompts (B, P), as generate's own loop does.
 
-    Greedy search returns the same tokens. Sampling draws from the same distribution, with other random numbers once a
-    row has been dropped. Raises ValueError for several beams, a dict as the result, or a model without a cache.
+    Greedy search returns the same tokens. Sampling draws from the same distribution, with other random numbers. Raises
+    ValueError for several beams, a dict as the result, or a model without a cache.
     """
     # generate would not prepare them if they were named parameters
     cache = model_kwargs.pop("past_key_values", None)
@@ -44,23 +47,28 @@ def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, gen
             "dropping completions that have ended needs one beam, a model with a cache, and sequences as the result: "
             "--drop_finished false leaves generation to transformers"
         )
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     prompt_length, longest = input_ids.size(1), stopping_criteria.max_length
     pad = generation_config.pad_token_id or 0
     sequences = input_ids.new_full((len(input_ids), longest), pad)
     sequences[:, :prompt_length] = input_ids
     rows = torch.arange(len(input_ids), device=input_ids.device)  # (U,): those still in the batch
     ended = torch.zeros_like(rows, dtype=torch.bool)  # (U,)
-    tokens, length = input_ids, prompt_length
+    length = prompt_length
+    first, prompt_of_row = first_of_each(input_ids, attention_mask)  # a group has one prompt
+    tokens = input_ids[first]
 
     while length < longest and not ended.all():
         optional = {"attention_mask": attention_mask, "position_ids": position_ids}
         given = {name: value for name, value in optional.items() if value is not None}
+        if length == prompt_length:
+            given = {name: value[first] for name, value in given.items()}
         logits = model(input_ids=tokens, past_key_values=cache, **given, **model_kwargs).logits[:, -1]
+        if length == prompt_length:
+            cache.batch_select_indices(prompt_of_row)
+            logits = logits[prompt_of_row]
         scores = logits_processor(sequences[rows, :length], logits.float())  # (U, V)
-        if generation_config.do_sample:
-            chosen = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
-        else:
-            chosen = scores.argmax(-1)
+        chosen = draw(scores.softmax(-1)) if generation_config.do_sample else scores.argmax(-1)
         sequences[rows, length] = chosen.masked_fill(ended, pad)
         length += 1
         ended = ended | stopping_criteria(sequences[rows, :length], None)
@@ -77,3 +85,52 @@ def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, gen
             attention_mask = None if attention_mask is None else attention_mask[kept]
             position_ids = None if position_ids is None else position_ids[kept]
     return sequences[:, :length]
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values (B, heads, T, width) with space for more tokens: DynamicLayer copies all of them every token."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = [self.keys, self.values]
+        length = self.get_seq_length()
+        end = length + key_states.size(2)
+        for number, (old, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+            buffer = self.buffers[number]
+            if length == 0 or buffer.size(2) < end:
+                buffer = new.new_empty(*new.shape[:2], end + SPARE, new.size(3))
+                if length:
+                    buffer[:, :, :length] = old
+                self.buffers[number] = buffer
+            buffer[:, :, length:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.buffers = [self.keys, self.values]
+
+
+def first_of_each(input_ids, attention_mask):
+    """Return the first row (N,) of each different prompt, and for each row (B,) the number of its prompt.
+
+    input_ids, attention_mask: (B, P), or None as the mask.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    _, prompt_of_row = torch.cat([input_ids, mask], dim=1).unique(dim=0, return_inverse=True)
+    first = [(prompt_of_row == prompt).nonzero()[0, 0] for prompt in range(prompt_of_row.max() + 1)]
+    return torch.stack(first), prompt_of_row
+
+
+def draw(probabilities):
+    """Return an entry (U,) of each row of probabilities (U, V), drawn at random.
+
+    On a CPU, torch.multinomial draws a random number for each entry, here each row has one. The rounding of the sums
+    changes no probability by more than 2^-23.
+    """
+    if probabilities.device.type != "cpu":
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+    sums = probabilities.cumsum(-1)
+    drawn = torch.rand(len(sums), 1) * sums[:, -1:]
+    return torch.searchsorted(sums, drawn, right=True).squeeze(1)  # right: an entry of probability 0 is never drawn

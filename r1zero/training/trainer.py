@@ -1,24 +1,88 @@
-"""Run TRL's GRPO trainer without passes over padding.
+"""Run TRL's GRPO trainer without passes over padding, and without passes over completions that teach nothing.
 
 TRL pads all completions of a generation to the longest of them and shuffles them, so that one long completion makes
-every row of every pass that wide. Here each pass sorts its rows by length, takes some at a time, and cuts off the
-padding. Each token's log-probability stays the same, up to the rounding of sums, and so do the loss and its gradient.
+every row of every pass that wide. Here each pass sorts its rows by length, takes as many as its tokens allow, and cuts
+off the padding. Each token's log-probability stays the same, up to the rounding of sums, and so do the loss and its
+gradient.
+
+A group whose rewards are all equal has no signal: its advantages are 0, and the update leaves its rows out.
 """
 
 import torch
+from accelerate.utils import DistributedType
 from torch.nn.functional import pad
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from r1zero.schedule import ROWS
 
+EQUAL = 1e-6  # between the rewards of a group: sums of the same rewards differ by less
+
 
 class TrimmedGRPOTrainer(GRPOTrainer):
-    """Trains like GRPOTrainer, and computes no padding.
+    """Trains like GRPOTrainer, and computes no padding and no row without a signal.
 
     It also sorts the rows of one optimizer step into its micro-batches by length. `entropy`, `kl` and `clip_ratio/*`
     are means over micro-batches of means over tokens, so they then weigh tokens a little differently. If the loss
     itself is such a mean, the micro-batches stay as TRL drew them.
+
+    tokens_per_pass: the most tokens that one forward pass computes, padding included. A longer row has its own pass.
     """
+
+    tokens_per_pass: int
+    _updated = None  # the micro-batch whose loss is being computed, if its rows may be left out
+
+    @property
+    def gathers_weights(self):
+        """Whether every forward pass gathers weights from all ranks, so that all must run the same number of them."""
+        return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+    @property
+    def leaves_rows_out(self):
+        """Whether a row with an advantage of 0 adds nothing to the loss, and no rank waits for its pass."""
+        return (
+            self.beta == 0
+            and not self._entropy_bonus_enabled
+            and self.top_entropy_quantile == 1
+            and not self.aux_loss_enabled
+            and not self.gathers_weights
+        )
+
+    def _calculate_rewards(self, *batch):
+        self._rewards = super()._calculate_rewards(*batch)  # (B * ranks, functions), NaN for None
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs):
+        """Set the advantages of each group without a signal to 0, where TRL has the rounding of their mean."""
+        output = super()._generate_and_score_completions(inputs)
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            return output
+        rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        groups = rewards.view(-1, size)
+        silent = (groups.amax(1) - groups.amin(1) <= EQUAL).repeat_interleave(size)  # (B * ranks,)
+        rows = len(output["advantages"])
+        first = self.accelerator.process_index * rows
+        output["advantages"] = output["advantages"].masked_fill(silent[first : first + rows], 0)
+        logged = self._logs["advantages"]
+        for place, is_silent in zip(range(1, len(logged) + 1), reversed(silent.tolist()), strict=False):
+            if is_silent:
+                logged[-place] = 0.0
+        return output
+
+    def _compute_loss(self, model, inputs):
+        if not (self.model.training and self.leaves_rows_out):
+            return super()._compute_loss(model, inputs)
+        self._updated = inputs
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._updated = None
+        # TRL's entropy is a mean over all tokens: make it one over those that were computed
+        counts = torch.stack([inputs["completion_mask"].sum(), self._computed_tokens]).float()
+        tokens, computed = self.accelerator.reduce(counts, reduction="sum").tolist()
+        self._metrics["train"]["entropy"][-1] *= tokens / computed if computed else float("nan")  # TRL's log skips NaN
+        return loss
 
     def _prepare_inputs(self, generation_batch):
         buffered_before = self._buffered_inputs
@@ -48,6 +112,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         for first in range(0, len(micro_batches), together):
             window = micro_batches[first : first + together]
             lengths = torch.cat([batch["completion_mask"].sum(1) for batch in window])
+            if self.leaves_rows_out:  # rows without a signal last, in micro-batches of their own
+                lengths = lengths * (torch.cat([batch["advantages"] for batch in window]) != 0)
             for rows in lengths.argsort(descending=True).chunk(together):
                 dealt.append({name: pick(rows, [batch[name] for batch in window]) for name in window[0]})
         return dealt
@@ -69,13 +135,21 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             return compute(*everything, compute_aux_loss, **images)
         prompt_length = input_ids.size(1) - logits_to_keep
         prompts = attention_mask[:, :prompt_length].sum(1).tolist()  # tokens, padded on the left
-        completions = attention_mask[:, prompt_length:].sum(1)  # tokens, padded on the right
-        order = completions.argsort(descending=True)
-        completions = completions.tolist()
+        lengths = attention_mask[:, prompt_length:].sum(1)  # tokens of completions, padded on the right
+        order = lengths.argsort(descending=True)
+        left_out = order[:0]
+        if self._updated is not None:
+            has_signal = self._updated["advantages"][order] != 0
+            if self.accelerator.distributed_type != DistributedType.NO and not has_signal.any():
+                has_signal[-1] = True  # DDP and DeepSpeed want a pass of each rank: that of the shortest row
+            order, left_out = order[has_signal], order[~has_signal]
+            self._computed_tokens = lengths[order].sum()
+        completions = lengths.tolist()
+
         logps, entropies = [], []
-        for rows in order.split(min(batch_size or ROWS, ROWS)):
-            width = max(1, *(completions[row] for row in rows.tolist()))
-            first = prompt_length - max(prompts[row] for row in rows.tolist())
+        for rows in self.chunks(order.tolist(), prompts, completions):
+            width = max(1, completions[rows[0]])
+            first = prompt_length - max(prompts[row] for row in rows)
             columns = slice(first, prompt_length + width)
             found, entropy, _ = compute(
                 model, input_ids[rows, columns], attention_mask[rows, columns], width, compute_entropy=compute_entropy
@@ -83,8 +157,33 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             logps.append(pad(found, (0, logits_to_keep - width)))
             if compute_entropy:
                 entropies.append(pad(entropy, (0, logits_to_keep - width)))
-        back = order.argsort()
+        if len(left_out):
+            # The ratio of a row that is left out is 1, its loss 0
+            old = self._updated.get("old_per_token_logps")
+            nothing = torch.zeros(len(left_out), logits_to_keep, device=input_ids.device)
+            entropies.append(nothing)
+            logps.append(nothing if old is None else old[left_out])
+            if not len(order):  # gradients of 0 and not None, so that the optimizer takes its step
+                logps[-1] = logps[-1] + 0 * sum(weight.sum() for weight in model.parameters() if weight.requires_grad)
+        back = torch.cat([order, left_out]).argsort()
         return torch.cat(logps)[back], torch.cat(entropies)[back] if compute_entropy else None, None
+
+    def chunks(self, rows, prompts, completions):
+        """Return lists of rows, each for one forward pass.
+
+        rows: from the longest completion to the shortest; prompts, completions: the tokens of each row.
+        """
+        if self.gathers_weights:
+            return [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
+        chunks = []
+        for row in rows:
+            if chunks:
+                widest = max(prompts[other] for other in (row, *chunks[-1])) + completions[chunks[-1][0]]
+                if (len(chunks[-1]) + 1) * widest <= self.tokens_per_pass:
+                    chunks[-1].append(row)
+                    continue
+            chunks.append([row])
+        return chunks
 
 
 def pick(rows, parts):

@@ -18,6 +18,8 @@ stand_in, sys.path[0] = sys.path[0], str(ROOT)  # as if the script itself had be
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
 
+from r1zero.training import generation  # noqa: E402
+
 GROUP = 4  # num_generations of the tests
 
 
@@ -34,6 +36,7 @@ def place_in_group(probabilities, num_samples):
 
 
 torch.multinomial = place_in_group
+generation.draw = lambda probabilities: place_in_group(probabilities, 1).squeeze(1)
 if "--use_vllm" in sys.argv:
     sys.path.append(stand_in)
     import engine
