@@ -125,7 +125,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     with run:
         with contextlib.suppress(checkpoints.Complete):  # a resumed run may have done all of its steps
             trainer.train(resume_from_checkpoint=resumed)
-        if not run.is_early and run_folder.needs_evaluation(trainer.state):
+        if not run.is_early and run_folder.needs_evaluation(trainer.state, training_args):
             trainer.evaluate()
 
     # Save
