@@ -296,6 +296,19 @@ class TestRewards:
         sandbox.why_unavailable.cache_clear()
 
 
+def test_recipe_decides_on_mixed_precision_and_one_process_of_several_is_said(check, monkeypatch, capsys):
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "bf16", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert check()[1].mixed_precision == "no"
+    lines = capsys.readouterr().out.splitlines()
+    assert line_of(lines, "mixed precision: no, as the recipe says, and not the launcher's bf16")
+    assert line_of(lines, "processes: accelerate's launcher was asked for several and has started one: pass --conf")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check()
+    assert "launcher" not in capsys.readouterr().out, "the recipe's is the launcher's now"
+
+
 class TestOutput:
     def test_second_run_in_the_same_folder_is_refused(self, check, error, tmp_path):
         with FileLock(tmp_path / ".out.lock"):

@@ -32,6 +32,8 @@ def check(parser, argv):
     machine = Machine.described(flags) if is_described else Machine.here()
     path, values = recipe.resolve(parser, flags, machine)
     notices = recipe.fit(values, machine.processes)
+    if machine.is_here:
+        notices += recipe.overrule_launcher(values)
     if machine.is_here and (values.use_cpu or machine.strategy.offload):  # DeepSpeed's AdamW is then on the CPU
         processes.take_threads()
 

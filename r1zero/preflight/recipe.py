@@ -149,6 +149,25 @@ def unknown_settings(words, known):
     return errors
 
 
+def overrule_launcher(values):
+    """Have the recipe decide on mixed precision, as transformers else trains with what accelerate's launcher says.
+
+    Return what to tell the user of the launcher (list[str]).
+    """
+    said, wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), schedule.mixed_precision(values) or "no"
+    notices = []
+    if said not in ("no", wanted):
+        os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
+        notices.append(f"mixed precision: {wanted}, as the recipe says, and not the launcher's {said}")
+    # accelerate's launcher has a port for several processes, of which it starts one, unless it takes torch's launcher
+    if processes.is_launched(os.environ) and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        notices.append(
+            "processes: accelerate's launcher was asked for several and has started one: pass --config_file "
+            "configs/accelerate/ddp.yaml to accelerate launch, also on the CPU"
+        )
+    return notices
+
+
 def fit(values, processes):
     """Set gradient_accumulation_steps, and the batch a device if need be, so that a step has completions_per_step.
 
