@@ -75,7 +75,7 @@ def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys)
         assert f"{folder} held an earlier run or other files: moved to {folder}-" in capsys.readouterr().out
     first, second = sorted(folder.parent.glob("run-*"))
     assert {(path / "README.md").read_text() for path in (first, second)} == {"1", "2"}
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.rglob("*")] == ["completions"]
 
 
 def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):

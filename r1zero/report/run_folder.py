@@ -40,8 +40,11 @@ TABLES_BEFORE = {  # of older runs, without this line
 
 
 def move_aside(output_dir):
-    """Rename output_dir (Path) if it holds anything, so that nothing is overwritten or mixed."""
-    left = list(output_dir.iterdir()) if output_dir.is_dir() else []
+    """Rename output_dir (Path) if it holds a file, so that nothing is overwritten or mixed.
+
+    Make it again with its folder of completions, as TRL's trainer does when it is built.
+    """
+    left = [path for path in output_dir.rglob("*") if path.is_file()]
     if left:
         newest = max(path.stat().st_mtime for path in left)
         written = time.strftime("%Y%m%d-%H%M%S", time.localtime(newest))
@@ -49,7 +52,7 @@ def move_aside(output_dir):
         aside = next(path for path in map(output_dir.with_name, names) if not path.exists())
         output_dir.rename(aside)
         print(f"{output_dir} held an earlier run or other files: moved to {aside}", flush=True)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "completions").mkdir(parents=True, exist_ok=True)
 
 
 def claim(output_dir):
