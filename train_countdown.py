@@ -68,8 +68,6 @@ def main(script_args, training_args, model_args, reward_funcs):
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
     resumed = training_args.resume_from_checkpoint  # a sound checkpoint, or None
-    if is_main and resumed is None:
-        run_folder.move_aside(output_dir)  # an earlier run's results are never overwritten
 
     # Data. A prompt is a plain string that holds the beginning of the assistant's turn, and the model goes on from it.
     # Every evaluation batch must be full, or TRL's mean over batches would not be the mean over problems.
@@ -96,16 +94,18 @@ def main(script_args, training_args, model_args, reward_funcs):
         # vLLM takes the type of the update and the run's seed, for neither of which TRL has a setting
         vllm_generation.LLM = vllm.engine(training_args, model_args)
     training_args.ddp_broadcast_buffers = False  # before every pass, of which the ranks run different numbers
-    trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(  # passes without padding
-        model=model_args.model_name_or_path,
-        reward_funcs=scorers,
-        args=training_args,
-        train_dataset=data["train"],
-        eval_dataset=held_out,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-
+    with stopping.refused_in_one_line():
+        trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(  # passes without padding
+            model=model_args.model_name_or_path,
+            reward_funcs=scorers,
+            args=training_args,
+            train_dataset=data["train"],
+            eval_dataset=held_out,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    if is_main and resumed is None:
+        run_folder.move_aside(output_dir)  # an earlier run's results are never overwritten
     trainer.tokens_per_pass = script_args.tokens_per_pass
 
     # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
@@ -130,7 +130,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     with run:
         with contextlib.suppress(checkpoints.Complete):  # a resumed run may have done all of its steps
             trainer.train(resume_from_checkpoint=resumed)
-        if not run.is_early and run_folder.needs_evaluation(trainer.state):
+        if not run.is_early and run_folder.needs_evaluation(trainer.state, training_args):
             trainer.evaluate()
 
     # Save

@@ -20,6 +20,19 @@ def completions(values, processes):
     return values.generation_batch_size or values.per_device_train_batch_size * processes * micro_batches(values)
 
 
+def generations(values, step, an_epoch=None):
+    """Return the generations (int) up to an optimizer step.
+
+    an_epoch: micro-batches of an epoch on a process, as Trainer accumulates none beyond its end; None if not known.
+    """
+    size = values.gradient_accumulation_steps
+    done = step * size
+    if an_epoch:
+        epochs, steps = divmod(step, math.ceil(an_epoch / size))
+        done = epochs * an_epoch + steps * size
+    return math.ceil(done / (micro_batches(values) * values.num_iterations))
+
+
 def schedule(values, rows, processes):
     """Return the prompts, completions and steps of a run as a dict.
 
@@ -28,14 +41,15 @@ def schedule(values, rows, processes):
     """
     a_generation = completions(values, processes)
     prompts = max(1, a_generation // values.num_generations)
-    steps_an_epoch, steps, completions_in_all = None, None, None
+    an_epoch, steps_an_epoch, steps, completions_in_all = None, None, None, None
     if rows is not None:
-        steps_an_epoch = rows // prompts * span(values)
+        an_epoch = rows // prompts * micro_batches(values) * values.num_iterations
+        steps_an_epoch = math.ceil(an_epoch / values.gradient_accumulation_steps)  # the last may accumulate fewer
         steps = math.ceil(values.num_train_epochs * steps_an_epoch)
     if values.max_steps > 0:
         steps = values.max_steps
     if steps is not None:
-        completions_in_all = math.ceil(steps / span(values)) * a_generation
+        completions_in_all = generations(values, steps, an_epoch) * a_generation
     return {
         "prompts": prompts,
         "completions": a_generation,

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import TrainerControl, TrainerState
+from transformers import SchedulerType, TrainerControl, TrainerState
 from transformers.training_args import OptimizerNames
 
 from r1zero.estimate import plan
@@ -36,7 +36,7 @@ def make(folder, files=FILES, sealed=True):
         elif path.name == "latest":
             path.write_text("global_step4")
         else:
-            path.write_text(json.dumps({"global_step": 4, "log_history": []}))
+            path.write_text(json.dumps({"global_step": 4, "max_steps": 4, "log_history": []}))
     if sealed:
         checkpoints.seal(folder)
     return folder
@@ -181,11 +181,11 @@ class TestChanged:
         """The lines for a run that goes on with other settings."""
         checkpoint = make(tmp_path / "run" / "checkpoint-4")
 
-        def run(config=None, output_dir=tmp_path / "run", given="auto", **changed):
+        def run(config=None, output_dir=tmp_path / "run", given="auto", steps=None, **changed):
             (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(self.BEFORE) if config is None else config)
             now = dict.fromkeys([*checkpoints.DECIDED, "logging_strategy", "eval_strategy"]) | self.BEFORE | changed
             values = SimpleNamespace(**now, resume_from_checkpoint=given, output_dir=str(output_dir))
-            found = checkpoints.choose(values, ONE)
+            found = checkpoints.choose(values, ONE, steps)
             assert found.checkpoint == checkpoint
             return found.errors
 
@@ -197,6 +197,12 @@ class TestChanged:
         assert len(errors(optim="adafactor", save_steps=16)) == 2
         assert errors(lora_target_modules=["all-linear"], optim=OptimizerNames.ADAMW_TORCH_FUSED, max_steps=200) == []
         assert errors(save_steps=16, save_strategy="no") == [], "it is not used"
+
+    def test_ended_run_gets_more_steps_only_if_its_learning_rate_goes_on(self, errors):
+        (line,) = errors(steps=8, lr_scheduler_type=SchedulerType.COSINE)
+        assert line.startswith("checkpoint-4 ended a run of 4 steps, and with 8 its cosine learning rate would")
+        assert errors(steps=4, lr_scheduler_type="cosine") == [], "it has none left"
+        assert errors(steps=8, lr_scheduler_type="constant_with_warmup") == []
 
     @pytest.mark.parametrize("text", ["[", "- 1", "words"])
     def test_are_not_known_if_the_runs_settings_cannot_be_read(self, errors, text):

@@ -79,7 +79,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def started(tmp_path, clock):
     """start(step, **arguments of Console) -> (console, args, state, lines) of a run of 100 steps that is at a step."""
-    args = {"output_dir": str(tmp_path), "generation_batch_size": 64}
+    args = {"output_dir": str(tmp_path), "generation_batch_size": 64, "load_best_model_at_end": False}
     args |= dict.fromkeys(("steps_per_generation", "gradient_accumulation_steps", "num_iterations"), 1)
 
     def start(step=0, own_metrics=(), **arguments):

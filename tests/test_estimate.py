@@ -22,6 +22,7 @@ from r1zero import ROOT, schedule
 from r1zero.estimate import memory, model_shapes, plan
 from r1zero.preflight.machine import read_strategy
 from r1zero.preflight.model import without_weights
+from r1zero.report import run_folder
 
 with open(CASES / "memory.tsv", newline="") as file:
     MEMORY = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -79,19 +80,32 @@ def test_steps_and_completions_follow_from_the_batch(changed, rows, processes, e
     assert tuple(schedule.schedule(values(**changed), rows, processes).values()) == expected
 
 
-def test_steps_of_an_epoch_are_those_that_trl_runs(tmp_path, tiny_model, tiny_data):
-    """40 problems, 4 prompts a generation of two steps: ten generations, twenty steps."""
-    batch = {"num_train_epochs": 1, "num_generations": 4, "per_device_train_batch_size": 8, "steps_per_generation": 2}
+@pytest.mark.parametrize(
+    ("a_generation", "accumulation", "steps"),
+    [
+        pytest.param(2, 1, 16, id="two steps a generation"),
+        pytest.param(4, 3, 6, id="a generation of a step and a third, and an epoch of two and two thirds"),
+        pytest.param(1, 3, 6, id="three generations a step, and an epoch of two and two thirds"),
+    ],
+)
+def test_steps_and_completions_are_those_of_trl(tmp_path, tiny_model, tiny_data, a_generation, accumulation, steps):
+    """Two epochs of 16 problems, 2 a micro-batch; Trainer accumulates nothing beyond the end of an epoch."""
+    sampled = []
+    batch = {"num_train_epochs": 2, "num_generations": 4, "per_device_train_batch_size": 8}
+    batch |= {"steps_per_generation": a_generation, "gradient_accumulation_steps": accumulation, "logging_steps": 1}
     cpu = {"use_cpu": True, "bf16": False, "max_completion_length": 2, "save_strategy": "no", "disable_tqdm": True}
     trainer = GRPOTrainer(
         model=str(tiny_model),
-        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        reward_funcs=lambda completions, **columns: sampled.extend(completions) or [0.0] * len(completions),
         args=GRPOConfig(output_dir=str(tmp_path), **batch | cpu),
-        train_dataset=Dataset(pq.read_table(tiny_data / "train.parquet", columns=["prompt"]).slice(0, 40)),
+        train_dataset=Dataset(pq.read_table(tiny_data / "train.parquet", columns=["prompt"]).slice(0, 16)),
     )
     trainer.train()
-    planned = schedule.schedule(trainer.args, 40, processes=1)
-    assert planned["steps_an_epoch"] == planned["steps"] == trainer.state.global_step == 20
+    planned = schedule.schedule(trainer.args, 16, processes=1)
+    assert planned["steps"] == 2 * planned["steps_an_epoch"] == trainer.state.global_step == steps
+    an_epoch = len(trainer.get_train_dataloader())
+    counted, _ = run_folder.count_completions(trainer.state.log_history, trainer.args, an_epoch)
+    assert planned["completions_in_all"] == counted == len(sampled) == 128
 
 
 @pytest.mark.parametrize("case", MEMORY, ids=[f"{case['strategy']}: {case['reason']}" for case in MEMORY])

@@ -103,8 +103,9 @@ def plan(tmp_path, monkeypatch, capsys):
     def run(*flags):
         with pytest.raises(SystemExit) as ended:
             checks.check(parser(), ["--dry_run", *map(str, flags)])
-        assert not ended.value.code, ended.value.code
-        return capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
+        assert ended.value.code == any(line.startswith("will not fit") for line in lines), ended.value.code
+        return lines
 
     return run
 
@@ -296,6 +297,19 @@ class TestRewards:
         sandbox.why_unavailable.cache_clear()
 
 
+def test_recipe_decides_on_mixed_precision_and_one_process_of_several_is_said(check, monkeypatch, capsys):
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "bf16", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert check()[1].mixed_precision == "no"
+    lines = capsys.readouterr().out.splitlines()
+    assert line_of(lines, "mixed precision: no, as the recipe says, and not the launcher's bf16")
+    assert line_of(lines, "processes: accelerate's launcher was asked for several and has started one: pass --conf")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check()
+    assert "launcher" not in capsys.readouterr().out, "the recipe's is the launcher's now"
+
+
 class TestOutput:
     def test_second_run_in_the_same_folder_is_refused(self, check, error, tmp_path):
         with FileLock(tmp_path / ".out.lock"):
@@ -328,13 +342,13 @@ class TestOutput:
         for step in (4, 8):
             (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
         found = checkpoints.Choice(tmp_path / "out" / "checkpoint-8")
-        monkeypatch.setattr(checkpoints, "choose", lambda values, strategy: found)
+        monkeypatch.setattr(checkpoints, "choose", lambda values, strategy, steps: found)
         assert "and 1 checkpoint with the final model take 8 MB" in error("--resume_from_checkpoint", "true")
 
 
 def test_resumed_run_is_given_the_checkpoint_or_none(check, monkeypatch, tmp_path):
     found = checkpoints.Choice(tmp_path / "checkpoint-4")
-    monkeypatch.setattr(checkpoints, "choose", lambda values, strategy: found)
+    monkeypatch.setattr(checkpoints, "choose", lambda values, strategy, steps: found)
     with pytest.raises(SystemExit, match="checkpoint-4 does not exist: let all machines share the folder"):
         check("--resume_from_checkpoint", "true")
     found.checkpoint.mkdir()

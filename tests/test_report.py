@@ -135,6 +135,15 @@ def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_
     assert "| mean reward | -0.050 | 0.150 |" in card and card.startswith("`models/tiny`\n")
 
 
+def test_table_compares_the_evaluations_that_metrics_json_names(tmp_path):
+    """Of a run without one before its first step, whose best model was saved."""
+    folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
+    run = page.read(folder)
+    run.metrics["before"] = run.metrics["after"] = run_folder.evaluations(run.history)[1] | {"n": 3}
+    header, *rows = page.before_and_after(run)
+    assert header[1:] == ("first evaluation (step 4)", "after (step 4)") and ("edit_distance", "11.5", "11.5") in rows
+
+
 def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, run):
     (tmp_path / "empty").mkdir()
     broken = [tmp_path / "empty"]

@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from filelock import FileLock, Timeout
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from r1zero.report import run_folder
 
 # 64 completions a generation, which serves two optimizer steps
 GENERATION = SimpleNamespace(
-    generation_batch_size=64, steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=1
-)
+    generation_batch_size=64, steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=1,
+    load_best_model_at_end=False,
+)  # fmt: skip
 
 
 def training(step, length):
@@ -32,10 +33,19 @@ def evaluation(step, **metrics):
 
 def test_metrics_hold_the_first_and_the_last_evaluation_with_no_rates_if_nothing_says_what_is_right():
     history = [evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9), training(1, 5.0), evaluation(1), evaluation(2)]
-    metrics = run_folder.run_metrics([*history, {"step": 2, "train_loss": 0.1}], GENERATION, 8, train_seconds=1.0)
+    state = TrainerState(log_history=[*history, {"step": 2, "train_loss": 0.1}], best_global_step=1)
+    metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=1.0)
     common = {"reward": 0.3, "mean_completion_tokens": 20.0, "n": 8}
     assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
     assert metrics["after"] == {"step": 2, "accuracy": None, "format_rate": None} | common
+
+
+def test_after_is_the_evaluation_of_the_model_that_is_saved():
+    state = TrainerState(log_history=[evaluation(0), evaluation(6), evaluation(8)], global_step=10, best_global_step=6)
+    for is_best, step in ((True, 6), (False, 8)):
+        args = SimpleNamespace(**vars(GENERATION) | {"load_best_model_at_end": is_best})
+        assert run_folder.run_metrics(state, args, 8, train_seconds=1.0)["after"]["step"] == step
+        assert run_folder.needs_evaluation(state, args) != is_best
 
 
 @pytest.mark.parametrize(
@@ -48,7 +58,8 @@ def test_metrics_hold_the_first_and_the_last_evaluation_with_no_rates_if_nothing
     ],
 )
 def test_completions_of_a_generation_count_once(steps, completions):
-    metrics = run_folder.run_metrics([training(step, 10.0) for step in steps], GENERATION, 8, train_seconds=2.04)
+    state = TrainerState(log_history=[training(step, 10.0) for step in steps])
+    metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=2.04)
     expected = {"before": None, "after": None, "steps": max(steps, default=0), "train_seconds": 2.0}
     assert metrics == expected | {"completions": completions, "completion_tokens": 10 * completions}
 
@@ -64,7 +75,7 @@ def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys)
         assert f"{folder} held an earlier run or other files: moved to {folder}-" in capsys.readouterr().out
     first, second = sorted(folder.parent.glob("run-*"))
     assert {(path / "README.md").read_text() for path in (first, second)} == {"1", "2"}
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.rglob("*")] == ["completions"]
 
 
 def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):

@@ -131,6 +131,15 @@ def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(run, tm
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_run_that_trl_refuses_ends_in_one_line_and_leaves_the_earlier_run(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "again")
+    with pytest.raises(
+        SystemExit, match="the trainer cannot be built:\n  - ValueError: You passed `sync_ref_model=True"
+    ):
+        train_here(run[0] / "config.yaml", output_dir=folder, sync_ref_model=True, beta=0)
+    assert not list(tmp_path.glob("again-*")) and (folder / "metrics.json").is_file()
+
+
 def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, train):
     shutil.copytree(run[0] / "checkpoint-1", tmp_path / "checkpoint-1")
     (tmp_path / "metrics.json").write_text('{"steps": 2, "train_seconds": 10000.0}')

@@ -103,6 +103,7 @@ def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hardware, "vllm_errors", lambda *_: [])
     monkeypatch.setattr(checks.recipe, "build", lambda *_: (None, SimpleNamespace(), None))
+    monkeypatch.setattr(checks, "late_errors", lambda *_: [])
     asked = []
     monkeypatch.setattr(hardware, "await_server", lambda values: asked.append(values.vllm_mode))
     argv = ["--config", str(TINY), "--model_name_or_path", str(tiny_model), "--use_vllm", "true"]

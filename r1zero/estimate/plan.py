@@ -42,7 +42,7 @@ def steps_line(values, rows, strategy):
     if rows is None:
         line += "the number of problems is not known yet, "
     else:
-        line += f"{plan['steps_an_epoch']:,.0f} steps an epoch of {rows:,} problems, "
+        line += f"{plan['steps_an_epoch']:,} steps an epoch of {rows:,} problems, "
     if plan["steps"] is None:
         return f"{line}nor is that of the steps in {values.num_train_epochs:g} epochs"
     return f"{line}{plan['steps']:,} steps and {plan['completions_in_all']:,} completions in this run"

@@ -1,13 +1,16 @@
 """What can be found wrong before a model is loaded: one list of errors, each a line to act on, and the plan."""
 
+import importlib
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
 
 from r1zero import files, processes, schedule
 from r1zero.estimate import plan
@@ -24,7 +27,7 @@ def check(parser, argv):
     """Return what train_countdown.py trains with, once nothing is wrong: its three dataclasses and reward functions.
 
     parser: a TrlParser; argv: list[str]. Without --config, the recipe for this machine is taken. Prints the plan.
-    Exits with status 1 and every error found if something is wrong, and with 0 for --dry_run.
+    Exits with status 1 and every error found if something is wrong, and for --dry_run: with 1 if it will not fit.
     """
     # Every setting, for this machine or for one that flags describe
     flags = recipe.read_flags(parser, argv)
@@ -32,6 +35,8 @@ def check(parser, argv):
     machine = Machine.described(flags) if is_described else Machine.here()
     path, values = recipe.resolve(parser, flags, machine)
     notices = recipe.fit(values, machine.processes)
+    if machine.is_here:
+        notices += recipe.overrule_launcher(values)
     if machine.is_here and (values.use_cpu or machine.strategy.offload):  # DeepSpeed's AdamW is then on the CPU
         processes.take_threads()
 
@@ -63,33 +68,65 @@ def check(parser, argv):
     if shape and "vllm_gpu_memory_utilization" not in flags.given:
         notices += recipe.fit_vllm(values, shape.parameters, longest, machine)
     rows = splits[0].rows if splits else None
+    steps = schedule.schedule(values, rows, machine.processes)["steps"]
     resumed = None
     if machine.is_here and processes.is_main_process():
-        choice = checkpoints.choose(values, machine.strategy)
+        choice = checkpoints.choose(values, machine.strategy, steps)
         resumed = choice.checkpoint
         errors += [*choice.errors, *output_errors(values, shape, rows, machine.strategy, resumed)]
         notices += choice.notices
         notices += [f"resumes from {resumed}"] if resumed else []
 
     # The plan, then what is wrong
+    planned = plan_lines(values, shape, rows, longest, machine)
     if processes.is_main_process():
         if not machine.is_here:
             print(f"planned for {machine.name}, started with configs/accelerate/{machine.file.name}\n{UNCHECKED}")
-        print("\n".join([*notices, *plan_lines(values, shape, rows, longest, machine)]), flush=True)
+        print("\n".join([*notices, *planned]), flush=True)
+    will_fit = not any(line.startswith("will not fit") for line in planned)
     if errors:
         processes.stop(f"{path} cannot run {'' if machine.is_here else 'there '}as it is", errors)
     if values.dry_run and not machine.is_here:
-        sys.exit(0)
+        sys.exit(0 if will_fit else 1)
     try:
         script_args, training_args, model_args = recipe.build(parser, values)
     except ValueError as error:  # of TRL or transformers
         processes.stop(f"{path} cannot run as it is", [str(error)])
+    errors = late_errors(training_args, shape, steps)
+    if errors:
+        processes.stop(f"{path} cannot run as it is", errors)
     if values.dry_run:
-        sys.exit(0)
+        sys.exit(0 if will_fit else 1)
     if processes.is_main_process():  # it is the one that talks to a server
         hardware.await_server(values)
     training_args.resume_from_checkpoint = agreed(resumed)
     return script_args, training_args, model_args, functions
+
+
+def late_errors(args, shape, steps):
+    """Return what Trainer would find wrong once the model is loaded (list of lines).
+
+    args: TrainingArguments; shape: model.Model, or None; steps: of the run, None if not known.
+    """
+    from transformers import Trainer, get_scheduler  # here, as this takes a second
+
+    sgd, steps = torch.optim.SGD([torch.zeros(1)]), steps or 1
+    of_scheduler = (sgd, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    late = {
+        ("optim", "optim_args"): lambda: shape and Trainer.get_optimizer_cls_and_kwargs(args, shape.parameters),
+        ("lr_scheduler_type", "lr_scheduler_kwargs"): lambda: get_scheduler(args.lr_scheduler_type, *of_scheduler),
+        ("use_liger_kernel",): lambda: args.use_liger_kernel and importlib.import_module("liger_kernel.transformers"),
+        ("push_to_hub",): lambda: args.push_to_hub and processes.is_main_process() and HfApi().whoami(args.hub_token),
+    }
+    errors = []
+    for names, resolve in late.items():
+        try:
+            resolve()
+        except Exception as error:  # each library's own kinds
+            found = " and ".join(f"{name} {checkpoints.as_plain(getattr(args, name))}" for name in names)
+            reason = f"{type(error).__name__}: {files.one_line(error)}"
+            errors.append(f"{found} cannot be used ({reason}): give it what it lacks, or leave it out")
+    return errors
 
 
 def plan_lines(values, shape, rows, longest, machine):

@@ -23,6 +23,7 @@ RANGES = {
         *("epsilon_high", "delta", "top_k", "show_every", "save_total_limit", "price_per_hour", "gpus"),
     ),
     Interval(ge=0, le=1): ("min_p", "lora_dropout"),
+    Interval(ge=0, lt=1): ("adam_beta1", "adam_beta2"),
     Interval(ge=0, le=2**32 - 1): ("seed", "data_seed"),  # numpy's greatest
     Interval(gt=0): (
         *("temperature", "repetition_penalty", "num_train_epochs", "save_steps", "eval_steps", "logging_steps"),
@@ -68,6 +69,9 @@ def errors(given, dataclass_types):
             lines.append(f"{name} is {value}, and only a shell knows ~: write the whole path")
     if given.get("max_steps") == 0:
         lines.append("max_steps is 0, wanted at least 1, or -1 for those of num_train_epochs")
+    if given.get("load_best_model_at_end") and not given.get("metric_for_best_model"):
+        found = "load_best_model_at_end goes by eval_loss, about 0 in GRPO whatever the model"
+        lines.append(f"{found}: pass --metric_for_best_model eval_reward")
     if set(str(given.get("data_dir"))) & set("*?[]"):
         lines.append(f"data_dir is {given['data_dir']}, and datasets takes * ? [ ] for patterns: rename the folder")
     return lines

@@ -44,13 +44,14 @@ class Console(ProgressCallback):
         self.next_save = 0.0  # time of the next save of the results, in seconds of the clock
         self.shown = 0  # step of the last completion that was shown
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader=(), **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         # TRL makes transformers print it at every step
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.* is deprecated")
         now = time.monotonic()
         self.started = now - run_folder.seconds_before(Path(args.output_dir), state.global_step)
         self.first = self.last = (now, state.global_step)
+        self.an_epoch = len(train_dataloader)  # micro-batches, as for schedule.generations
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write the line of an evaluation or of a step, warn of what goes wrong, and save the results so far."""
@@ -103,7 +104,8 @@ class Console(ProgressCallback):
     def save(self, args, state):
         """Write what the report reads, with the seconds so far, those before a resume included."""
         seconds = time.monotonic() - self.started
-        run_folder.save(Path(args.output_dir), state, args, self.held_out, seconds, self.own_metrics())
+        counted = (self.held_out, seconds, self.own_metrics(), self.an_epoch)
+        run_folder.save(Path(args.output_dir), state, args, *counted)
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Show the first completion of the newest table. TRL writes the table after it has logged."""

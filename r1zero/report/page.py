@@ -81,8 +81,9 @@ def results(metrics):
     def row(name, key, form):
         return (name, text_of(before[key], form), text_of(after[key], form))
 
+    first = "first evaluation" if before["step"] else "before"
     rows = [
-        (f"{before['n']} held-out problems", f"before (step {before['step']})", f"after (step {after['step']})"),
+        (f"{before['n']} held-out problems", f"{first} (step {before['step']})", f"after (step {after['step']})"),
         ("accuracy (95 % interval)", accuracy_text(before), accuracy_text(after)),
         row("with an answer", "format_rate", "{:.1%}"),
         row("tokens a completion", "mean_completion_tokens", "{:.1f}"),
@@ -99,14 +100,15 @@ def before_and_after(run):
     """
     if not run.metrics["before"]:
         return []
-    evaluated = [entry for entry in run.history if "eval_reward" in entry]
+    evaluated = {entry["step"]: entry for entry in run.history if "eval_reward" in entry}
+    compared = [evaluated.get(run.metrics[when]["step"], {}) for when in ("before", "after")]
     own = [metric for panel in charts.own_panels(run.own_metrics) for metric in panel.metrics]
     panels = [*charts.learned_panels([run.history]), charts.Panel("Logged by the rewards", own)]
     rows = results(run.metrics)
     for panel in panels:
         found = []
         for metric in panel.metrics:
-            before, after = (entry.get(f"eval_{metric.name}") for entry in (evaluated[0], evaluated[-1]))
+            before, after = (entry.get(f"eval_{metric.name}") for entry in compared)
             if before is not None or after is not None:
                 found.append((metric.label, text_of(before, metric.form), text_of(after, metric.form)))
         if found:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import math
 import platform
 import re
 import subprocess
@@ -41,8 +40,11 @@ TABLES_BEFORE = {  # of older runs, without this line
 
 
 def move_aside(output_dir):
-    """Rename output_dir (Path) if it holds anything, so that nothing is overwritten or mixed."""
-    left = list(output_dir.iterdir()) if output_dir.is_dir() else []
+    """Rename output_dir (Path) if it holds a file, so that nothing is overwritten or mixed.
+
+    Make it again with its folder of completions, as TRL's trainer does when it is built.
+    """
+    left = [path for path in output_dir.rglob("*") if path.is_file()]
     if left:
         newest = max(path.stat().st_mtime for path in left)
         written = time.strftime("%Y%m%d-%H%M%S", time.localtime(newest))
@@ -50,7 +52,7 @@ def move_aside(output_dir):
         aside = next(path for path in map(output_dir.with_name, names) if not path.exists())
         output_dir.rename(aside)
         print(f"{output_dir} held an earlier run or other files: moved to {aside}", flush=True)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "completions").mkdir(parents=True, exist_ok=True)
 
 
 def claim(output_dir):
@@ -193,18 +195,22 @@ def evaluations(log_history):
     return found
 
 
-def run_metrics(log_history, training_args, held_out, train_seconds, own_metrics=()):
+def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), an_epoch=None):
     """Return the contents of metrics.json: the held-out set before and after, and the cost. Rates are fractions.
 
-    Completions and tokens are those of the logged steps: all of them if logging_steps divides the last step.
+    Completions and tokens are those of the logged steps: all of them if logging_steps divides the last step. "after"
+    is the evaluation of the model that is saved: the last one, or the best one with load_best_model_at_end.
     held_out: problems in an evaluation; train_seconds: from the first step on, evaluations included; own_metrics: the
-    metrics that a user's reward functions have logged.
+    metrics that a user's reward functions have logged; an_epoch: as for schedule.generations.
     """
+    log_history = state.log_history
     evaluated = [{**evaluation, "n": held_out} for evaluation in evaluations(log_history)]
-    completions, tokens = count_completions(log_history, training_args)
+    saved = state.best_global_step if training_args.load_best_model_at_end else None
+    best = [evaluation for evaluation in evaluated if evaluation["step"] == saved]
+    completions, tokens = count_completions(log_history, training_args, an_epoch)
     metrics = {
         "before": evaluated[0] if evaluated else None,
-        "after": evaluated[-1] if evaluated else None,
+        "after": (best or evaluated)[-1] if evaluated else None,
         "steps": log_history[-1]["step"] if log_history else 0,
         "train_seconds": round(train_seconds, 1),
         "completions": completions,
@@ -213,19 +219,22 @@ def run_metrics(log_history, training_args, held_out, train_seconds, own_metrics
     return metrics | {"own_metrics": sorted(own_metrics)} if own_metrics else metrics
 
 
-def needs_evaluation(state):
-    """Return whether a run evaluates, but has not done so after its last step. state: a TrainerState."""
+def needs_evaluation(state, training_args):
+    """Return whether a run evaluates, but has not evaluated the model that it saves. state: a TrainerState."""
     evaluated = evaluations(state.log_history)
-    return bool(evaluated) and evaluated[-1]["step"] < state.global_step
+    is_best = training_args.load_best_model_at_end and state.best_global_step  # it has been evaluated
+    return bool(evaluated) and not is_best and evaluated[-1]["step"] < state.global_step
 
 
-def count_completions(log_history, training_args):
-    """Return how many completions (int) and tokens (float) training has generated up to the last logged step."""
-    span = schedule.span(training_args)  # optimizer steps of a generation; the first one begins with step 1
+def count_completions(log_history, training_args, an_epoch=None):
+    """Return how many completions (int) and tokens (float) training has generated up to the last logged step.
+
+    an_epoch: as for schedule.generations.
+    """
     completions, tokens = 0, 0.0
     for entry in log_history:
         if "completions/mean_length" in entry:
-            so_far = math.ceil(entry["step"] / span) * training_args.generation_batch_size
+            so_far = schedule.generations(training_args, entry["step"], an_epoch) * training_args.generation_batch_size
             tokens += (so_far - completions) * entry["completions/mean_length"]
             completions = so_far
     return completions, tokens
@@ -244,9 +253,9 @@ def seconds_before(output_dir, step):
         return 0.0
 
 
-def save(output_dir, state, training_args, held_out, train_seconds, own_metrics=()):
-    """Write trainer_state.json and metrics.json into output_dir (Path), each in one go."""
-    metrics = run_metrics(state.log_history, training_args, held_out, train_seconds, own_metrics)
+def save(output_dir, state, training_args, *counted):
+    """Write trainer_state.json and metrics.json into output_dir (Path), each in one go. counted: for run_metrics."""
+    metrics = run_metrics(state, training_args, *counted)
     with replaced(output_dir / "trainer_state.json") as state_part, replaced(output_dir / "metrics.json") as part:
         state.save_to_json(state_part)
         part.write_text(json.dumps(metrics, indent=2) + "\n")

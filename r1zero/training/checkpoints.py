@@ -24,6 +24,8 @@ SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all 
 DECIDED = dict.fromkeys(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim"))
 DECIDED |= dict.fromkeys(("use_peft", "lora_r", "lora_alpha", "lora_target_modules"))
 DECIDED |= {"logging_steps": "logging_strategy", "save_steps": "save_strategy", "eval_steps": "eval_strategy"}
+# Learning rates that do not depend on the steps of the run
+ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 NAME = re.compile(r"checkpoint-([0-9]+)")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 
@@ -112,8 +114,8 @@ class Choice:
     errors: list = field(default_factory=list)
 
 
-def choose(values, strategy):
-    """Return the Choice for a run. values: every setting; strategy: its machine.Strategy.
+def choose(values, strategy, steps=None):
+    """Return the Choice for a run. values: every setting; strategy: its machine.Strategy; steps: of it, if known.
 
     "true" and "auto" mean the newest sound checkpoint. If there is none, "auto" starts from the beginning.
     """
@@ -136,8 +138,23 @@ def choose(values, strategy):
             found.errors.append(f"output_dir {output_dir} holds another run than {given} is of: name another")
     if found.checkpoint and not found.errors:
         check_processes(found, strategy)
-        found.errors += decided_errors(found.checkpoint, values)
+        found.errors += decided_errors(found.checkpoint, values) + extension_errors(found.checkpoint, values, steps)
     return found
+
+
+def extension_errors(checkpoint, values, steps):
+    """Return an error line if a run whose learning rate has come to its end would get more steps."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if steps is None or not state["max_steps"] <= state["global_step"] < steps:
+        return []
+    scheduler = as_plain(values.lr_scheduler_type)
+    if scheduler in ENDLESS:
+        return []
+    return [
+        f"{checkpoint.name} ended a run of {state['max_steps']} steps, and with {steps} its {scheduler} learning rate "
+        f"would jump up again: start a run from its weights, with --model_name_or_path {checkpoint} and another "
+        "--output_dir"
+    ]
 
 
 def decided_errors(checkpoint, values):

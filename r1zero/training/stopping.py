@@ -139,6 +139,17 @@ def how_to_go_on(output_dir):
 
 
 @contextlib.contextmanager
+def refused_in_one_line():
+    """End the program with one line for what a library refuses when the trainer is built."""
+    try:
+        yield
+    except (ImportError, NotImplementedError, OSError, ValueError) as error:
+        if is_full(error):
+            raise
+        processes.stop("the trainer cannot be built", [f"{type(error).__name__}: {one_line(error)}"])
+
+
+@contextlib.contextmanager
 def in_one_line():
     """End the program with one line after Ctrl-C or for a full disk, outside of training."""
     try:
