@@ -27,7 +27,8 @@ def render_template(prompt, form, tokenizer=None):
     """Return a Prompt as text with its {slots} left open.
 
     form: "base" for a base model. Any other form makes a chat, by the tokenizer's own chat template, or by Qwen's
-    ChatML without a tokenizer. The assistant's turn stays open either way. Raises ValueError if the template fails.
+    ChatML without a tokenizer. The assistant's turn stays open, and has one <think>: that of a template that opens it
+    itself, otherwise the prompt's. Raises ValueError if the template fails.
     """
     if form == "base":
         return f"{CONVERSATION}{prompt.instruction}\nUser: {prompt.question}\nAssistant: {prompt.beginning}"
@@ -41,11 +42,18 @@ def render_template(prompt, form, tokenizer=None):
         return "<|im_end|>\n".join(turns)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        asked = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
     except Exception as error:  # a template may raise anything
         raise ValueError(
             f"the chat template of --tokenizer {tokenizer.name_or_path} fails ({type(error).__name__}: "
             f"{one_line(error)}): give another, or --template base"
         ) from error
+    if asked.rstrip().endswith("<think>"):
+        text = asked
+    elif text.count("</think>") > asked.count("</think>"):  # an empty block, for an answer without thinking
+        text = asked + prompt.beginning
     return without_second_bos(text, tokenizer)
 
 
