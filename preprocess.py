@@ -150,10 +150,11 @@ def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults
     """Add the subcommand of a task that makes prompts, and return it. defaults: replace those of its flags."""
     task = add_command(tasks, name, run, text)
     if train_size:
-        task.add_argument("--train_size", type=int, default=train_size, help="problems in train")
+        task.add_argument("--train_size", "--num_samples", type=int, default=train_size, help="problems in train")
     task.add_argument("--test_size", type=int, default=test_size, help="problems in test (at most, if read)")
     task.add_argument(
         "--template",
+        "--template_type",  # TinyZero's name, as is --num_samples
         choices=("base", "chat", "qwen-instruct"),
         default="base",
         help="prompt for a base or a chat model; qwen-instruct is TinyZero's name for chat",
@@ -213,6 +214,8 @@ def read_arguments(argv=None):
     """Return the checked arguments. Exit with one line for a value that makes no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if not args.local_dir:
+        parser.error("--local_dir is '', wanted the name of a folder")
     if args.seed < 0:
         parser.error(f"wanted --seed of at least 0, found {args.seed}")
     wrong = MADE[args.task].wrong_flags(args) if args.task in MADE else None

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from r1zero.files import is_folder_name
+
 ROWS_READ = "rows read"  # in a Counter of reasons for dropping rows, but no such reason
 
 
@@ -47,7 +49,7 @@ def find_dataset(source, configuration):
         if kind not in ("parquet", "json"):
             raise ValueError(f"--source {source} is no parquet, json or jsonl file: give one of these")
         return load_dataset_builder(kind, data_files=str(path))
-    is_hub_id = len(path.parts) == 2 and not path.is_absolute()
+    is_hub_id = len(path.parts) == 2 and not is_folder_name(source)
     if not path.is_dir() and not is_hub_id:
         raise ValueError(f"--source {source} does not exist; give a parquet or json file, a folder or a hub id")
     try:

@@ -1,8 +1,9 @@
 """Make prompts from a task's instruction, question and beginning of the answer."""
 
+from pathlib import Path
 from typing import NamedTuple
 
-from r1zero.files import one_line
+from r1zero.files import is_folder_name, one_line
 from r1zero.tasks.problem_files import chunked
 
 CONVERSATION = (
@@ -80,6 +81,8 @@ def load_tokenizer(name):
     """Load the tokenizer of a model folder or hub id, None for None. Raises ValueError if it cannot be loaded."""
     if name is None:
         return None
+    if is_folder_name(name) and not Path(name).is_dir():
+        raise ValueError(f"tokenizer {name} is a folder that does not exist: give another with --tokenizer")
     from transformers import AutoTokenizer
 
     try:
