@@ -24,7 +24,15 @@ import pyarrow.parquet as pq
 
 from r1zero.files import replaced
 from r1zero.tasks import countdown, multiplication, word_problems
-from r1zero.tasks.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
+from r1zero.tasks.problem_files import (
+    ROWS_READ,
+    dropped,
+    load_splits,
+    make_example,
+    row_schema,
+    with_texts,
+    write_rows,
+)
 from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
 from r1zero.tasks.word_problems import TEXT_TASKS, examples
 
@@ -123,7 +131,7 @@ def mixture(args, tokenizer):
             if not path.is_file():
                 raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
-            table = pq.read_table(path)
+            table = with_texts(pq.read_table(path))
             table = table.drop_columns([name for name in ("reward_model", "extra_info") if name in table.column_names])
             prompts = [str(prompt) for prompt in table["prompt"].to_pylist()]
             if split == "test":

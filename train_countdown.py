@@ -22,6 +22,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1zero.preflight import check
 from r1zero.report import console, page, run_folder
+from r1zero.tasks.problem_files import with_text_prompts
 from r1zero.training import checkpoints, generation, lora, nan_guard, reward_functions, stopping, vllm
 
 
@@ -75,6 +76,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     data = load_dataset(
         "parquet", data_files={split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")}
     )
+    data = {split: with_text_prompts(rows) for split, rows in data.items()}  # TinyZero's files have them in a message
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
     held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
     if is_main:

@@ -41,6 +41,21 @@ class TestRightFiles:
         assert file.first == {name: column[:2] for name, column in COUNTDOWN.items()}
 
     @pytest.mark.parametrize(
+        ("chat", "is_text"),
+        [
+            ([{"role": "user", "content": "1 + 1?\n<think>\n"}], True),
+            ([{"role": "user", "content": "Write in <think> </think> tags."}], False),
+            ([{"role": "assistant", "content": "<think>"}], False),
+            ([*CHAT, {"role": "user", "content": "<think>"}], False),
+        ],
+    )
+    def test_prompt_of_one_user_message_that_opens_a_think_is_its_text(self, examine, chat, is_text):
+        file, _ = examine({"prompt": [chat, chat]}, "mine:reward")
+        assert file.first["prompt"] == file.prompts == [chat[0]["content"] if is_text else chat] * 2
+        assert len(file.notices) == is_text
+        assert examine({"prompt": [chat, CHAT]}, "mine:reward")[0].notices == [], "all rows or none"
+
+    @pytest.mark.parametrize(
         ("names", "columns"),
         [
             ("countdown_reward", TYPED),

@@ -48,6 +48,7 @@ def check(parser, argv):
     functions, errors = read_rewards(values, machine)
     splits, unreadable = data.read(values, optional=not machine.is_here or Path(values.data_dir) in unmade)
     if splits:
+        notices += [notice for file in splits for notice in file.notices]
         notices += recipe.fit_evaluation(values, splits[1].rows, machine.processes)
     errors += [*hardware.errors(values, machine), *recipe.batch_errors(values, machine.processes)]
     errors += [*lora.setting_errors(values), *unreadable, *row_errors(values, splits, machine.processes)]

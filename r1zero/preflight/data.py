@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from r1zero.files import one_line, shown
+from r1zero.tasks.problem_files import with_texts
 from r1zero.training.reward_functions import ours
 
 FIRST = 64  # rows of each file whose right answers are tried
@@ -23,12 +24,16 @@ OTHER_NAMES = {"solution": "ground_truth"}  # of columns that a reward function 
 
 @dataclass
 class File:
-    """A file of problems. rows: how many; prompts: the longest (list); first: the first values (dict of columns)."""
+    """A file of problems.
+
+    rows: how many; prompts: the longest (list); first: the first values (dict of columns); notices: lines to print.
+    """
 
     path: Path
     rows: int = 0
     prompts: list = field(default_factory=list)
     first: dict = field(default_factory=dict)
+    notices: list = field(default_factory=list)
 
 
 def read(values, optional=False):
@@ -195,7 +200,10 @@ def survey(path, parquet, names, first_rows):
     golds = [columns[-1] for columns in read.values()]  # null in rows of another task
     file, faults, longest = File(Path(path)), {}, []
     # All columns, as a page that is damaged would otherwise be found by the run
-    for batch in parquet.iter_batches(ROWS_AT_A_TIME):
+    for whole in parquet.iter_batches(ROWS_AT_A_TIME):
+        batch = with_texts(whole)
+        if batch is not whole:
+            file.notices = [f"{path}: each prompt is one user message that ends in <think>, and is taken as its text"]
         file.first = file.first or batch.slice(0, first_rows).to_pydict()
         wrong = [("prompt", is_blank(batch["prompt"]), COLUMNS["prompt"][0])]
         for gold in golds:
