@@ -57,6 +57,8 @@ def check(parser, argv):
         unavailable = []
     if functions is not None and machine.is_here:
         errors += reward_errors(functions, splits, shape and shape.tokenizer)
+    if shape and shape.tokenizer:
+        notices += data.template_notices(splits, values, shape.tokenizer)
     longest, unmeasured = model.longest_prompt([prompt for file in splits for prompt in file.prompts], shape)
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)

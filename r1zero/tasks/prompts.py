@@ -1,5 +1,7 @@
 """Make prompts from a task's instruction, question and beginning of the answer."""
 
+import hashlib
+import importlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +58,39 @@ def render_template(prompt, form, tokenizer=None):
     elif text.count("</think>") > asked.count("</think>"):  # an empty block, for an answer without thinking
         text = asked + prompt.beginning
     return without_second_bos(text, tokenizer)
+
+
+def stamp(form, templates):
+    """Return the metadata (dict) of a file with prompts of these templates: the form and a checksum of each.
+
+    templates: rendered in this form, by the place of their Prompt in this package, such as "countdown.PROMPT".
+    """
+    return {f"template {place}": f"{form} {checksum(text)}" for place, text in templates.items()}
+
+
+def checksum(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def outdated(metadata, form, tokenizer):
+    """Return the places of the prompts (list[str]) that would be written otherwise now than in a file.
+
+    metadata: the file's, None if it has none; form: the one wanted, None for the file's; tokenizer: of the model.
+    """
+    places = []
+    for key, value in (metadata or {}).items():
+        if not key.startswith(b"template "):
+            continue
+        place, (written, found) = key.decode().split()[1], value.decode().split()
+        module, _, name = place.partition(".")
+        try:
+            prompt = getattr(importlib.import_module(f"r1zero.tasks.{module}"), name)
+            now = render_template(prompt, form or written, tokenizer if tokenizer.chat_template else None)
+        except (ImportError, AttributeError, ValueError):  # the prompt is gone, or the model's template fails
+            now = ""
+        if checksum(now) != found:
+            places.append(place)
+    return places
 
 
 def without_second_bos(text, tokenizer):
