@@ -108,6 +108,8 @@ def main(script_args, training_args, model_args, reward_funcs):
 
     # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
     lora.keep_base_exact(trainer.model)  # TRL merges the adapter on every weight sync, which rounds a 16-bit base
+    if not training_args.push_to_hub:
+        lora.name_base_by_whole_path(trainer.model)  # the adapter then loads from any folder
     if script_args.drop_finished and generation.processes_generate_alone(trainer):
         generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:

@@ -148,11 +148,14 @@ def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tra
     assert first["after"] == again["after"] and again["steps"] == 2
 
 
-def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, monkeypatch):
+def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, tiny_model, monkeypatch):
+    """It names its base by the whole path."""
+    monkeypatch.chdir(tiny_model.parent)
     kept = []
     monkeypatch.setattr(lora, "keep_base_exact", kept.append)
     flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "save_strategy": "no"}
-    train(tmp_path, max_steps=1, **flags, **UNEVALUATED)
+    train(tmp_path, model=tiny_model.name, max_steps=1, **flags, **UNEVALUATED)
+    assert read(tmp_path / "adapter_config.json")["base_model_name_or_path"] == str(tiny_model)
     assert [isinstance(model, PeftModel) for model in kept] == [True]
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert read(tmp_path / "metrics.json")["after"] is None
