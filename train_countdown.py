@@ -124,6 +124,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         arguments = (script_args, training_args, model_args)
         tables = {scorer.__name__: scorer.table for scorer in scorers}
         run_folder.write_config(output_dir / "config.yaml", *arguments, tables=tables, resumed=bool(resumed))
+        run_folder.name_run(training_args)
 
     # Train, and evaluate once more if the last step did not
     with run:
