@@ -24,8 +24,16 @@ import pyarrow.parquet as pq
 
 from r1zero.files import replaced
 from r1zero.tasks import countdown, multiplication, word_problems
-from r1zero.tasks.problem_files import ROWS_READ, dropped, load_splits, make_example, row_schema, write_rows
-from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.tasks.problem_files import (
+    ROWS_READ,
+    dropped,
+    load_splits,
+    make_example,
+    row_schema,
+    with_texts,
+    write_rows,
+)
+from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template, stamp
 from r1zero.tasks.word_problems import TEXT_TASKS, examples
 
 MADE = {"countdown": countdown, "multiply": multiplication}  # tasks whose problems this script makes
@@ -35,7 +43,8 @@ def made_task(args, tokenizer):
     """Make or read the problems of a task of MADE, write both files and print their contents."""
     task = MADE[args.task]
     template = render_template(task.PROMPT, args.template, tokenizer)
-    schema = row_schema(task.COLUMNS, ground_truth=task.TRUTH)
+    place = f"{task.__name__.rpartition('.')[2]}.PROMPT"
+    schema = row_schema(task.COLUMNS, ground_truth=task.TRUTH).with_metadata(stamp(args.template, {place: template}))
     for split, problems in zip(("train", "test"), task.problems(args), strict=True):
         counts = Counter()
         rows = []
@@ -73,26 +82,29 @@ def text_task(args, tokenizer):
         raise ValueError(f"--source {args.source} has the splits {list(splits)}, wanted train")
     held_out = next((name for name in ("test", "validation") if name in splits), "train")
     columns = {"solution": pa.string()}
+    prompts = {"maths": word_problems.MATHS}
     if args.task == "eurus":
         columns["tests"] = pa.string()
+        prompts["code"] = word_problems.CODE
+    templates = {kind: render_template(prompt, args.template, tokenizer) for kind, prompt in prompts.items()}
+    places = {f"word_problems.{kind.upper()}": text for kind, text in templates.items()}
+    schema = row_schema(columns).with_metadata(stamp(args.template, places))
 
     counts, seen = Counter(), set()
-    candidates = text_rows(args, splits[held_out], tokenizer, seen, counts)
+    candidates = text_rows(args, splits[held_out], tokenizer, templates, seen, counts)
     chosen = heapq.nsmallest(args.test_size, candidates, key=lambda keyed: keyed[0])
     if held_out == "train":
         chosen = chosen[: len(seen) // 5 + 1]
-    first = write_text_rows(args, "test", chosen, held_out, columns, counts)
+    first = write_text_rows(args, "test", chosen, held_out, schema, counts)
 
     counts, seen = Counter(), {key for key, _ in chosen}
-    rows = text_rows(args, splits["train"], tokenizer, seen, counts)
-    write_text_rows(args, "train", rows, "train", columns, counts)
+    rows = text_rows(args, splits["train"], tokenizer, templates, seen, counts)
+    write_text_rows(args, "train", rows, "train", schema, counts)
     print_example(args.local_dir, first)
 
 
-def text_rows(args, source_rows, tokenizer, seen, counts):
+def text_rows(args, source_rows, tokenizer, templates, seen, counts):
     """Yield (key, row) of the usable rows of a stream whose key is not in `seen` (set), and add it there."""
-    prompts = {"maths": word_problems.MATHS, "code": word_problems.CODE}
-    templates = {name: render_template(prompt, args.template, tokenizer) for name, prompt in prompts.items()}
     rows = examples(args.task, source_rows, args.source, templates, args.seed, counts)
     for row in drop_long_prompts(rows, tokenizer, args.max_prompt_length, counts):
         key = row.pop("key")
@@ -103,10 +115,10 @@ def text_rows(args, source_rows, tokenizer, seen, counts):
             yield key, row
 
 
-def write_text_rows(args, split, keyed_rows, origin, columns, counts):
+def write_text_rows(args, split, keyed_rows, origin, schema, counts):
     """Write (key, row)s from the source's split `origin`, print the counts and return the first row."""
     rows = (row for _, row in keyed_rows)
-    written, first = write_rows(args.parts[split], split, rows, row_schema(columns), counts)
+    written, first = write_rows(args.parts[split], split, rows, schema, counts)
     path = f"{args.local_dir}/{split}.parquet"
     print(f"{path}: {written:,} of the {counts[ROWS_READ]:,} rows of {origin}{dropped(counts)}")
     return first
@@ -117,14 +129,15 @@ def mixture(args, tokenizer):
     rng = np.random.default_rng(args.seed)
     held_out = set()  # test prompts, as train of another part may have them
     for split in ("test", "train"):
-        tables = []
+        tables, metadata = [], {}
         for folder in args.folders:
             path = Path(folder) / f"{split}.parquet"
             if not path.is_file():
                 raise ValueError(missing_part(path))
             # These two differ in type from task to task, and no reward reads them
-            table = pq.read_table(path)
+            table = with_texts(pq.read_table(path))
             table = table.drop_columns([name for name in ("reward_model", "extra_info") if name in table.column_names])
+            metadata |= table.schema.metadata or {}
             prompts = [str(prompt) for prompt in table["prompt"].to_pylist()]
             if split == "test":
                 held_out.update(prompts)
@@ -135,7 +148,7 @@ def mixture(args, tokenizer):
         tables = [table.take(np.sort(rng.permutation(table.num_rows)[:part])) for table in tables]
         mixed = pa.concat_tables(tables, promote_options="default")
         rows = mixed.take(rng.permutation(mixed.num_rows)).to_pylist()
-        schema = mixed.schema.append(row_schema({}).field("extra_info"))
+        schema = mixed.schema.append(row_schema({}).field("extra_info")).with_metadata(metadata)
         _, first = write_rows(args.parts[split], split, rows, schema, Counter())
         print(f"{args.local_dir}/{split}.parquet: {part:,} problems of each of {' '.join(args.folders)}")
     print_example(args.local_dir, first)
@@ -150,10 +163,11 @@ def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults
     """Add the subcommand of a task that makes prompts, and return it. defaults: replace those of its flags."""
     task = add_command(tasks, name, run, text)
     if train_size:
-        task.add_argument("--train_size", type=int, default=train_size, help="problems in train")
+        task.add_argument("--train_size", "--num_samples", type=int, default=train_size, help="problems in train")
     task.add_argument("--test_size", type=int, default=test_size, help="problems in test (at most, if read)")
     task.add_argument(
         "--template",
+        "--template_type",  # TinyZero's name, as is --num_samples
         choices=("base", "chat", "qwen-instruct"),
         default="base",
         help="prompt for a base or a chat model; qwen-instruct is TinyZero's name for chat",
@@ -213,6 +227,8 @@ def read_arguments(argv=None):
     """Return the checked arguments. Exit with one line for a value that makes no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if not args.local_dir:
+        parser.error("--local_dir is '', wanted the name of a folder")
     if args.seed < 0:
         parser.error(f"wanted --seed of at least 0, found {args.seed}")
     wrong = MADE[args.task].wrong_flags(args) if args.task in MADE else None

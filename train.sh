@@ -12,9 +12,7 @@ source setup.sh
 if [ -n "${BASE_MODEL:-}" ]; then set -- --model_name_or_path "$BASE_MODEL" "$@"; fi
 if [ -n "${DATA_DIR:-}" ]; then set -- --data_dir "$DATA_DIR" "$@"; fi
 if [ -n "${ROLLOUT_TP_SIZE:-}" ]; then set -- --vllm_tensor_parallel_size "$ROLLOUT_TP_SIZE" "$@"; fi
-if [ -n "${EXPERIMENT_NAME:-}" ]; then
-    set -- --run_name "$EXPERIMENT_NAME" --output_dir "outputs/$EXPERIMENT_NAME" "$@"
-fi
+if [ -n "${EXPERIMENT_NAME:-}" ]; then set -- --output_dir "outputs/$EXPERIMENT_NAME" "$@"; fi
 
 gpus=${N_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')} # of those in CUDA_VISIBLE_DEVICES
 if [[ ! $gpus =~ ^[0-9]+$ ]]; then

@@ -22,6 +22,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1zero.preflight import check
 from r1zero.report import console, page, run_folder
+from r1zero.tasks.problem_files import with_text_prompts
 from r1zero.training import checkpoints, generation, lora, nan_guard, phases, reward_functions, stopping, vllm
 
 
@@ -74,6 +75,7 @@ def main(script_args, training_args, model_args, reward_funcs):
     data = load_dataset(
         "parquet", data_files={split: f"{script_args.data_dir}/{split}.parquet" for split in ("train", "test")}
     )
+    data = {split: with_text_prompts(rows) for split, rows in data.items()}  # TinyZero's files have them in a message
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
     held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
     if is_main:
@@ -110,6 +112,8 @@ def main(script_args, training_args, model_args, reward_funcs):
 
     # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
     lora.keep_base_exact(trainer.model)  # TRL merges the adapter on every weight sync, which rounds a 16-bit base
+    if not training_args.push_to_hub:
+        lora.name_base_by_whole_path(trainer.model)  # the adapter then loads from any folder
     if script_args.drop_finished and generation.processes_generate_alone(trainer):
         generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:
@@ -125,6 +129,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         arguments = (script_args, training_args, model_args)
         tables = {scorer.__name__: scorer.table for scorer in scorers}
         run_folder.write_config(output_dir / "config.yaml", *arguments, tables=tables, resumed=bool(resumed))
+        run_folder.name_run(training_args)
 
     # Train, and evaluate once more if the last step did not
     with run:

@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 from r1zero import schedule  # noqa: E402
 from r1zero.estimate import memory  # noqa: E402
 from r1zero.preflight import machine as machines  # noqa: E402
+from r1zero.tasks.problem_files import with_texts  # noqa: E402
 from r1zero.training import phases  # noqa: E402
 
 VERSIONS = {
@@ -206,7 +207,8 @@ def run_one(args, words):
     if CUDA:
         prompts = []
         for split in ("train", "test"):
-            prompts += pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"])["prompt"].to_pylist()
+            table = with_texts(pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"]))
+            prompts += table["prompt"].to_pylist()
         longest = max(map(len, AutoTokenizer.from_pretrained(values.model_name_or_path)(prompts)["input_ids"]))
         card, tokens = torch.cuda.get_device_properties(0).total_memory, longest + values.max_completion_length
         estimate = memory.memory(values, model, machines.read_strategy({}), tokens, card)["peaks"]

@@ -90,6 +90,16 @@ def broken_line(path):
         return f"{path} is no whole safetensors file ({one_line(error)}): copy or download it again"
 
 
+def is_folder_name(name):
+    """Return whether a name is a folder's and no hub id. The hub is not asked for one: offline it retries for long.
+
+    The hub has nobody called `models`.
+    """
+    if name.startswith((".", "/", "~", "models/")) or name.count("/") > 1:
+        return True
+    return "/" in name and Path(name).parent.is_dir()
+
+
 def one_line(error):
     """Return the text of an exception on one line."""
     return " ".join(str(error).split())

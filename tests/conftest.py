@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -57,6 +58,18 @@ def one_thread():
 def tiny_data(tmp_path_factory):
     """Folder with train.parquet and test.parquet of the embedded default."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny"), steps=0)[1]
+
+
+@pytest.fixture(scope="session")
+def tinyzeros_data(tmp_path_factory, tiny_data):
+    """The same as TinyZero writes it: each prompt is a list of one message, whose content is the text."""
+    folder = tmp_path_factory.mktemp("tinyzeros")
+    for split in ("train", "test"):
+        table = pq.read_table(tiny_data / f"{split}.parquet")
+        messages = [[{"content": prompt, "role": "user"}] for prompt in table["prompt"].to_pylist()]
+        table = table.set_column(table.column_names.index("prompt"), "prompt", [messages])
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,18 @@ bash tests/run.sh tests/test_data.py
 import math
 import random
 import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trl
 
-from r1zero.preflight import data
+import preprocess
+from r1zero import tiny_model as tiny
+from r1zero.preflight import data as of_data
 
 COUNTDOWN = {"prompt": ["a", "bb", "ccc"], "nums": [[1, 2], [3, 4, 5], [6, 7, 8, 9]], "target": [3, 12, 30]}
 TYPES = {"nums": pa.large_list(pa.int16()), "target": pa.uint8(), "prompt": pa.large_string()}
@@ -26,7 +32,7 @@ def examine(tmp_path):
 
     def run(columns, *names, row_group_size=None):
         pq.write_table(pa.table(columns), tmp_path / "train.parquet", row_group_size=row_group_size)
-        file, errors = data.examine(tmp_path / "train.parquet", names, "type this", first_rows=2)
+        file, errors = of_data.examine(tmp_path / "train.parquet", names, "type this", first_rows=2)
         assert (file is None) == bool(errors)
         assert all("train.parquet" in error and "type this" in error and "\n" not in error for error in errors)
         return file, errors
@@ -34,11 +40,62 @@ def examine(tmp_path):
     return run
 
 
+@pytest.mark.parametrize(
+    ("task", "form", "name"),
+    [
+        ("countdown", "base", "countdown.PROMPT"),
+        ("mixture", "base", "word_problems.MATHS"),
+        ("eurus", "base", "word_problems.CODE"),
+        ("instruct", "qwen-instruct", "countdown.PROMPT"),
+    ],
+)
+def test_prompts_that_would_be_written_otherwise_now_are_said(data, tmp_path, monkeypatch, task, form, name):
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    folder = data / task
+    if task == "instruct":  # in Qwen's form without a tokenizer, which this model's own template equals
+        folder = tmp_path
+        flags = ["--local_dir", str(folder), "--train_size=4", "--test_size=4", "--template", form]
+        preprocess.main(["countdown", *flags])
+    values = SimpleNamespace(data_dir=folder, reward_funcs=["mine:reward"], prepare=f"preprocess.py --template {form}")
+
+    def notices():
+        files, errors = of_data.read(values)
+        assert errors == []
+        return of_data.template_notices(files, values, tokenizer)
+
+    assert notices() == []
+    values.prepare = f"preprocess.py --template {'chat' if form == 'base' else 'base'}"
+    assert len(notices()) == 1
+    values.prepare = None
+    assert notices() == []
+    module, _, attribute = name.partition(".")
+    edited = getattr(sys.modules[f"r1zero.tasks.{module}"], attribute)._replace(beginning="Well. <think>")
+    monkeypatch.setattr(f"r1zero.tasks.{name}", edited)
+    (notice,) = notices()
+    assert f"{folder}/train.parquet has other prompts than {name} of" in notice
+
+
 class TestRightFiles:
     def test_of_countdown_are_known_by_rows_longest_prompts_and_first_values(self, examine):
         file, _ = examine(COUNTDOWN, "countdown_reward")
         assert (file.rows, file.prompts) == (3, ["a", "bb", "ccc"])
         assert file.first == {name: column[:2] for name, column in COUNTDOWN.items()}
+
+    @pytest.mark.parametrize(
+        ("chat", "is_text"),
+        [
+            ([{"role": "user", "content": "1 + 1?\n<think>\n"}], True),
+            ([{"role": "user", "content": "Write in <think> </think> tags."}], False),
+            ([{"role": "assistant", "content": "<think>"}], False),
+            ([*CHAT, {"role": "user", "content": "<think>"}], False),
+        ],
+    )
+    def test_prompt_of_one_user_message_that_opens_a_think_is_its_text(self, examine, chat, is_text):
+        file, _ = examine({"prompt": [chat, chat]}, "mine:reward")
+        assert file.first["prompt"] == file.prompts == [chat[0]["content"] if is_text else chat] * 2
+        assert len(file.notices) == is_text
+        assert examine({"prompt": [chat, CHAT]}, "mine:reward")[0].notices == [], "all rows or none"
 
     @pytest.mark.parametrize(
         ("names", "columns"),
@@ -68,7 +125,7 @@ class TestRightFiles:
         assert errors == [] and file.prompts == [CHAT, long]
 
     def test_longest_prompts_are_found_wherever_they_stand(self, examine, monkeypatch):
-        monkeypatch.setattr(data, "ROWS_AT_A_TIME", 7)
+        monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 7)
         lengths = list(range(1, 101))
         random.Random(0).shuffle(lengths)
         file, _ = examine({"prompt": ["é" * length for length in lengths]}, "mine:reward", row_group_size=10)
@@ -80,7 +137,7 @@ class TestFiles:
         path = tmp_path / "train.parquet"
         for content in (b"", b"PAR1", b'{"prompt": "a"}'):
             path.write_bytes(content)
-            (error,) = data.examine(path, ["countdown_reward"], "type this")[1]
+            (error,) = of_data.examine(path, ["countdown_reward"], "type this")[1]
             assert error.startswith(f"{path} is no readable parquet file (") and error.endswith("): type this")
 
     @pytest.mark.parametrize("column", ["prompt", "nums", "note"])
@@ -96,13 +153,13 @@ class TestFiles:
         content = bytearray(path.read_bytes())
         content[start : start + 40] = bytes(40)
         path.write_bytes(content)
-        (error,) = data.examine(path, ["countdown_reward"], "type this")[1]
+        (error,) = of_data.examine(path, ["countdown_reward"], "type this")[1]
         assert "is no readable parquet file" in error and "\n" not in error
 
 
 class TestRows:
     def test_are_counted_in_the_file_and_not_in_its_parts(self, examine, monkeypatch):
-        monkeypatch.setattr(data, "ROWS_AT_A_TIME", 10)
+        monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 10)
         prompts = ["a" for _ in range(95)]
         prompts[37] = prompts[81] = ""
         chats = [CHAT if prompt else [] for prompt in prompts]

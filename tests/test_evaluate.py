@@ -264,14 +264,18 @@ class TestRealEvaluation:
         (header,) = [line for line in output.splitlines() if "run-checkpoint-3" in line and "┃" in line]
         assert "model" in header
 
-    def test_the_seed_decides_the_problems_and_their_completions(self, tiny_model, problems, tmp_path):
+    def test_the_seed_decides_the_problems_and_their_completions(
+        self, tiny_model, problems, tinyzeros_data, tmp_path, capsys
+    ):
+        """The second time on TinyZero's file, whose prompts are the same texts, each in a message."""
         flags = {"n": 4, "temperature": 0.6, "batch_size": None, "limit": 6}
         metrics = run(tiny_model, problems, tmp_path / "first", **flags)
         assert metrics["n"] == 4 and metrics["pass@k"].keys() == {"1", "2", "4"}
         first = table(tmp_path / "first" / "model")
         texts = first["completion"].to_pylist()
         assert all(len(set(texts[i : i + 4])) == 4 for i in range(0, 24, 4))
-        run(tiny_model, problems, tmp_path / "again", **flags)
+        run(tiny_model, tinyzeros_data / "test.parquet", tmp_path / "again", **flags)
+        assert capsys.readouterr().out.count("each prompt is one user message") == 1
         run(tiny_model, problems, tmp_path / "other", **flags, seed=1)
         other = table(tmp_path / "other" / "model")
         assert first.equals(table(tmp_path / "again" / "model"))

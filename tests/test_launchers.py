@@ -59,7 +59,7 @@ COMMANDS = [  # the GPUs that torch sees, the variables, and what is started
     (0, {"BASE_MODEL": "", "N_GPUS": ""}, ONE),
     (0, {"BASE_MODEL": "my model", "DATA_DIR": "data/x"}, f"{ONE} --data_dir data/x --model_name_or_path 'my model'"),
     (2, {"ROLLOUT_TP_SIZE": "2"}, f"{TWO} --vllm_tensor_parallel_size 2"),
-    (0, {"EXPERIMENT_NAME": "a b"}, f"{ONE} --run_name 'a b' --output_dir 'outputs/a b'"),
+    (0, {"EXPERIMENT_NAME": "a b"}, f"{ONE} --output_dir 'outputs/a b'"),
     (1, {}, f"GPU=0 {ONE}"),
     (8, {"N_GPUS": "2"}, TWO),
     (8, {"N_GPUS": "1"}, f"GPU=0 {ONE}"),

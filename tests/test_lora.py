@@ -145,3 +145,12 @@ def test_settings_that_part_generation_from_training_are_refused(settings, error
     values |= {"load_in_4bit": False, "load_in_8bit": False} | settings
     errors = lora.setting_errors(SimpleNamespace(**values))
     assert errors == [] if error is None else len(errors) == 1 and error in errors[0]
+
+
+@pytest.mark.parametrize(("name", "is_folder"), [("base", True), ("Qwen/Qwen2.5-0.5B", False)])
+def test_saved_adapter_names_a_folder_by_its_whole_path_and_leaves_a_hub_id(tmp_path, monkeypatch, name, is_folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    model = SimpleNamespace(peft_config={"default": LoraConfig(base_model_name_or_path=name)})
+    lora.name_base_by_whole_path(model)
+    assert model.peft_config["default"].base_model_name_or_path == (str(tmp_path / name) if is_folder else name)

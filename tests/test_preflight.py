@@ -396,6 +396,9 @@ class TestDryRun:
             checks.check(parser(), [*map(str, flags), "--data_dir", str(tiny_data)])
 
 
+NUMBERS = {"no": 0, "one": 1, "two": 2, "four": 4, "eight": 8}
+
+
 def line_of(lines, start):
     """The one line that begins so, None if there is none."""
     found = [line for line in lines if line.startswith(start)]
@@ -415,7 +418,7 @@ class TestAnotherMachine:
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
     def test_of_the_header_has_a_plan_with_the_memory_of_header_and_table(self, path, plan):
         of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
-        gpus, gigabytes = {"no": 0, "one": 1, "two": 2, "eight": 8}[of_header[1]], float(of_header[2])
+        gpus, gigabytes = NUMBERS[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
         assert line_of(lines, "steps: ") and line_of(lines, "model: ") and line_of(lines, "machine: ")
         assert line_of(lines, "not checked, as only that machine can tell") and line_of(lines, "batch: ") is None
@@ -425,11 +428,18 @@ class TestAnotherMachine:
         assert f"of {gigabytes * 1e9 / 2**30:.1f}" in estimate
         (header,) = re.findall("# Hardware: .*", path.read_text())
         docs = (ROOT / "docs" / "recipes.md").read_text()
-        row = re.search(rf"^\| `{re.escape(path.name)}` \| (.*?) \| `(\w+)\.yaml` \| (.*) \|$", docs, re.MULTILINE)
-        sizes = dict(zip(("update", "evaluation", "generation"), map(float, row[3].split(" | ")), strict=True))
+        row = rf"^\| `{re.escape(path.name)}` \| (\w+) of (\d+) GB \| `(\w+)\.yaml` \| (.*) \|$"
+        (first, *more) = re.findall(row, docs, re.MULTILINE)
+        sizes = dict(zip(("update", "evaluation", "generation"), map(float, first[3].split(" | ")), strict=True))
         assert peaks(header) == sizes == pytest.approx(peaks(estimate), abs=0.55)
-        assert row[1] == f"{header.split()[2]} of {gigabytes:g} GB" and f"accelerate/{row[2]}.yaml" in lines[0]
+        assert first[:2] == (header.split()[2], f"{gigabytes:g}") and f"accelerate/{first[2]}.yaml" in lines[0]
         assert line_of(lines, "will not fit") is None
+        for count, gigabytes, strategy, gib in more:
+            machine = ("--gpus", NUMBERS[count], "--gpu_memory", gigabytes, "--strategy", strategy)
+            lines = plan("--config", path, *machine)
+            estimate = peaks(line_of(lines, "memory a card, estimate in GiB"))
+            assert list(estimate.values()) == pytest.approx(list(map(float, gib.split(" | "))), abs=0.55)
+            assert line_of(lines, "will not fit") is line_of(lines, "batch: ") is None
 
     def test_needs_no_recipe_and_says_what_does_not_fit(self, plan):
         lines = plan("--gpus", 8, "--gpu_memory", 80)

@@ -30,7 +30,8 @@ def write_source(path, problems):
 
 class TestCountdown:
     def test_rows_have_tinyzeros_schema_and_counts_and_a_whole_prompt_are_printed(self, tmp_path, capsys):
-        made = prepare("countdown", tmp_path, "--train_size", 21, "--test_size", 4)
+        tinyzeros = ("--num_samples", 21, "--template_type=qwen-instruct")
+        made = prepare("countdown", tmp_path, *tinyzeros, "--test_size", 4)
         assert [len(rows) for rows in made] == [21, 4]
         for split, rows in zip(("train", "test"), made, strict=True):
             for index, row in enumerate(rows):
@@ -40,7 +41,7 @@ class TestCountdown:
                 assert row["reward_model"] == {"style": "rule", "ground_truth": truth}
                 assert row["extra_info"] == {"split": split, "index": index}
                 question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
-                assert question in row["prompt"]
+                assert question in row["prompt"] and row["prompt"].startswith("<|im_start|>system")
         output, row = capsys.readouterr().out, made[1][0]
         assert f"{tmp_path}/train.parquet: 21 problems, 11 of 3 numbers (" in output and "% need * or /)" in output
         assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
@@ -118,7 +119,11 @@ REFUSED = {
     "no hub": ("math --source nobody/nothing", "nor a data set that the hub gives .* give its path"),
     "products": ("multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792"),
     "a folder missing": ("mixture none", "none/test.parquet does not exist: write it first"),
-    "no tokenizer": (f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none", "tokenizer ./none cannot be had"),
+    "no tokenizer": (
+        f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
+        "tokenizer ./none is a folder that does not",
+    ),
+    "no source in a folder": ("math --source data/none", "data/none does not exist; give"),
 }
 
 
@@ -142,6 +147,7 @@ NOT_MEANT = {
     "countdown --split tinyzero": "give it with --source",
     "countdown --max_target 5": "--max_target of at least 10",
     "countdown --num_operands 1": "--num_operands of at least 2",
+    "countdown --local_dir=": "--local_dir is '', wanted the name of a folder",
     "countdown --seed -1": "--seed of at least 0",
     "multiply --digits 0 3": "wanted --digits from 1 to 18",
     "multiply --digits 3 19": "wanted --digits from 1 to 18",

@@ -3,9 +3,11 @@
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import trl
 from conftest import FIXTURES, ROOT, train_here
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -66,6 +68,22 @@ def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
     tokenizer.chat_template = "{{ raise_exception() }}"
     with pytest.raises(ValueError, match="the chat template of --tokenizer .* fails"):
         render_template(countdown.PROMPT, "chat", tokenizer)
+
+
+# All that TRL ships, but those that take no text or no system's turn, and copies that differ in what is trained
+CHAT_TEMPLATES = [
+    path
+    for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    if not re.search("_training|^(gemma|idefics3|llava_next|smolvlm)$", path.stem)
+]
+
+
+@pytest.mark.parametrize("path", CHAT_TEMPLATES, ids=lambda path: path.stem)
+def test_open_turn_of_a_chat_ends_in_the_one_think_that_it_has(path):
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.chat_template, tokenizer.bos_token = path.read_text(), tiny.END_OF_TEXT
+    turn = render_template(countdown.PROMPT, "chat", tokenizer).rpartition(countdown.PROMPT.question)[2]
+    assert turn.count("think>") == turn.rstrip().endswith("<think>") == 1, turn
 
 
 def tokenizer_with_bos(folder, adds, writes, bos="<|bos|>"):

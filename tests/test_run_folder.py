@@ -147,3 +147,21 @@ def test_folder_that_cannot_be_locked_is_told_and_no_file_stands_for_a_lock(tmp_
         patch.setattr(fcntl, "flock", flock)
         run_folder.claim(tmp_path / "run")
     run_folder.claim(tmp_path / "run")
+
+
+def test_trackers_know_a_resumed_run_again_and_another_run_of_the_folder_as_new(tmp_path, monkeypatch):
+    """wandb 0.23 resumes by the id and trackio 0.43 by the name: tried with both, offline."""
+    folder, known = tmp_path / "run", []
+    for begins in (True, False, True):
+        if begins:
+            run_folder.move_aside(folder)
+        monkeypatch.setattr(os, "environ", {})
+        arguments = SimpleNamespace(output_dir=str(folder), run_name=None)
+        run_folder.name_run(arguments)
+        known.append((arguments.run_name, os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"]))
+    first, resumed, other = known
+    assert first == resumed == (f"run-{first[1]}", first[1], "allow")
+    assert not {first[0], first[1]} & set(other)
+    arguments = SimpleNamespace(output_dir=str(folder), run_name="mine")
+    run_folder.name_run(arguments)
+    assert arguments.run_name == "mine"

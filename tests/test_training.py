@@ -116,18 +116,23 @@ def test_console_shows_a_line_a_step_and_a_whole_completion(run):
     assert not any(line.startswith("{'loss'") for line in lines), "no dictionary"
 
 
-def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(run, tmp_path, tiny_data, capsys):
+def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(
+    run, tmp_path, tiny_data, tinyzeros_data, capsys
+):
+    """Here on TinyZero's files, whose prompts are the same texts, each in a message."""
     text = (run[0] / "config.yaml").read_text()
     assert text.startswith("# commit ") and "trl 1.16.0" in text
     config = yaml.safe_load(text)
     assert config["num_generations"] == 4 and config["learning_rate"] > 0 and config["data_dir"] == str(tiny_data)
     folder = shutil.copytree(run[0], tmp_path / "again")
-    train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no")
+    train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
     assert_same_weights(folder, run[0])
     again, first = read(folder / "metrics.json"), read(run[0] / "metrics.json")
     assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
     (aside,) = tmp_path.glob("again-*")
-    assert f"moved to {aside}" in capsys.readouterr().out and (aside / "checkpoint-2").is_dir()
+    printed = capsys.readouterr().out
+    assert f"moved to {aside}" in printed and (aside / "checkpoint-2").is_dir()
+    assert f"{tinyzeros_data}/train.parquet: each prompt is one user message" in printed
     assert not list(folder.glob("checkpoint-*"))
 
 
@@ -160,11 +165,14 @@ def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tra
     assert first["after"] == again["after"] and again["steps"] == 2
 
 
-def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, monkeypatch):
+def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, tiny_model, monkeypatch):
+    """It names its base by the whole path."""
+    monkeypatch.chdir(tiny_model.parent)
     kept = []
     monkeypatch.setattr(lora, "keep_base_exact", kept.append)
     flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "save_strategy": "no"}
-    train(tmp_path, max_steps=1, **flags, **UNEVALUATED)
+    train(tmp_path, model=tiny_model.name, max_steps=1, **flags, **UNEVALUATED)
+    assert read(tmp_path / "adapter_config.json")["base_model_name_or_path"] == str(tiny_model)
     assert [isinstance(model, PeftModel) for model in kept] == [True]
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert read(tmp_path / "metrics.json")["after"] is None

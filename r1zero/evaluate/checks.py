@@ -13,11 +13,13 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
+from r1zero import processes
 from r1zero.evaluate.engines import read_model
 from r1zero.files import checksum, one_line
 from r1zero.preflight.data import columns_read, examine
 from r1zero.preflight.hardware import triton_errors, why_unseen
 from r1zero.preflight.model import context_errors, vocabulary_errors
+from r1zero.tasks.problem_files import with_text_prompts
 from r1zero.training.reward_functions import ours, resolve, score
 
 SETTINGS = ("data", "limit", "seed", "n", "temperature", "max_completion_length", "batch_size", "backend", "dtype")
@@ -87,6 +89,8 @@ def examine_data(args):
         readable = {name: function.task.columns for name, function in ours().items()}
         lacking = f"and lacks what a reward reads: {readable}"
         return names, [f"{args.data} has the columns {list(survey.first)} {lacking}; {advice}"]
+    if processes.is_main_process():
+        print(*survey.notices, sep="\n", end="\n" * bool(survey.notices))
     if not isinstance(survey.prompts[0], str):
         return names, [f"{args.data} has chats as prompts, wanted texts: apply the chat template first"]
     return names, []
@@ -94,7 +98,7 @@ def examine_data(args):
 
 def read_problems(args, functions):
     """Return the problems to score. Raises ValueError if the functions fail on them, or leave some without reward."""
-    data = load_dataset("parquet", data_files=args.data, split="train")
+    data = with_text_prompts(load_dataset("parquet", data_files=args.data, split="train"))
     chosen = np.random.default_rng(args.seed).permutation(len(data))[: args.limit]
     chosen = data.add_column("row", range(len(data))).select(np.sort(chosen))
     unscored = 0

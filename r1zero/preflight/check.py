@@ -53,6 +53,7 @@ def check(parser, argv):
     functions, errors = read_rewards(values, machine)
     splits, unreadable = data.read(values, optional=not machine.is_here or Path(values.data_dir) in unmade)
     if splits:
+        notices += [notice for file in splits for notice in file.notices]
         notices += recipe.fit_evaluation(values, splits[1].rows, machine.processes)
     errors += [*hardware.errors(values, machine), *recipe.batch_errors(values, machine.processes)]
     errors += [*lora.setting_errors(values), *unreadable, *row_errors(values, splits, machine.processes)]
@@ -61,6 +62,8 @@ def check(parser, argv):
         unavailable = []
     if functions is not None and machine.is_here:
         errors += reward_errors(functions, splits, shape and shape.tokenizer)
+    if shape and shape.tokenizer:
+        notices += data.template_notices(splits, values, shape.tokenizer)
     longest, unmeasured = model.longest_prompt([prompt for file in splits for prompt in file.prompts], shape)
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)

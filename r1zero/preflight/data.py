@@ -4,6 +4,7 @@ Rows count from 0. Every row is looked at, in Arrow's own loops.
 """
 
 import heapq
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from r1zero.files import one_line, shown
+from r1zero.tasks.problem_files import with_texts
+from r1zero.tasks.prompts import outdated
 from r1zero.training.reward_functions import ours
 
 FIRST = 64  # rows of each file whose right answers are tried
@@ -23,12 +26,18 @@ OTHER_NAMES = {"solution": "ground_truth"}  # of columns that a reward function 
 
 @dataclass
 class File:
-    """A file of problems. rows: how many; prompts: the longest (list); first: the first values (dict of columns)."""
+    """A file of problems.
+
+    rows: how many; prompts: the longest (list); first: the first values (dict of columns); notices: lines to print;
+    metadata: of its schema (dict, or None).
+    """
 
     path: Path
     rows: int = 0
     prompts: list = field(default_factory=list)
     first: dict = field(default_factory=dict)
+    notices: list = field(default_factory=list)
+    metadata: dict | None = None
 
 
 def read(values, optional=False):
@@ -54,6 +63,22 @@ def read(values, optional=False):
     if more:  # datasets would not read the two together
         errors.append(f"{paths[1]} has the columns {more}, which {paths[0]} lacks: remove them from it")
     return files, errors
+
+
+def template_notices(files, values, tokenizer):
+    """Return a line if prompts were written by other templates than the recipe's `prepare` would take now.
+
+    files: list[File]; values: every setting; tokenizer: the model's.
+    """
+    wanted = re.search(r"--template(?:_type)?[ =](\S+)", values.prepare or "")
+    for file in files:
+        places = outdated(file.metadata, wanted and wanted[1], tokenizer)
+        if places:
+            return [
+                f"{file.path} has other prompts than {' and '.join(places)} of r1zero/tasks makes now for this model: "
+                f"keep them, or remove {values.data_dir} and type python {values.prepare or 'preprocess.py TASK'}"
+            ]
+    return []
 
 
 def examine(path, names, advice, first_rows=0):
@@ -193,9 +218,12 @@ def survey(path, parquet, names, first_rows):
     """
     read = columns_read(names, parquet.schema_arrow)
     golds = [columns[-1] for columns in read.values()]  # null in rows of another task
-    file, faults, longest = File(Path(path)), {}, []
+    file, faults, longest = File(Path(path), metadata=parquet.schema_arrow.metadata), {}, []
     # All columns, as a page that is damaged would otherwise be found by the run
-    for batch in parquet.iter_batches(ROWS_AT_A_TIME):
+    for whole in parquet.iter_batches(ROWS_AT_A_TIME):
+        batch = with_texts(whole)
+        if batch is not whole:
+            file.notices = [f"{path}: each prompt is one user message that ends in <think>, and is taken as its text"]
         file.first = file.first or batch.slice(0, first_rows).to_pydict()
         wrong = [("prompt", is_blank(batch["prompt"]), COLUMNS["prompt"][0])]
         for gold in golds:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from r1zero.estimate import model_shapes
-from r1zero.files import broken_line, one_line, shown
+from r1zero.files import broken_line, is_folder_name, one_line, shown
 from r1zero.tasks.prompts import begins_with_two_bos
 from r1zero.training import lora
 
@@ -94,16 +94,6 @@ def read_config(name, trust_remote_code=False, **source):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
     except Exception as error:  # a model's own code may raise anything
         raise ValueError(unusable_line(name, f"model {name} cannot be had", error)) from error
-
-
-def is_folder_name(name):
-    """Return whether the name of a model is a folder's. The hub is not asked for one: offline it retries for long.
-
-    The hub has nobody called `models`.
-    """
-    if name.startswith((".", "/", "~", "models/")) or name.count("/") > 1:
-        return True
-    return "/" in name and Path(name).parent.is_dir()
 
 
 def read_tokenizer(name, trust_remote_code=False, **source):

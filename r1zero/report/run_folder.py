@@ -3,8 +3,10 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -99,6 +101,21 @@ def write_config(path, *arguments, tables=None, resumed=False):
             print(f"since the run began: {change}", flush=True)
     with replaced(path) as part:
         part.write_text(text)
+
+
+def name_run(training_args):
+    """Give trackers a name and an id of the run, which its folder holds, so that a resumed run is the same run there.
+
+    wandb knows a run by its id, and trackio by its name. What the user has set stays.
+    """
+    path = Path(training_args.output_dir, "run_id")
+    if not path.exists():
+        with replaced(path) as part:
+            part.write_text(secrets.token_hex(4))
+    run_id = path.read_text()
+    training_args.run_name = training_args.run_name or f"{path.resolve().parent.name}-{run_id}"
+    os.environ.setdefault("WANDB_RUN_ID", run_id)
+    os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 def data_files(settings):

@@ -4,7 +4,10 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from r1zero.files import is_folder_name
 
 ROWS_READ = "rows read"  # in a Counter of reasons for dropping rows, but no such reason
 
@@ -47,7 +50,7 @@ def find_dataset(source, configuration):
         if kind not in ("parquet", "json"):
             raise ValueError(f"--source {source} is no parquet, json or jsonl file: give one of these")
         return load_dataset_builder(kind, data_files=str(path))
-    is_hub_id = len(path.parts) == 2 and not path.is_absolute()
+    is_hub_id = len(path.parts) == 2 and not is_folder_name(source)
     if not path.is_dir() and not is_hub_id:
         raise ValueError(f"--source {source} does not exist; give a parquet or json file, a folder or a hub id")
     try:
@@ -57,6 +60,31 @@ def find_dataset(source, configuration):
             f"--source {source} is neither a file or folder here nor a data set that the hub gives ({error}); "
             "without network, download it elsewhere and give its path with --source"
         ) from error
+
+
+def with_texts(table):
+    """Return a table (Table or RecordBatch) with its prompts as texts, if each is one user message that holds a text.
+
+    These are TinyZero's own files. Its trainer feeds the content as it is, up to <think>; TRL would take it for a chat
+    and render it again. Other tables are returned as they are.
+    """
+    prompts = table["prompt"]
+    if not pa.types.is_nested(prompts.type):
+        return table
+    messages = pc.list_flatten(prompts)
+    texts = pc.struct_field(messages, "content")
+    alone = pc.equal(pc.list_value_length(prompts), 1)
+    of_user = pc.equal(pc.struct_field(messages, "role"), "user")
+    rendered = pc.match_substring_regex(texts, r"<think>\s*$")
+    if not all(pc.all(each, skip_nulls=False).as_py() for each in (alone, of_user, rendered)):
+        return table
+    return table.set_column(table.schema.get_field_index("prompt"), "prompt", texts)
+
+
+def with_text_prompts(data):
+    """Return a Dataset with its prompts as texts, as with_texts says."""
+    table = with_texts(data.data.table)
+    return data if table is data.data.table else data.remove_columns("prompt").add_column("prompt", table["prompt"])
 
 
 def check_columns(source, row, wanted):

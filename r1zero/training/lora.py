@@ -6,6 +6,8 @@ after 50 syncs in bfloat16 the base has moved by a fifth to a third of the adapt
 model, the saved adapter and a resumed run (TRL's issue 6688). docs/recipes.md has the figures.
 """
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -49,6 +51,14 @@ def adapted_weights(model):
                 if weight.dtype in ROUNDED:
                     weights[id(weight)] = weight
     return list(weights.values())
+
+
+def name_base_by_whole_path(model):
+    """Make a PeftModel's saved adapter name a local base model by its whole path. Leave hub ids and other models."""
+    for config in getattr(model, "peft_config", {}).values():
+        folder = Path(config.base_model_name_or_path)
+        if folder.is_dir():
+            config.base_model_name_or_path = str(folder.absolute())
 
 
 def target_errors(values, model):
