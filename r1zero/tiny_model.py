@@ -133,19 +133,31 @@ def combinations(x, y):
 
 
 def candidates(nums):
-    """Yield the candidates of three numbers in the order of search: (value, text before it, its text, its answer).
+    """Yield the candidates of some numbers in the order of search: (value, text before it, its text, its answer)."""
+    for line in search_lines([(number, str(number)) for number in nums]):
+        yield from line
 
-    Whole, non-negative intermediate values are enough to solve every problem of three numbers.
+
+def search_lines(terms, before="\n"):
+    """Yield the lines of a search, lists of candidates: join two terms in every way, and go on with what results.
+
+    The joins of the last two terms are the candidates of one line. Whole, non-negative intermediate values are enough
+    to solve every problem of three numbers. terms: list of (value, text); before: text before the line's first
+    candidate.
     """
-    a, b, c = nums
-    for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
+    for i, j in itertools.combinations(range(len(terms)), 2):
+        (x, text), (y, other) = terms[i], terms[j]
+        rest = [term for place, term in enumerate(terms) if place not in (i, j)]
+        line = []
         for left, operator, right, value in combinations(x, y):
-            pair = f"{left}{operator}{right}"
-            before = f"\n{pair} = {value}: "
-            for first, second_operator, second, result in combinations(value, z):
-                answer = f"({pair}){second_operator}{z}" if first == value else f"{z}{second_operator}({pair})"
-                yield result, before, f"{first}{second_operator}{second} = {result}", answer
-                before = ", "
+            equation = f"{left}{operator}{right} = {value}"
+            answer = f"{text}{operator}{other}" if left == x else f"{other}{operator}{text}"
+            if rest:
+                yield from search_lines([(value, f"({answer})"), *rest], f"{before}{equation}: ")
+            else:
+                line.append((value, ", " if line else before, equation, answer))
+        if line:
+            yield line
 
 
 def search(nums, target):

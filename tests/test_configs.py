@@ -12,16 +12,16 @@ from trl import TrlParser
 
 import preprocess
 import rewards
-from r1zero import ROOT, tiny_model
+from r1zero import ROOT, tiny_model, warm_start
 from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import recipe
 from r1zero.preflight.machine import launcher_variables, read_strategy
 from r1zero.preflight.model import without_weights
 
 CONFIGS = ROOT / "configs"
-RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "tiny_model.yaml")
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in ("tiny_model.yaml", "warm_start.yaml"))
 # of a generation; else TinyZero's 256
-COMPLETIONS = {"qwen2.5-1.5b-lora-t4": 64, "x_r1_750": 64, "eurus_r1_distill_1.5b": 128}
+COMPLETIONS = {"smollm2-135m": 32, "qwen2.5-1.5b-lora-t4": 64, "x_r1_750": 64, "eurus_r1_distill_1.5b": 128}
 
 
 def processes_of(path):
@@ -119,7 +119,9 @@ class TestRecipe:
         if not values.use_vllm:
             return
         script, task, *_ = arguments = shlex.split(values.prepare)
-        assert script == "preprocess.py"
+        if script == "-m":
+            warm, _ = warm_start.read_arguments(arguments[2:])
+            arguments = ["", task := "countdown", *shlex.split(warm.problems)]
         held_out = 2 * 512 if task == "mixture" else preprocess.read_arguments(arguments[1:]).test_size
         at_once = values.per_device_eval_batch_size * processes_of(path)
         assert held_out % at_once == 0

@@ -17,7 +17,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 import preprocess
 from benchmarks import step, time_to_target
-from r1zero import tiny_model
+from r1zero import tiny_model, warm_start
 from r1zero.evaluate import command as evaluate
 from r1zero.report import page as report
 
@@ -97,6 +97,8 @@ def parse_command(command):
             parse_report(flags)
         case ["python", "-m", "r1zero.tiny_model", *flags]:
             tiny_model.read_arguments(flags)
+        case ["python", "-m", "r1zero.warm_start", *flags]:
+            warm_start.read_arguments(flags)
         case ["python", "preprocess.py", *flags]:
             preprocess.build_parser().parse_args(flags)
         case ["python", "train_countdown.py", *flags] | ["bash", "train.sh", *flags]:
@@ -177,7 +179,7 @@ def test_readme_leads_to_every_page():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
 def test_table_of_recipes_has_every_recipe(page):
-    recipes = {path.name for path in ROOT.glob("configs/*.yaml")} - {"tiny_model.yaml"}
+    recipes = {path.name for path in ROOT.glob("configs/*.yaml")} - {"tiny_model.yaml", "warm_start.yaml"}
     assert recipes <= set(re.findall(r"^\| `([^`]+)` \|", read(page), flags=re.MULTILINE))
 
 

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+import timeit
 import urllib.error
 import urllib.request
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,6 +50,15 @@ def why_unseen(on_the_cpu=ON_THE_CPU):
         f"sees no GPU{hidden}: wanted a build for CUDA (pip install -e '.[gpu]'), driver {DRIVER} or newer for CUDA "
         f"13 (apt-get install nvidia-driver-{DRIVER}) and the GPU in CUDA_VISIBLE_DEVICES; {on_the_cpu}"
     )
+
+
+def bfloat16_speed():
+    """Return how many times as fast this processor multiplies matrices in bfloat16 as in float32 (float)."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(1024, 1024, dtype=dtype)
+        seconds.append(min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=3)))
+    return seconds[0] / seconds[1]
 
 
 def errors(values, machine):

@@ -68,6 +68,9 @@ def run(prepare):
         script = str(ROOT / script)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # -m finds r1zero from any folder
+    for name in os.environ:  # what is run is one process, and no rank of this run
+        if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("ACCELERATE_"):
+            del environment[name]
     try:
         status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
     except KeyboardInterrupt:
