@@ -5,25 +5,20 @@ bash tests/run.sh tests/test_behaviours.py
 """
 
 import ast
-import csv
 import itertools
 import json
 import operator
 import re
 from fractions import Fraction
 
-import pytest
-from conftest import CASES
+from conftest import each_case
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, PHRASES, count_behaviours, equations, name_mistake
 
-with open(CASES / "behaviours.tsv", newline="") as file:
-    TEXTS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
-
-@pytest.mark.parametrize("case", TEXTS, ids=[f"{case['kind']}: {case['reason']}" for case in TEXTS])
+@each_case("behaviours.tsv")
 def test_text_is_counted(case):
     text, expected = json.loads(case["text"]), json.loads(case["expected"])
     counts = count_behaviours(text)

@@ -3,25 +3,22 @@
 The rows stand in tests/cases/shown_completions.tsv, with what is shown of each as JSON.
 """
 
-import csv
 import json
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import CASES
+from conftest import each_case
 
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 from r1zero.report.run_folder import TABLES_BEFORE
 
 TABLES = TABLES_BEFORE | {"length": ("", "", [])}
 TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
-with open(CASES / "shown_completions.tsv", newline="") as file:
-    ROWS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-@pytest.mark.parametrize("case", ROWS, ids=[case["reason"] for case in ROWS])
+@each_case("shown_completions.tsv")
 def test_completions_of_every_task_are_read(case):
     expected = {name: json.loads(case[name]) for name in ("answer", "verdict", "value", "reward")}
     row, about = json.loads(case["row"]), json.loads(case["problem"])

@@ -1,6 +1,5 @@
 """The plan of steps and memory before a run.   bash tests/run.sh tests/test_estimate.py"""
 
-import csv
 import json
 from argparse import Namespace
 from contextlib import nullcontext
@@ -9,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CASES
+from conftest import each_case
 from datasets import Dataset
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from peft import LoraConfig, get_peft_model
@@ -22,9 +21,6 @@ from r1zero import ROOT, schedule
 from r1zero.estimate import memory, model_shapes, plan
 from r1zero.preflight.machine import read_strategy
 from r1zero.preflight.model import without_weights
-
-with open(CASES / "memory.tsv", newline="") as file:
-    MEMORY = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def deepspeed(stage, processes, **offloaded):
@@ -93,7 +89,7 @@ def test_steps_of_an_epoch_are_those_that_trl_runs(tmp_path, tiny_model, tiny_da
     assert planned["steps_an_epoch"] == planned["steps"] == trainer.state.global_step == 20
 
 
-@pytest.mark.parametrize("case", MEMORY, ids=[f"{case['strategy']}: {case['reason']}" for case in MEMORY])
+@each_case("memory.tsv")
 def test_memory_of_a_card_is_in_parts_and_of_the_machine_in_copies_of_a_lora_base(model, case):
     """1,543,714,304 parameters of 4 bytes are 5.75 GiB, divided by the shards of the strategy."""
     changed = values(**json.loads(case["changed"]))
