@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, words
+from conftest import ENVIRONMENT, PATIENCE, ROOT, wait_until, words
 from safetensors.torch import load_file
 
 STRATEGIES = ROOT / "configs" / "accelerate"
@@ -101,6 +101,17 @@ def start(command, console, environment):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def await_(condition, process, console):
+    """Waits for a condition while a process runs, which writes to the file `console`."""
+
+    def holds():
+        done = condition()
+        assert done or process.poll() is None, console.read_text(errors="replace")[-4000:]
+        return done
+
+    return wait_until(holds)
 
 
 def end(process):
