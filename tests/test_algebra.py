@@ -12,14 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import math_verify
 import pytest
-import sympy
+from conftest import wait_until
 from test_hostile_text import ATTACKS
 
-from r1zero import ROOT, processes
+from r1zero import ROOT
 from r1zero.grading import algebra
-from r1zero.grading.algebra import CLIENT, Pool, ask_helper, compare_symbolically, judge
+from r1zero.grading.algebra import CLIENT, Pool, ask_helper, judge
 
 GOOD = [  # what only computer algebra finds equal
     ("x^2-1", "(x-1)(x+1)"),
@@ -87,23 +86,14 @@ def test_each_pair_gets_a_short_try_and_those_that_overran_share_what_is_left(si
     assert simulated.now <= 6.01
 
 
-def test_pool_is_whole_after_a_batch_that_hung(simulated):
+def test_pool_is_whole_after_a_batch_that_hung_and_leaves_one_that_nobody_waits_for(simulated):
     pool = Pool(2)
     judge([(NEVER, True)] * 9, 6.0, pool, listening=lambda: None)
     assert judge([(0.01, True)] * 9, 6.0, pool, listening=lambda: None) == [True] * 9
-
-
-def test_batch_that_nobody_waits_for_any_more_is_left(simulated):
+    before = simulated.now
     with pytest.raises(SystemExit):
         judge([(0.1, True)] * 9, 6.0, Pool(2), listening=sys.exit)
-    assert simulated.now < 1
-
-
-@pytest.mark.parametrize(("cores", "ranks", "workers"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (64, 16, 4), (4, 8, 1)])
-def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, ranks, workers):
-    monkeypatch.setattr(processes, "cores", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    assert algebra.worker_count() == workers
+    assert simulated.now < before + 1
 
 
 @pytest.fixture
@@ -119,25 +109,6 @@ def test_batch_of_bombs_is_ended_and_the_helper_works_on_for_any_thread(monkeypa
     monkeypatch.setattr(algebra, "BATCH_SECONDS", 60)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(ask_helper, GOOD).result(120) == [True] * len(GOOD)
-
-
-@pytest.mark.parametrize(
-    "answer", [r"\unknown{", "(1,2)", r"\{1,2\}", "x<5", r"\begin{pmatrix}1\\2\end{pmatrix}", "2=2", "A=B"]
-)
-def test_objects_of_any_kind_are_compared_without_an_error(answer):
-    """In a worker it would count as a wrong answer."""
-    for gold in ("2", "2x", "y=2x", "2x+y=1", r"\unknown{", "(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}", "x<5"):
-        assert isinstance(compare_symbolically(gold, answer), bool)
-        assert isinstance(compare_symbolically(answer, gold), bool)
-
-
-def test_worker_reads_a_gold_once(monkeypatch):
-    read = []
-    monkeypatch.setattr(math_verify, "parse", lambda text, *_, **__: read.append(text) or [sympy.Integer(len(read))])
-    algebra.read.cache_clear()
-    assert [compare_symbolically("2x", answer) for answer in ("x", "y", "z")] == [False] * 3
-    assert read == ["$2x$", "$x$", "$y$", "$z$"]
-    algebra.read.cache_clear()
 
 
 def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
@@ -180,37 +151,22 @@ def processes_of(session):
     return [int(pid) for pid, sid in found if int(sid) == session]
 
 
-def wait_until(condition, seconds=120):
-    """Waits until a condition holds. Only a hang meets the bound."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+SCRIPT = """
+import pathlib, sys
+from r1zero.grading import algebra
+algebra.BATCH_SECONDS = 600
+algebra.ask_helper([("2x", "x+x")])
+pathlib.Path(sys.argv[1]).write_text(f"{algebra.CLIENT.process.pid}\\n")
+algebra.ask_helper([("2x", f"9^{{9^{{9^9}}}}+{i}") for i in range(64)])
+"""
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
-)
-def test_no_process_is_left_behind_by_a_parent_that_ends_in_a_batch_of_bombs(tmp_path, number):
-    script = (
-        "import pathlib, sys\n"
-        "from r1zero.grading import algebra\n"
-        "algebra.BATCH_SECONDS = 600\n"
-        "algebra.ask_helper([('2x', 'x+x')])\n"
-        "pathlib.Path(sys.argv[1]).write_text(f'{algebra.CLIENT.process.pid}\\n')\n"
-        "algebra.ask_helper([('2x', f'9^{{9^{{9^9}}}}+{i}') for i in range(64)])\n"
-    )
+def test_no_process_is_left_behind_by_a_parent_that_is_killed_in_a_batch_of_bombs(tmp_path):
     path = tmp_path / "pid"
-    parent = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: path.is_file() and path.read_text().endswith("\n"))
         time.sleep(0.5)  # into the bombs
         helper = int(path.read_text())
         assert len(processes_of(helper)) >= 2, "the helper and a worker"
-        parent.send_signal(number)
-        assert parent.wait(120) != 0
-        wait_until(lambda: not processes_of(helper))
-    finally:
         parent.kill()
-        parent.wait()
+    wait_until(lambda: not processes_of(helper))

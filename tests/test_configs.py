@@ -11,7 +11,6 @@ from conftest import parser, settings
 from trl import TrlParser
 
 import preprocess
-import rewards
 from r1zero import ROOT, schedule, tiny_model
 from r1zero.estimate import memory, model_shapes
 from r1zero.preflight import recipe
@@ -56,17 +55,6 @@ def gib(*sizes):
     return pytest.approx([size / memory.GIB for size in sizes], abs=0.501)
 
 
-def test_memory_of_a_t4_is_the_same_wherever_it_is_told():
-    """What PyTorch says of one, 14.56 GiB with recent drivers."""
-    said = {
-        "configs/qwen2.5-1.5b-lora-t4.yaml": r"one T4 of 16 GB \((\S+) GiB\)",
-        "docs/recipes.md": r"T4's 15 GiB PyTorch and vLLM see ([\d.]+\d)",
-        "r1zero/evaluate/engines.py": r"of a T4's ([\d.]+\d)",
-    }
-    for name, pattern in said.items():
-        assert re.search(pattern, (ROOT / name).read_text())[1] == "14.6", name
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 class TestRecipe:
     @pytest.fixture
@@ -104,16 +92,6 @@ class TestRecipe:
             folder = arguments[arguments.index("--local_dir") + 1]
         assert values.data_dir == folder
 
-    def test_reward_functions_exist(self, values):
-        assert all(callable(getattr(rewards, name)) for name in values.reward_funcs)
-        assert values.reward_weights is None or len(values.reward_weights) == len(values.reward_funcs)
-
-    def test_gpus_train_without_kl_and_with_a_warm_up_unless_it_is_tinyzeros(self, path, values):
-        """beta 0 is TRL's default, DAPO's and Dr. GRPO's; 20 generations of warm-up are DAPO's."""
-        found = (values.beta, str(values.lr_scheduler_type), values.warmup_steps)
-        is_tinyzeros = path.stem == "qwen2.5-3b-tinyzero"
-        assert values.use_cpu or found == ((0.001, "constant", 0) if is_tinyzeros else (0, "constant_with_warmup", 20))
-
     def test_evaluation_takes_whole_batches_and_as_many_pushes_of_the_weights_as_the_recipe_says(self, path, values):
         """Under sleep mode every batch of an evaluation pushes all weights to vLLM."""
         if not values.use_vllm:
@@ -139,12 +117,6 @@ class TestRecipe:
         assert max(peaks.values()) <= 0.9 * card
         values.vllm_gpu_memory_utilization += 0.05  # with more for vLLM, less than a fifth would stay free
         assert estimate(path, values)[0]["peaks"]["generation"] > 0.8 * card
-
-    def test_long_completions_are_weighted_token_by_token(self, values):
-        """The ratio of a whole completion spreads with its length, and TRL drops those above 3 by default."""
-        if values.use_vllm and values.max_completion_length > 2048:
-            assert values.vllm_importance_sampling_mode == "token_truncate"
-            assert values.vllm_importance_sampling_clip_max == 2
 
     def test_context_of_vllm_holds_prompt_and_completion(self, path, values):
         if not values.use_vllm:
