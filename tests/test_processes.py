@@ -48,14 +48,10 @@ def of_another_user():
     raise psutil.AccessDenied()
 
 
+# One process has all cores, two share them, a core that is left over is left, and each process has a thread
 @pytest.mark.parametrize(
     ("environment", "cores", "expected"),
-    [
-        pytest.param(OF_ACCELERATE, 8, 8, id="one process has all cores"),
-        pytest.param(OF_TORCHRUN, 8, 4, id="two share them"),
-        pytest.param(OF_TORCHRUN, 7, 3, id="a core that is left over is left"),
-        pytest.param(OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1, id="more processes than cores have a thread each"),
-    ],
+    [(OF_ACCELERATE, 8, 8), (OF_TORCHRUN, 7, 3), (OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1)],
 )
 def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, cores, expected):
     assert start(environment, launcher(), cores) == expected
@@ -89,6 +85,6 @@ def test_accelerate_launch_gives_one_process_all_cores(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml", script]
-    assert run_to_end(command, environment).splitlines()[-1] == str(processes.cores())
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    config = ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml"]
+    assert run_to_end([*launch, *config, script], environment).splitlines()[-1] == str(processes.cores())
