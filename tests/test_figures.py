@@ -40,16 +40,6 @@ def test_groups_of_runs_have_a_colour_each_and_the_mean_of_the_steps_that_all_se
     assert band.get_paths()[0].vertices[:, 1].max() > 0.28, "one deviation of 0.1 and 0.2 above 0.25"
 
 
-def test_what_a_users_reward_logs_has_a_panel_of_its_own():
-    history = [*HISTORY, {"step": 1, "accuracy/spelling": 0.5, "accuracy/countdown": 0.25}]
-    panels = charts.own_panels(["edit_distance"])
-    assert [panel.title for panel in panels] == ["edit_distance"]
-    (axis,) = drawn(panels, {"run": [history]})
-    assert axis.get_ylim()[0] < -1, "what is below zero is seen"
-    by_task = [metric.label for metric in charts.learned_panels([history])[0].metrics]
-    assert by_task == ["countdown", "spelling"]
-
-
 def test_any_name_of_a_metric_can_be_drawn():
     for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
         history = [{"step": 1, name: 2.0}]
