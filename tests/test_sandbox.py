@@ -23,7 +23,7 @@ import pytest
 from conftest import CASES, PATIENCE, ROOT, each_case, rows_of, wait_until, write_commands
 
 from r1zero.grading import sandbox
-from r1zero.grading.program_tests import parse_tests
+from r1zero.grading.program_tests import is_expected, parse_tests
 from r1zero.grading.sandbox import Sandbox, family, run_test, why_unavailable
 
 PATIENT = {"seconds": PATIENCE, "batch_seconds": 2 * sandbox.BATCH * PATIENCE}  # in the first turn already
@@ -329,3 +329,31 @@ def test_plain_processes_run_ordinary_programs_and_are_ended_with_their_children
     assert score_call(plain, "class Solution:\n    def solve(self, a): return a[::-1]", "[2, 1]", [1, 2]) == 1.0
     plain.seconds = 1
     assert share(plain, "import os, time\nos.fork()\ntime.sleep(1000)", ("", "")) == 0.0
+
+
+# A row's tests are read, and outputs compared with them
+
+
+@each_case("program_tests.tsv")
+def test_tests_are_read_and_outputs_compared(case):
+    """An output is compared with the lines 1 and 2, a result with [1, 2]."""
+    given, expected = json.loads(case["given"]), json.loads(case["expected"])
+    if case["kind"] == "tests" and expected == "refused":
+        with pytest.raises(ValueError, match="wanted"):
+            parse_tests(given)
+    elif case["kind"] == "tests":
+        cases, name = parse_tests(given)
+        assert [list(map(list, cases)), name] == expected
+    else:
+        output = given.encode(errors="surrogateescape")
+        right = ("1\n2", None) if case["kind"] == "output" else (["[1, 2]", [1, 2]], "f")
+        assert is_expected(output, *right) == expected
+
+
+@pytest.mark.parametrize("output", [b"[" * 10**6, b"9" * 10**6], ids=["too deep", "too long a number"])
+def test_result_that_cannot_be_read_is_not_expected(output):
+    assert not is_expected(output, ["[1, 2]", [1, 2]], "f")
+
+
+def test_result_may_stand_in_a_list_of_its_own():
+    assert is_expected(b"[1, 2]", ["[[1, 2]]", [[1, 2]]], "f")
