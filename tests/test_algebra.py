@@ -40,13 +40,6 @@ def test_text_finds_different(gold, answer):
     assert equal_exactly(gold, answer) is False
 
 
-def test_pair_that_stands_twice_in_a_batch_is_judged_once(monkeypatch):
-    asked = []
-    monkeypatch.setattr(algebra, "ask_helper", lambda pairs: asked.extend(pairs) or [None] * len(pairs))
-    assert equal(["2x", "2", "2x"], ["x+x", "2", "x+x"]) == [None, True, None]
-    assert asked == [("2x", "x+x")]
-
-
 GOOD = [  # what only computer algebra finds equal
     ("x^2-1", "(x-1)(x+1)"),
     (r"2\pi", r"\pi+\pi"),
@@ -113,14 +106,10 @@ def test_each_pair_gets_a_short_try_and_those_that_overran_share_what_is_left(si
     assert simulated.now <= 6.01
 
 
-def test_pool_is_whole_after_a_batch_that_hung_and_leaves_one_that_nobody_waits_for(simulated):
+def test_pool_is_whole_after_a_batch_that_hung(simulated):
     pool = Pool(2)
     judge([(NEVER, True)] * 9, 6.0, pool, listening=lambda: None)
     assert judge([(0.01, True)] * 9, 6.0, pool, listening=lambda: None) == [True] * 9
-    before = simulated.now
-    with pytest.raises(SystemExit):
-        judge([(0.1, True)] * 9, 6.0, Pool(2), listening=sys.exit)
-    assert simulated.now < before + 1
 
 
 @pytest.fixture
@@ -151,13 +140,6 @@ def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
         os.kill(pid, signal.SIGKILL)
     ask_helper([("4x", "x+3x")])  # costs one verdict at most
     assert ask_helper(GOOD) == [True] * len(GOOD)
-
-
-def test_helper_that_cannot_start_is_an_error(monkeypatch):
-    CLIENT.stop()
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="helper process r1zero/grading/algebra.py does not work"):
-        ask_helper([("2x", "x+x")])
 
 
 def test_helper_is_ours_in_a_folder_with_files_of_the_same_names(monkeypatch, tmp_path, patient):

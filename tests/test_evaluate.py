@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -189,11 +188,6 @@ class TestOwnRewards:
 
         return evaluate
 
-    def test_a_function_with_verdicts_gives_all_metrics(self, evaluated):
-        metrics, found = evaluated("spelling")
-        assert metrics["accuracy"] == metrics["reward"] == 0.5 and metrics["format_rate"] == 1.0
-        assert found["spelling_verdict"] == ["correct", "wrong"] * 12 and found["vowels"] == [2, 0] * 12
-
     def test_without_verdicts_there_is_a_mean_reward_and_no_accuracy(self, evaluated, capsys):
         metrics, found = evaluated("shortness")
         assert found["correct"] == found["answered"] == [None] * 24
@@ -317,15 +311,6 @@ def test_interrupted_and_resumed_is_as_if_uninterrupted(
     assert table(tmp_path / "model").equals(table(tmp_path / "whole" / "model"))
 
 
-def test_batch_size_that_gives_each_process_its_share_is_said(capsys):
-    args = command.parse(words(["model"], "data", "out", backend="vllm", batch_size=512))
-    state = SimpleNamespace(num_processes=8, device=torch.device("cuda"))
-    for problems, is_said in ((1024, True), (4096, False)):
-        command.print_engine(args, problems, state)
-        said = "6 of them without a batch: --batch_size 128 would give each its share\n"
-        assert (said in capsys.readouterr().out) == is_said
-
-
 def test_engine_that_has_ended_ends_the_evaluation_with_a_line(tiny_model, problems, tmp_path, monkeypatch):
     def engine(*_):
         raise ChildProcessError("vLLM's process ended with status -9")
@@ -335,20 +320,16 @@ def test_engine_that_has_ended_ends_the_evaluation_with_a_line(tiny_model, probl
         run(tiny_model, problems, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
+def test_wrong_numbers_are_refused(capsys):
+    for flags, said in (
         ({"n": 0}, "--n: 0, wanted at least 1"),
-        ({"batch_size": 0}, "--batch_size: 0, wanted at least 1"),
         ({"seed": -1}, "argument --seed: -1, wanted at least 0"),
         ({"n": 4}, "--temperature 0 with --n 4: wanted above 0"),
         ({"temperature": "nan"}, "--temperature nan with --n 1: wanted above 0"),
-    ],
-)
-def test_wrong_numbers_are_refused(flags, said, capsys):
-    with pytest.raises(SystemExit):
-        command.parse(words(["model"], "data", "out", **flags))
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    ):
+        with pytest.raises(SystemExit):
+            command.parse(words(["model"], "data", "out", **flags))
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 class TestRefusals:

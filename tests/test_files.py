@@ -12,7 +12,6 @@ import pytest
 
 import preprocess
 from r1zero import files
-from r1zero.report import page
 
 MEGABYTE = 2**20
 
@@ -64,12 +63,6 @@ def test_full_disk_leaves_the_old_one_and_is_one_line(old, full, write):
     line = str(stopped.value)
     assert f"{old.parent} cannot be written to (File too large)" in line and "\n" not in line
     assert "what was there is whole: free some space, or name another folder" in line and is_alone(old)
-
-
-def test_full_disk_leaves_the_old_page(old, full):
-    with pytest.raises(files.NotWritten, match="cannot be written to"):
-        page.render(old, title="", about="", tables=[], charts=[], reader=None, configs={"x": "long" * MEGABYTE})
-    assert is_alone(old)
 
 
 def test_folder_that_cannot_be_written_to_is_one_line(old):

@@ -3,11 +3,8 @@
 import errno
 import fcntl
 import json
-import os
 import socket
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,32 +119,14 @@ class TestMissing:
         prepare.make(values, {})
         assert prepare.missing(values, {"data_dir": "mine", "model_name_or_path": "models/mine"}) == []
 
-    def test_module_of_the_package_is_found_from_any_folder(self, values, monkeypatch):
-        found = []
-        ended = SimpleNamespace(returncode=0)
-        monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-        monkeypatch.setattr(prepare.subprocess, "run", lambda command, env: found.append((command, env)) or ended)
-        prepare.make(values, {})
-        ((command, env),) = found
-        assert command == [sys.executable, "-m", "r1zero.tiny_model"]
-        assert env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/elsewhere"
-
     def test_all_but_the_first_process_of_all_machines_wait(self, values, tmp_path, monkeypatch, capsys):
         """On NFS two machines' locks may not keep each other out: each made the same files, at the same time."""
         monkeypatch.setenv("RANK", "8")
         monkeypatch.setenv("LOCAL_RANK", "0")
-        monkeypatch.setattr(prepare.subprocess, "run", lambda *_, **__: pytest.fail("made twice"))
-        files = [tmp_path / "data/countdown_tiny/test.parquet", tmp_path / "models/tiny/config.json"]
+        monkeypatch.setattr(prepare, "run", lambda words: pytest.fail("made twice"))
         seconds = []
-
-        def sleep(_):
-            seconds.append(1)
-            if len(seconds) in (61, 90):
-                file = files.pop()
-                file.parent.mkdir(parents=True)
-                file.touch()
-
-        monkeypatch.setattr(prepare.time, "sleep", sleep)
+        monkeypatch.setattr(prepare.time, "sleep", lambda _: seconds.append(1))
+        monkeypatch.setattr(prepare, "missing", lambda *_: ["models/tiny"] if len(seconds) < 90 else [])
         prepare.make(values, {})
         assert len(seconds) == 90 and not (tmp_path / ".prepare.lock").exists()
         assert "which the first machine makes; on one that does not share its folder, type" in capsys.readouterr().out

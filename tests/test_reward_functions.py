@@ -6,6 +6,7 @@ bash tests/run.sh tests/test_reward_functions.py
 import numpy as np
 import pytest
 import torch
+from conftest import each_case
 
 import rewards
 from r1zero.grading.behaviours import BEHAVIOURS
@@ -53,21 +54,22 @@ def logged_by(function, completions, **columns):
 
 
 class TestResolve:
+    # Beside the data, in the current folder, in a folder of it, a path, and a file that has the name of ours
     @pytest.mark.parametrize(
         ("place", "name"),
         [
-            pytest.param("data/mine.py", "mine:spelling", id="a file beside the data"),
-            pytest.param("here/mine.py", "mine:spelling", id="a file of the current folder"),
-            pytest.param("here/lib/mine.py", "lib.mine:spelling", id="a file of a folder in the current one"),
-            pytest.param("here/deep/mine.py", "deep/mine.py:spelling", id="a path"),
-            pytest.param("data/rewards.py", "rewards:spelling", id="a file that has the name of ours"),
-        ],
+            ("data/mine", "mine"),
+            ("here/mine", "mine"),
+            ("here/lib/mine", "lib.mine"),
+            ("here/deep/mine", "deep/mine.py"),
+        ]
+        + [("data/rewards", "rewards")],
     )
     def test_own_function_is_found(self, folder, place, name):
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(OWN)
-        (function,) = resolve([name], folder / "data")
-        assert function.__name__ == "spelling"
+        path = folder / f"{place}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(OWN)
+        (function,) = resolve([f"{name}:spelling"], folder / "data")
         given, metrics, table = logged_by(function, completions=["a", "b", "c"], word=["a", "x", None])
         assert given == [1.0, 0.0, None] and metrics["letters"] == [1.0]
         columns = table_of(function)
@@ -86,26 +88,18 @@ class TestResolve:
         installed, mine = resolve(["trl.rewards:think_format_reward", "worth:mine"], folder / "data")
         assert installed.__name__ == "think_format_reward" and score(mine, ["p"], ["c"], {}) == ([7.0], [None])
 
-    @pytest.mark.parametrize(
-        ("names", "message"),
-        [
-            pytest.param(["countdown"], "names countdown; rewards.py has countdown_reward, mult", id="no such name"),
-            pytest.param(["nowhere:f"], "nowhere, which cannot be imported .ModuleNotFoundError", id="no such module"),
-            pytest.param(["./nowhere.py:f"], "nowhere.py, which cannot be imported .FileNotFound", id="no such file"),
-            pytest.param(["broken:f"], r"broken, which cannot be imported .ZeroDivisionError", id="a broken module"),
-            pytest.param(["mine:f"], r"mine has no such function; it has \['spelling'", id="no such function"),
-            pytest.param(["mine:countdown_reward"], "give it another name", id="a name of ours"),
-            pytest.param(["mine:spelling", "other:spelling"], "2 functions called spelling", id="two of one name"),
-            pytest.param(["countdown_reward"] * 2, "2 functions called countdown_reward", id="the same twice"),
-        ],
-    )
-    def test_what_cannot_be_used_is_named_in_one_line(self, folder, names, message):
+    @each_case("refused_rewards.tsv", "given")
+    def test_what_cannot_be_used_is_named_in_one_line(self, folder, case):
         for name in ("mine", "other"):
             (folder / "data" / f"{name}.py").write_text(OWN)
         (folder / "data" / "broken.py").write_text("1 / 0")
-        with pytest.raises(ValueError, match=message) as refused:
-            resolve(names, folder / "data")
-        assert "\n" not in str(refused.value)
+        logs, gives = (case["given"], [0.0, 0.0]) if case["kind"] == "logs" else ("pass", case["given"])
+        text = f"def odd(completions, log_extra, log_metric, **_):\n    {logs}\n    return {gives}\n"
+        (folder / "data" / "odd.py").write_text(text)
+        names = case["given"].split() if case["kind"] == "names" else ["odd:odd"]
+        with pytest.raises(ValueError) as refused:
+            score(resolve(names, folder / "data")[0], ["p"] * 2, ["c"] * 2, {})
+        assert case["said"] in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_is_allowed(no_bubblewrap):
@@ -137,34 +131,6 @@ class TestVerdictsOfAUsersFunction:
 
         metrics = logged_by(exact, completions=["a"])[1]
         assert metrics["accuracy"] == [1.0] and "format_rate" not in metrics
-
-
-@pytest.mark.parametrize(
-    ("logs", "gives", "message"),
-    [
-        ("log_extra('answer', ['x'])", "[0.0, 0.0]", "odd logged 1 answers for 2 completions"),
-        ("log_extra('shape', [1])", "[0.0, 0.0]", "odd logged 1 values of shape for 2 completions"),
-        (
-            "log_extra('verdict', ['right', 'no'])",
-            "[0.0, 0.0]",
-            "the verdict 'right': wanted one of .'no answer', 'wr",
-        ),
-        ("log_extra('verdict', ['wrong'])", "[0.0, 0.0]", "odd logged 1 verdicts for 2 completions"),
-        ("log_metric('m', 'abc')", "[0.0, 0.0]", "odd logged the metric m with 'abc', wanted a number"),
-        *(
-            ("pass", gives, "odd returned ")
-            for gives in ("None", "1.0", "'11'", "{'a': 1.0}", "['1', 1.0]", "[[1.0], 1]")
-        ),
-        ("pass", "[1.0]", "odd returned 1 rewards for 2 completions"),
-    ],
-)
-def test_what_cannot_be_logged_or_returned_is_named(tmp_path, logs, gives, message):
-    (tmp_path / "mine.py").write_text(
-        f"def odd(completions, log_extra, log_metric, **_):\n    {logs}\n    return {gives}\n"
-    )
-    (function,) = resolve([f"{tmp_path}/mine.py:odd"], tmp_path)
-    with pytest.raises(ValueError, match=message):
-        score(function, ["p"] * 2, ["c"] * 2, {})
 
 
 class TestScorer:

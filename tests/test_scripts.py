@@ -9,13 +9,11 @@ import shutil
 import signal
 import subprocess
 import tomllib
-from importlib.metadata import distribution
 
 import pytest
 import torch
 from accelerate.commands import launch
 from conftest import PATIENCE, ROOT, wait_until, write_commands
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from torch.distributed import run as torchrun
 
@@ -248,22 +246,3 @@ class TestLocks:
         assert self.locked("torch-cpu")["torch"] == {f"{pins['torch']}+cpu"}
         oldest, newest = re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", (ROOT / "setup.sh").read_text()).groups()
         assert project["requires-python"] == f">=3.{oldest},<3.{int(newest) + 1}"
-
-    def test_have_what_is_needed_in_turn_on_the_cpu(self):
-        versions = self.locked("torch-cpu", "base")
-        waiting, seen = [("countdown-r1-zero", frozenset({"dev"}))], set()
-        while waiting:
-            name, extras = waiting.pop()
-            if (name, extras) in seen:
-                continue
-            seen.add((name, extras))
-            for line in distribution(name).requires or []:
-                need = Requirement(line)
-                if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
-                    continue
-                package = canonicalize_name(need.name)
-                if package.startswith(("nvidia-", "cuda-")) or package == "triton":
-                    continue  # of a PyTorch for CUDA, which torch.txt has
-                assert any(need.specifier.contains(each, prereleases=True) for each in versions[package]), line
-                waiting.append((package, frozenset(need.extras)))
-        assert len(seen) > 50

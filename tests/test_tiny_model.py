@@ -76,19 +76,6 @@ def test_prompt_is_nine_tokens_each_number_one_and_any_text_is_encoded(rows, tok
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_giving_up_weighs_the_same_after_every_failed_try_wherever_the_trace_stops(rows, tokenizer):
-    no, give_up = tokenizer.convert_tokens_to_ids([" no", tiny.GIVE_UP])
-    stops = 0
-    for ids, weights, give_up_weights in warm_up_examples(rows, tokenizer, count=300):
-        assert len(ids) == len(weights) == len(give_up_weights)
-        for i in range(1, len(ids)):
-            assert give_up_weights[i] == (0.5 if ids[i - 1] == no else 0.0)
-            if ids[i - 1] == no:
-                assert weights[i] == (0.0 if ids[i] == give_up else 0.5)
-                stops += ids[i] == give_up
-    assert stops > 0, "the fruitless searches stop after a no"
-
-
 def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
     made, planned = AutoModelForCausalLM.from_pretrained(tiny_model).config, model_shapes.config_of("models/tiny")
     assert {size: getattr(planned, size) for size in model_shapes.SIZES} == {
