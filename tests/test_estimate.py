@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import each_case
+from conftest import ROOT, each_case, settings
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -36,20 +36,13 @@ SEVERAL = {"steps_per_generation": 64, "num_iterations": 2, "max_steps": -1, "nu
 LORA = {"use_peft": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
 
 
+BASE = settings("--beta", 0.001, config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
+
+
 def values(**changed):
-    """Return the settings of configs/qwen2.5-1.5b.yaml on Countdown, with TinyZero's beta and less for vLLM."""
-    batch = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 32}
-    batch |= {"steps_per_generation": None, "generation_batch_size": None, "num_iterations": 1, "num_train_epochs": 1}
-    batch |= {"max_steps": 500, "max_completion_length": 1024, "beta": 0.001, "per_device_eval_batch_size": 64}
-    number = {"bf16": True, "fp16": False, "dtype": "float32", "optim": "adamw_torch_fused", "use_cpu": False}
-    number |= {"activation_checkpointing": True, "attn_implementation": None, "trim_padding": True}
-    lora = {"use_peft": False, "lora_r": 32, "lora_target_modules": None}
-    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}
-    vllm |= {"vllm_gpu_memory_utilization": 0.3, "vllm_enable_sleep_mode": True}
-    vllm |= {"vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000}
-    vllm["vllm_server_timeout"] = 240.0
-    saving = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 100, "save_total_limit": 2}
-    return Namespace(**batch | number | lora | vllm | saving | changed)
+    """Return the settings of configs/qwen2.5-1.5b.yaml with TinyZero's beta, and less for vLLM."""
+    smaller = {"vllm_gpu_memory_utilization": 0.3, "per_device_eval_batch_size": 64, "max_steps": 500, "lora_r": 32}
+    return Namespace(**vars(BASE) | smaller | changed)
 
 
 @pytest.fixture(scope="module")

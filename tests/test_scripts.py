@@ -1,8 +1,6 @@
-"""setup.sh, train.sh and Slurm's script on machines that stand-ins play. Nothing is installed and nothing is trained.
+"""setup.sh, train.sh and Slurm's script on machines that stand-ins play. Nothing is installed or trained."""
 
-bash tests/run.sh tests/test_scripts.py
-"""
-
+import json
 import re
 import shlex
 import shutil
@@ -13,7 +11,7 @@ import tomllib
 import pytest
 import torch
 from accelerate.commands import launch
-from conftest import PATIENCE, ROOT, wait_until, write_commands
+from conftest import PATIENCE, ROOT, each_case, wait_until, write_commands
 from packaging.utils import canonicalize_name
 from torch.distributed import run as torchrun
 
@@ -52,7 +50,6 @@ esac
 """
 USUAL = {"FITTING": "python python3", "SYSTEM": "Linux", "FAILS": "^$", "STATUS": "0", "CARDS": "0", "SEES": "0"}
 USUAL |= {"DRIVER": "580.82.07", "RUNS": "13.0", "CAPABILITY": "9.0"}
-OLD_DRIVER = {"CARDS": "1", "DRIVER": "550.54.15", "RUNS": "12.4"}
 
 
 @pytest.fixture
@@ -93,41 +90,6 @@ def locks(commands):
     return found
 
 
-MACHINES = {  # what is installed on them
-    "Linux without a GPU": ({}, "torch-cpu base ."),
-    "a Mac": ({"SYSTEM": "Darwin"}, "torch base ."),
-    "a GPU": ({"CARDS": "1"}, "torch base+gpu ."),
-    "a hidden old GPU": (OLD_DRIVER | {"CUDA_VISIBLE_DEVICES": ""}, "torch-cpu base ."),
-    "an old driver with cuda-compat": (OLD_DRIVER | {"RUNS": "13.0"}, "torch base+gpu ."),
-    "an old driver that torch does with": (OLD_DRIVER | {"SEES": "1", "TORCH": "there"}, "base ."),
-    "no torch for the CPU": ({"FAILS": "torch-cpu"}, "torch-cpu torch base ."),
-}
-
-
-@pytest.mark.parametrize(("variables", "expected"), MACHINES.values(), ids=MACHINES)
-def test_locks_follow_the_machine_and_are_installed_once(run, variables, expected):
-    assert run(**variables)[:2] == (0, expected.split())
-    assert run(**variables)[:2] == (0, [])
-
-
-REFUSED = {  # the machines, whether an environment is active, and the one line that ends the script
-    "no Python": ({"FITTING": ""}, False, "found Python 3.10.13, wanted Python 3.11 to 3.14: install one of them$"),
-    "another Python": ({"FITTING": "python3"}, True, "in the active environment, wanted .* 3.14: type deactivate"),
-    "an old driver": (OLD_DRIVER, True, "found driver 550.54.15, wanted 580 .*type apt-get install nvidia-driver-580"),
-    "an old card": (
-        {"CARDS": "1", "CAPABILITY": "7.0"},
-        True,
-        "found compute capability 7.0, wanted 7.5 .*type .* pip",
-    ),
-}
-
-
-@pytest.mark.parametrize(("variables", "active", "said"), REFUSED.values(), ids=REFUSED)
-def test_machine_that_does_not_do_is_told_in_one_line_before_anything_is_installed(run, variables, active, said):
-    status, installed, started, errors = run(active=active, **variables)
-    assert (status, installed, started) == (1, [], []) and re.search(said, errors) and errors.count("\n") == 1, errors
-
-
 def test_what_was_interrupted_is_completed_by_the_next_call(run):
     for fails, missing in (("base.txt", "configs/locks"), ("-e .$", "the project itself")):
         status, _, started, errors = run(FAILS=fails)
@@ -138,24 +100,17 @@ def test_what_was_interrupted_is_completed_by_the_next_call(run):
     assert run(active=False)[0] == 0
 
 
-COMMANDS = [  # the variables, and what is started
-    ({"BASE_MODEL": "my model", "DATA_DIR": "x"}, "python {} --data_dir x --model_name_or_path 'my model'"),
-    ({"EXPERIMENT_NAME": "a b"}, "python {} --run_name 'a b' --output_dir 'outputs/a b'"),
-    ({"CARDS": "1"}, "GPU=0 python {}"),
-    ({"CARDS": "2", "CUDA_VISIBLE_DEVICES": "3,4", "N_GPUS": "1"}, "GPU=3 python {}"),
-    (
-        {"CARDS": "8", "N_GPUS": "2", "ROLLOUT_TP_SIZE": "2"},
-        "accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 2 {} "
-        "--vllm_tensor_parallel_size 2",
-    ),
-]
-
-
-@pytest.mark.parametrize(("variables", "expected"), COMMANDS)
-def test_variables_and_gpus_become_one_command_and_flags_follow(run, variables, expected):
+@each_case("machines.tsv")
+def test_machine_gets_its_locks_once_and_one_command_or_one_line(run, case):
+    variables, expected = json.loads(case["variables"]), case["expected"]
     flags = ["--config", "my recipes/x.yaml", "--run_name", "it's *"]
-    status, _, started, _ = run(*flags, STATUS="7", **variables)
-    assert status == 7 and started == [*shlex.split(expected.format("train_countdown.py")), *flags]
+    status, installed, started, errors = run(*flags, active="without" not in case["kind"], STATUS="7", **variables)
+    if case["kind"] == "starts":
+        assert status == 7 and started == [*shlex.split(expected.format("train_countdown.py")), *flags]
+    elif case["kind"] == "installs":
+        assert (status, installed) == (7, expected.split()) and run(**variables)[:2] == (0, [])
+    else:
+        assert (status, installed, started) == (1, [], []) and re.search(expected, errors) and errors.count("\n") == 1
 
 
 class TestSlurm:
