@@ -1,7 +1,4 @@
-"""The console's lines, and the warnings that save a run, each from the readings that call for it.
-
-bash tests/run.sh tests/test_console.py
-"""
+"""The console's lines, and the warnings that save a run, each from the readings that call for it."""
 
 import json
 from types import SimpleNamespace

@@ -1,7 +1,4 @@
-"""What is read of a file of problems, and of a damaged one; its faults are in tests/test_preflight.py.
-
-bash tests/run.sh tests/test_data.py
-"""
+"""What is read of a file of problems, and of a damaged one; its faults are in tests/test_preflight.py."""
 
 import math
 import random

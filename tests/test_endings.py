@@ -260,35 +260,6 @@ def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command,
     assert checkpoints.faults(kept / name) == []
 
 
-FILL = """
-import pyarrow as pa, pyarrow.parquet as pq, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from r1zero.files import is_full
-numbers = torch.rand(1 << 20)
-ways = {
-    "torch": lambda path: torch.save(numbers, path),
-    "safetensors": lambda path: save_file({"numbers": numbers}, path),
-    "pyarrow": lambda path: pq.write_table(pa.table({"numbers": numbers.numpy()}), path),
-    "python": lambda path: Path(path).write_bytes(numbers.numpy().tobytes()),
-}
-for name, write in ways.items():
-    try:
-        write(f"{FOLDER}/{name}")
-    except Exception as error:
-        print(name, type(error).__name__, is_full(error), is_full(RuntimeError("another")))
-    Path(FOLDER, name).unlink(missing_ok=True)
-"""
-
-
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap makes the small disk")
-def test_what_libraries_say_of_a_full_disk_is_recognised(tmp_path):
-    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(1 << 20), "--tmpfs", str(tmp_path)]
-    said = run_to_end([*small, sys.executable, "-c", f"FOLDER = {str(tmp_path)!r}\n{FILL}"])
-    found = {line.split()[0]: line.split()[2:] for line in said.splitlines()}
-    assert found == dict.fromkeys(("torch", "safetensors", "pyarrow", "python"), ["True", "False"]), said
-
-
 def new_stopping():
     """A Stopping of a trainer that does nothing."""
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir="nowhere"), state=TrainerState(global_step=0))

@@ -1,7 +1,4 @@
-"""A model as the evaluation reads it, and what the engines generate with it.
-
-bash tests/run.sh tests/test_engines.py
-"""
+"""A model as the evaluation reads it, and what the engines generate with it."""
 
 import gc
 import multiprocessing

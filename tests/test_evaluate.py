@@ -1,7 +1,4 @@
-"""Evaluations of tiny models on the CPU: metrics, resuming, users' own rewards, and refusals.
-
-bash tests/run.sh tests/test_evaluate.py
-"""
+"""Evaluations of tiny models on the CPU: metrics, resuming, users' own rewards, and refusals."""
 
 import contextlib
 import itertools
@@ -138,10 +135,10 @@ class TestMetrics:
         assert "countdown (" in capsys.readouterr().out
 
     def test_parts_whose_columns_are_empty_join_others(self, tmp_path):
-        for number, equation in enumerate((None, "1+2", None)):
-            part = pa.table({"row": [number], "equation": [equation]})
-            pq.write_table(part.replace_schema_metadata({"seconds": "0.5"}), tmp_path / f"{number}.parquet")
-        parts = [tmp_path / f"{number}.parquet" for number in range(3)]
+        parts = [tmp_path / name for name in "abc"]
+        for part, equation in zip(parts, (None, "1+2", None), strict=True):
+            columns = pa.table({"equation": [equation]})
+            pq.write_table(columns.replace_schema_metadata({"seconds": "0.5"}), part)
         assert command.join_parts(parts, tmp_path / "all.parquet") == 1.5
         assert pq.read_table(tmp_path / "all.parquet").to_pydict()["equation"] == [None, "1+2", None]
 
@@ -366,10 +363,6 @@ class TestRefusals:
         flags = {"model": str(tiny_model), "data": data} | json.loads(case["flags"])
         assert case["said"] in refused([flags.pop("model").replace("{}", str(tmp_path))], **flags)
 
-    def test_two_models_of_one_name(self, refused, tiny_model, tmp_path):
-        copy = shutil.copytree(tiny_model, tmp_path / "other" / tiny_model.name)
-        assert "would write to one folder" in refused([tiny_model, copy])
-
     def test_card_that_torch_does_not_see_unless_the_cpu_is_asked_for(
         self, refused, saying, tiny_model, problems, tmp_path, monkeypatch, capsys
     ):
@@ -380,15 +373,6 @@ class TestRefusals:
         saying(itertools.repeat(""))
         command.main([*words([tiny_model], problems, tmp_path / "out"), "--use_cpu"])
         assert "transformers in float32 on 1 x cpu" in capsys.readouterr().out
-
-    def test_vllm_that_is_not_installed_or_on_a_gpu_where_the_cpu_is_asked_for(self, refused, monkeypatch):
-        with monkeypatch.context() as patch:
-            patch.setattr(checks.importlib.util, "find_spec", lambda name: None)
-            assert "--backend vllm needs vLLM, which is not installed: type pip install" in refused(backend="vllm")
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        args = command.parse([*words(["model"], "data", "out", backend="vllm"), "--use_cpu"])
-        (line,) = checks.device_errors(args)
-        assert args.dtype == "float32" and line.startswith("--backend vllm computes on the GPU: leave out --use_cpu")
 
     def test_other_settings_in_the_same_folder(self, refused, saying, tiny_model, problems, tmp_path):
         saying(itertools.repeat(""))

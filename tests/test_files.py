@@ -9,6 +9,9 @@ import resource
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 import preprocess
 from r1zero import files
@@ -63,6 +66,13 @@ def test_full_disk_leaves_the_old_one_and_is_one_line(old, full, write):
     line = str(stopped.value)
     assert f"{old.parent} cannot be written to (File too large)" in line and "\n" not in line
     assert "what was there is whole: free some space, or name another folder" in line and is_alone(old)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda tensors, path: save_file(tensors, path)])
+def test_full_disk_is_recognised_in_what_libraries_say(tmp_path, full, write):
+    with pytest.raises((OSError, RuntimeError, SafetensorError)) as error:
+        write({"numbers": torch.rand(MEGABYTE)}, tmp_path / "file")
+    assert files.is_full(error.value) and not files.is_full(RuntimeError("another"))
 
 
 def test_folder_that_cannot_be_written_to_is_one_line(old):

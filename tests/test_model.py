@@ -199,11 +199,3 @@ def test_weights_on_the_hub_are_known_by_their_names(monkeypatch, names, said):
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: names.split())
     errors = of_models.weight_errors("somebody/something", Qwen2Config())
     assert bool(errors) == bool(said) and said in "".join(errors)
-
-
-def test_folders_are_told_from_hub_ids(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    for name in ("./model", "/a/model", "~/model", "models/mine", "a/b/checkpoint-4", "here/model"):
-        assert of_models.is_folder_name(name), name
-    assert not of_models.is_folder_name("Qwen/Qwen2.5-1.5B") and not of_models.is_folder_name("gpt2")

@@ -1,7 +1,4 @@
-"""What this project takes from the texts of libraries, and what would break silently with another version of them.
-
-bash tests/run.sh tests/test_pinned_sources.py
-"""
+"""What this project takes from the texts of libraries, and what would break silently with another version of them."""
 
 import inspect
 import re

@@ -1,7 +1,4 @@
-"""preprocess.py's commands on small sizes: the files, what is printed, what is refused.
-
-bash tests/run.sh tests/test_preprocess.py
-"""
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused."""
 
 import json
 import re

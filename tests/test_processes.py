@@ -1,7 +1,4 @@
-"""The threads of a process on the CPU: whose number counts, and each process's share of the cores.
-
-bash tests/run.sh tests/test_processes.py
-"""
+"""The threads of a process on the CPU: whose number counts, and each process's share of the cores."""
 
 import os
 import sys

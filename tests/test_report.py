@@ -1,7 +1,4 @@
-"""report.html of a run and the comparison of several, as files and in a browser.
-
-bash tests/run.sh tests/test_report.py; what is tried in a browser needs apt-get install chromium chromium-driver
-"""
+"""report.html of a run and the comparison of several, as files and in a browser."""
 
 import html
 import json

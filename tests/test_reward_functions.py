@@ -1,7 +1,4 @@
-"""A user's own reward functions: where they are found, what is refused, and what training logs of any of them.
-
-bash tests/run.sh tests/test_reward_functions.py
-"""
+"""A user's own reward functions: where they are found, what is refused, and what training logs of any of them."""
 
 import numpy as np
 import pytest

@@ -31,10 +31,3 @@ def test_interval_of_several_completions_is_as_wide_as_the_problems_differ():
     resampled = rng.choice(right, (4000, 500)).mean(1) / 8
     low, high = np.quantile(resampled, [0.025, 0.975])
     assert accuracy_interval(right, 8) == pytest.approx((low, high), abs=0.004)
-
-
-def test_interval_counts_completions_of_a_problem_once_if_they_all_agree_and_singly_if_they_do_not():
-    agree, differ = np.array([4] * 30 + [0] * 70), np.array([1] * 80 + [2] * 20)
-    assert accuracy_interval(agree, 4) == pytest.approx(accuracy_interval(agree // 4, 1))
-    assert accuracy_interval(differ, 4) == pytest.approx(accuracy_interval(np.repeat([1, 0], [120, 280]), 1))
-    assert accuracy_interval(np.zeros(50, dtype=int), 16) == pytest.approx(accuracy_interval(np.zeros(50), 1))

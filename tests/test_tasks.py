@@ -1,7 +1,4 @@
-"""Every task from its data to two training steps, on fixtures written by hand in the real sets' columns.
-
-bash tests/run.sh tests/test_tasks.py
-"""
+"""Every task from its data to two training steps, on fixtures written by hand in the real sets' columns."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""Readers of problems in words, on fixtures written by hand in the real sets' columns.
-
-bash tests/run.sh tests/test_text_problems.py
-"""
+"""Readers of problems in words, on fixtures written by hand in the real sets' columns."""
 
 import json
 

@@ -1,7 +1,4 @@
-"""Evaluations with a real vLLM, which computes on the CPU: adapters, idle processes, signals, and resuming.
-
-bash tests/vllm.sh tests/test_vllm_evaluate.py
-"""
+"""Evaluations with a real vLLM, which computes on the CPU: adapters, idle processes, signals, and resuming."""
 
 import contextlib
 import os

@@ -1,7 +1,4 @@
-"""A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed.
-
-bash tests/run.sh tests/test_vllm_server.py
-"""
+"""A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed."""
 
 import http.server
 import json
