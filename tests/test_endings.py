@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, train_here, training_command, wait_until
-from launches import await_, end, free_port, launcher_config, start
+from launches import accelerate, await_, end, start
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
@@ -40,9 +40,7 @@ def command(tmp_path, tiny_model, tiny_data):
         script = training_command(tmp_path / folder, tiny_model, tiny_data, **flags)
         if launcher == "python":
             return [sys.executable, *script]
-        launch = [sys.executable, "-m", "accelerate.commands.launch"]
-        launch += ["--config_file", launcher_config(tmp_path, launcher)[0]]
-        return [*launch, "--num_processes", processes, "--main_process_port", free_port(), *script]
+        return [*accelerate(tmp_path, launcher, processes), *script]
 
     return words
 

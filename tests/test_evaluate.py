@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import ENVIRONMENT, PATIENCE, each_case
-from launches import await_, end, free_port, launcher_config, start
+from launches import accelerate, await_, end, start
 
 import rewards
 from r1zero import tiny_model as tiny
@@ -264,11 +264,9 @@ def launched(tmp_path):
     started = []
 
     def launch(processes, flags):
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", launcher_config(tmp_path, "ddp")[0]]
-        launcher += ["--num_processes", processes, "--main_process_port", free_port()]
         console = tmp_path / f"console{len(started)}"
-        words = [sys.executable, *(launcher if processes > 1 else []), "-m", "r1zero.evaluate", *flags]
-        started.append(start(words, console, ENVIRONMENT))
+        launcher = accelerate(tmp_path, "ddp", processes) if processes > 1 else [sys.executable]
+        started.append(start([*launcher, "-m", "r1zero.evaluate", *flags], console, ENVIRONMENT))
         return started[-1], console
 
     yield launch

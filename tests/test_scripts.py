@@ -9,14 +9,10 @@ import subprocess
 import tomllib
 
 import pytest
-import torch
-from accelerate.commands import launch
 from conftest import PATIENCE, ROOT, each_case, wait_until, write_commands
 from packaging.utils import canonicalize_name
-from torch.distributed import run as torchrun
 
 LOCKS = ROOT / "configs" / "locks"
-STRATEGIES = ROOT / "configs" / "accelerate"
 # Answers as the machine that the variables describe. Whatever installs or trains is written down; what installs fails
 # if $FAILS, a regular expression, fits it.
 MACHINE = """
@@ -161,19 +157,6 @@ class TestSlurm:
         (tmp_path / "configs").unlink()
         assert submit("exit 4").wait(PATIENCE) == 4
         assert (tmp_path / "calls").read_text().count("requeue") == 1
-
-
-@pytest.mark.parametrize("strategy", sorted(path.stem for path in STRATEGIES.glob("*.yaml") if path.stem != "single"))
-def test_as_many_processes_as_gpus_unless_told_otherwise(strategy, monkeypatch):
-    started = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(launch, "check_cuda_p2p_ib_support", lambda: True)
-    monkeypatch.setattr(torchrun, "run", started.append)
-    for flags in ([], ["--num_processes", "3"]):
-        command = ["--config_file", str(STRATEGIES / f"{strategy}.yaml"), "--main_process_port", "0", *flags, "x.py"]
-        launch.launch_command(launch.launch_command_parser().parse_args(command))
-    assert [torchrun.determine_local_world_size(args.nproc_per_node) for args in started] == [4, 3]
 
 
 class TestLocks:
