@@ -4,9 +4,12 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
+import csv  # noqa: E402
+import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import time  # noqa: E402
 from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -18,6 +21,7 @@ import torch  # noqa: E402
 import preprocess  # noqa: E402
 from r1zero import ROOT  # noqa: E402
 from r1zero import tiny_model as tiny  # noqa: E402
+from r1zero.grading.sandbox import why_unavailable  # noqa: E402
 
 collect_ignore = ["stand_in", "build_vllm_cpu.py"]  # programs, which --doctest-modules would import
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -31,10 +35,61 @@ hypothesis.settings.load_profile("any machine")
 pytest.register_assert_rewrite("launches")
 
 
+def rows_of(table):
+    """The rows of a table in tests/cases, as dicts of texts."""
+    with open(CASES / table, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def each_case(table, name="reason"):
+    """Parametrises a test with `case`, a row of a table in tests/cases that is called after one of its columns."""
+    rows = rows_of(table)
+    return pytest.mark.parametrize("case", rows, ids=[row[name] for row in rows])
+
+
+def wait_until(condition):
+    """Waits until a condition holds, and returns what it gives. Only a hang meets the bound."""
+    deadline = time.monotonic() + PATIENCE
+    while not (holds := condition()):
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.02)
+    return holds
+
+
+def write_commands(folder, **scripts):
+    """Writes shell scripts that stand in for commands of the machine into a folder."""
+    for name, script in scripts.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def no_bubblewrap(monkeypatch):
+    """A machine without the sandbox."""
+    monkeypatch.setattr("r1zero.grading.sandbox.shutil.which", lambda command: None)
+    monkeypatch.setattr("r1zero.grading.sandbox.SHARED", [])
+    why_unavailable.cache_clear()
+    yield
+    why_unavailable.cache_clear()
+
+
+@pytest.fixture
+def cached_model(tiny_model, tmp_path, monkeypatch):
+    """The folder of the model somebody/something in the hub's cache as it lies on disk, without the hub."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--somebody--something"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return shutil.copytree(tiny_model, cache / "snapshots" / commit)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def interruptible():
-    """Ctrl-C reaches the processes that tests start, also where a shell has started these tests in the background."""
+def same_everywhere():
+    """Ctrl-C reaches what tests start, also from a shell's background, and sums are those of launched processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -46,12 +101,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("vllm") and not there:
             item.add_marker(pytest.mark.skip(reason="needs a vLLM built for the CPU: bash tests/vllm.sh"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """The same sums in this process as in those that are launched with ENVIRONMENT."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, words
+from conftest import ENVIRONMENT, PATIENCE, ROOT, wait_until, words
 from safetensors.torch import load_file
 
 STRATEGIES = ROOT / "configs" / "accelerate"
@@ -66,17 +66,28 @@ def launcher_config(folder, strategy):
     return path, on_cpu
 
 
+def accelerate(folder, strategy, processes, port=None):
+    """The words that launch so many processes on the CPU with a shipped strategy."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        launcher_config(folder, strategy)[0],
+    ]
+    return [*command, "--num_processes", processes, "--main_process_port", port or free_port()]
+
+
 def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, **flags):
     """Trains with a shipped strategy on the CPU; `machines` launchers share the processes between them. A Run."""
-    config, on_cpu = launcher_config(folder, strategy)
+    on_cpu = launcher_config(folder, strategy)[1]
     settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
     settings |= {"output_dir": folder / "run"} | flags
     environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # ninja, for DeepSpeed
     port = free_port()
     launchers = []
     for machine in range(machines):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        command += ["--num_processes", processes, "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
+        command = [*accelerate(folder, strategy, processes, port), "--main_process_ip", "127.0.0.1"]
         command += ["--num_machines", machines, "--machine_rank", machine]
         command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
         launchers.append(start(command, folder / f"console{machine}", environment))
@@ -101,6 +112,17 @@ def start(command, console, environment):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def await_(condition, process, console):
+    """Waits for a condition while a process runs, which writes to the file `console`."""
+
+    def holds():
+        done = condition()
+        assert done or process.poll() is None, console.read_text(errors="replace")[-4000:]
+        return done
+
+    return wait_until(holds)
 
 
 def end(process):

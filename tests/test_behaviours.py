@@ -5,25 +5,19 @@ bash tests/run.sh tests/test_behaviours.py
 """
 
 import ast
-import csv
-import itertools
 import json
 import operator
 import re
 from fractions import Fraction
 
-import pytest
-from conftest import CASES
+from conftest import each_case
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, PHRASES, count_behaviours, equations, name_mistake
 
-with open(CASES / "behaviours.tsv", newline="") as file:
-    TEXTS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
-
-@pytest.mark.parametrize("case", TEXTS, ids=[f"{case['kind']}: {case['reason']}" for case in TEXTS])
+@each_case("behaviours.tsv")
 def test_text_is_counted(case):
     text, expected = json.loads(case["text"]), json.loads(case["expected"])
     counts = count_behaviours(text)
@@ -38,14 +32,6 @@ def test_text_is_counted(case):
             assert counts["answer_multiplies"] == expected
         case "mistake":
             assert name_mistake(text, 12) == expected and expected in MISTAKES
-
-
-def test_no_phrase_counts_twice():
-    every = [phrase for phrases in PHRASES.values() for phrase in phrases]
-    assert [(a, b) for a, b in itertools.permutations(every, 2) if a in b] == []
-    for phrase in every:
-        counts = count_behaviours(f"x{phrase}x" if phrase.strip() == phrase else phrase)
-        assert sum(counts[name] for name in PHRASES) == 1, phrase
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,18 +1,12 @@
-"""The benchmark of a training step measures every part, and its floors are not too high.
+"""The benchmarks run.   bash tests/run.sh --all tests/test_benchmarks.py"""
 
-bash tests/run.sh --all tests/test_benchmarks.py
-"""
-
-from argparse import Namespace
+import json
+import shutil
+import sys
 
 import pytest
-import torch
-from conftest import SMALL, words
+from conftest import SMALL, run_to_end, words
 from test_gpu import measure
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, Qwen2Config
-
-from benchmarks import step
 
 
 @pytest.mark.slow
@@ -35,27 +29,20 @@ def test_step_is_measured_part_by_part(tmp_path, tiny_model, tiny_data):
     assert "times the floor" in output and "one generation of 8 completions" in output
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_floors_are_what_torch_counts_at_most_and_what_must_be_read(tied):
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Qwen2Config(**sizes, intermediate_size=96, vocab_size=300, tie_word_embeddings=tied)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # torch counts its products
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randint(300, (3, 10)))
-    window = {"tokens": 30, "lengths": {"mean": 10, "max": 50}}
-    values = Namespace(use_peft=False, bf16=False, fp16=False, dtype="float32", optim="adamw_torch", use_vllm=True)
-    batch = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 1, "beta": 0.1}
-    vars(values).update(batch)
-
-    def found(operations, moved):
-        able = {"operations": operations, "bytes": moved}
-        return step.floors(able, model, values, completions=3, window=window)
-
-    computing, reading = found(1, 1e30), found(1e30, 1)
-    assert 0.9 * counter.get_total_flops() < computing["forward"] < counter.get_total_flops()
-    for part, passes in {"generation": 1, "scoring": 2, "backward": 2}.items():
-        assert computing[part] == passes * computing["forward"]
-    weights = sum(weight.numel() for weight in model.parameters())
-    once = weights if tied else weights - 300 * 64  # embeddings are looked up, not multiplied
-    assert reading["generation"] == 50 * 4 * once and reading["weight sync"] == 8 * once
-    assert reading["optimizer"] == 2 * 7 * 4 * weights, "two steps"
+@pytest.mark.slow
+def test_time_to_target_is_measured_up_to_the_mark_or_the_end_of_the_time_once(tmp_path, tiny_model, tiny_data):
+    shutil.copytree(tiny_model, tmp_path / "seed3" / "model")
+    shutil.copytree(tiny_data, tmp_path / "seed3" / "data")
+    command = [sys.executable, "benchmarks/time_to_target.py", "--output_dir", tmp_path, "--minutes", "0.001"]
+    command += ["--settings", "a", "c", "--seeds", "3", "--output", tmp_path / "picture.png"]
+    output = run_to_end([*command, "--set", "max_completion_length=8"])
+    found = json.loads((tmp_path / "time_to_target.json").read_text())["runs"]
+    assert [(run["setting"], run["seed"], run["stopped"]) for run in found] == [("a", 3, "time"), ("c", 3, "time")]
+    assert [each["completions"] for each in found[0]["evaluations"]] == [0, 256]
+    state = json.loads((tmp_path / "seed3" / "a" / "trainer_state.json").read_text())
+    recorded = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
+    assert [each["accuracy"] for each in found[0]["evaluations"]] == pytest.approx(recorded[:2], abs=5e-4)
+    assert "never in" in output and (tmp_path / "picture.png").is_file()
+    consoles = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed3/*.txt")}
+    run_to_end([*command, "--set", "max_completion_length=8"])
+    assert {path: path.stat().st_mtime_ns for path in consoles} == consoles, "nothing is repeated"

@@ -1,7 +1,4 @@
-"""The console's lines, and the warnings that save a run, each from the readings that call for it.
-
-bash tests/run.sh tests/test_console.py
-"""
+"""The console's lines, and the warnings that save a run, each from the readings that call for it."""
 
 import json
 from types import SimpleNamespace
@@ -125,8 +122,6 @@ def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal_and_what_traine
     (line,) = log(run, 0, **{f"eval_{name}": value for name, value in metrics.items()}, epoch=0)
     assert line == "step     0/100  reward  0.500  accuracy  40.0%  length     20  held out"
     assert log(run, 100, train_loss=0.1) == []
-    run[2].is_world_process_zero = False
-    assert log(run, 100, reward=1.0) == []
 
 
 def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_is_none(started, clock):
@@ -138,29 +133,6 @@ def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_i
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
-
-
-def test_warning_stands_below_the_line_of_its_step(started, clock):
-    run = started()
-    for step in range(1, 22):
-        clock.seconds += 1
-        lines = log(run, step, reward=0.1, accuracy=0.0)
-    assert lines[1].startswith("WARNING at step 21: the reward stands at 0.100") and len(lines) == 2
-
-
-def test_results_are_saved_the_more_often_the_less_time_it_takes(started, clock, monkeypatch):
-    run, saved = started(), []
-
-    def save(*_):
-        saved.append(clock.seconds)
-        clock.seconds += 2
-
-    monkeypatch.setattr(console.run_folder, "save", save)
-    log(run, 1, train_loss=0.1)
-    for seconds in (1199, 1200, 1399, 1400):  # 100 times 2 s after the last time
-        clock.seconds = seconds
-        log(run, 2, train_loss=0.1)
-    assert saved == [1000.0, 1200, 1400]
 
 
 def test_time_and_cost_of_a_resumed_run_go_on(started, clock, tmp_path):

@@ -14,7 +14,6 @@ from r1zero.tasks.countdown import (
     draw_problems,
     make_splits,
     problem_id,
-    problem_keys,
     solve,
     split_source,
 )
@@ -62,15 +61,8 @@ def test_problems_are_as_asked_half_of_each_size_and_none_comes_twice(splits):
     assert 0.4 < sum(needed) / len(needed) < 0.6, "products and quotients are needed in a fair share"
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(slice(0, 20), id="20 of them"),
-        pytest.param(slice(20, 250), id="230 more", marks=pytest.mark.slow),
-    ],
-)
-def test_every_problem_is_solvable_with_each_number_once(splits, part):
-    for nums, target in (splits[0] + splits[1])[part]:
+def test_every_problem_is_solvable_with_each_number_once(splits):
+    for nums, target in (splits[0] + splits[1])[:20]:
         assert target in reachable([Fraction(number) for number in nums]), (nums, target)
 
 
@@ -93,14 +85,6 @@ def test_seed_decides_the_problems_and_their_order():
         return make_splits(Namespace(**vars(ASKED) | {"num_operands": [3], "train_size": 50, "seed": seed}))
 
     assert drawn(1) == drawn(1) != drawn(2)
-
-
-def test_keys_are_equal_if_only_the_order_differs():
-    nums, target = np.array([[1, 2, 3], [3, 1, 2], [1, 2, 3], [1, 2, 4]]), np.array([6, 6, 5, 6])
-    first, second, other_target, other_number = problem_keys(nums, target)
-    assert first == second and len({first, other_target, other_number}) == 3
-    with pytest.raises(ValueError, match="3 numbers up to 99999 are too large to compare"):
-        problem_keys(np.array([[99999] * 3]), np.array([10]))
 
 
 def test_existing_set_is_deduplicated_and_split_without_leakage_or_as_tinyzero_does(capsys):

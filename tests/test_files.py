@@ -9,11 +9,12 @@ import resource
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FIXTURES
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 import preprocess
 from r1zero import files
-from r1zero.report import page
 
 MEGABYTE = 2**20
 
@@ -34,24 +35,22 @@ def old(tmp_path):
     return path
 
 
-def is_alone(path):
-    """Whether there is only the old file, and nothing half written."""
-    return os.listdir(path.parent) == [path.name] and path.read_text() == "old"
+def is_alone(path, text="old"):
+    """Whether there is only one file, and nothing half written."""
+    return os.listdir(path.parent) == [path.name] and path.read_text() == text
 
 
-def test_file_takes_the_place_of_the_old_one_at_the_end(old):
-    with files.replaced(old) as part:
-        part.write_text("new")
-        assert old.read_text() == "old"
-    assert old.read_text() == "new" and os.listdir(old.parent) == ["file"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), FileNotFoundError(2, "of what is read")])
-def test_error_or_ctrl_c_leaves_the_old_one(old, error):
-    with pytest.raises(type(error)) as raised, files.replaced(old) as part:
-        part.write_text("half")
-        raise error
-    assert raised.value is error and is_alone(old)
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), FileNotFoundError(2, "of what is read")])
+def test_file_takes_the_place_of_the_old_one_at_the_end_and_not_after_an_error_or_ctrl_c(old, error):
+    try:
+        with files.replaced(old) as part:
+            part.write_text("new")
+            assert old.read_text() == "old"
+            if error:
+                raise error
+    except (KeyboardInterrupt, FileNotFoundError) as raised:
+        assert raised is error
+    assert is_alone(old, "old" if error else "new")
 
 
 WRITERS = {
@@ -66,21 +65,20 @@ def test_full_disk_leaves_the_old_one_and_is_one_line(old, full, write):
         write(part)
     line = str(stopped.value)
     assert f"{old.parent} cannot be written to (File too large)" in line and "\n" not in line
-    assert "what was there is whole: free some space, or name another folder" in line
-    assert is_alone(old)
+    assert "what was there is whole: free some space, or name another folder" in line and is_alone(old)
 
 
-def test_full_disk_leaves_the_old_page(old, full):
-    with pytest.raises(files.NotWritten, match="cannot be written to"):
-        page.render(old, title="", about="", tables=[], charts=[], reader=None, configs={"x": "long" * MEGABYTE})
-    assert is_alone(old)
+@pytest.mark.parametrize("write", [torch.save, lambda tensors, path: save_file(tensors, path)])
+def test_full_disk_is_recognised_in_what_libraries_say(tmp_path, full, write):
+    with pytest.raises((OSError, RuntimeError, SafetensorError)) as error:
+        write({"numbers": torch.rand(MEGABYTE)}, tmp_path / "file")
+    assert files.is_full(error.value) and not files.is_full(RuntimeError("another"))
 
 
 def test_folder_that_cannot_be_written_to_is_one_line(old):
     with pytest.raises(files.NotWritten, match=r"file cannot be written to \(.*\), .*: make its folder"):
         with files.replaced(old / "file"):
             pytest.fail("there is nothing to write to")
-    assert is_alone(old)
 
 
 def test_full_shared_memory_of_nccl_is_no_full_disk():
@@ -88,35 +86,28 @@ def test_full_shared_memory_of_nccl_is_no_full_disk():
     assert not files.is_full(RuntimeError(said)) and files.is_full(RuntimeError("No space left on device"))
 
 
-class TestPreprocess:
-    """Both files are replaced at the end: a new one beside an old one could hold its problems."""
+def test_both_files_of_a_task_are_replaced_at_the_end(tmp_path, monkeypatch, request):
+    """A new one beside an old one could hold its problems."""
 
-    @pytest.fixture(autouse=True)
-    def both_are_as_before(self, tmp_path):
-        preprocess.main(["multiply", "--local_dir", str(tmp_path), "--train_size", "5", "--test_size", "3"])
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        assert before.keys() == {"train.parquet", "test.parquet"}
-        yield
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    def write(*flags):
+        preprocess.main(["multiply", "--local_dir", str(tmp_path), "--train_size", "9", "--test_size", "3", *flags])
 
-    def test_full_disk(self, tmp_path, both_are_as_before, full):
-        flags = ["--local_dir", str(tmp_path), "--train_size", "60000", "--digits", "9", "9", "--test_size", "2"]
-        with pytest.raises(SystemExit, match=r"^preprocess.py: .* cannot be written to \(File too large\)"):
-            preprocess.main(["multiply", *flags])
+    def contents():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def test_ctrl_c_between_the_files(self, tmp_path, monkeypatch):
-        write_rows = preprocess.write_rows
+    def write_rows(path, split, *rest, write_rows=preprocess.write_rows):
+        if split == "test":
+            raise KeyboardInterrupt
+        return write_rows(path, split, *rest)
 
-        def once(path, split, *rest):
-            if split == "test":
-                raise KeyboardInterrupt
-            return write_rows(path, split, *rest)
-
-        monkeypatch.setattr(preprocess, "write_rows", once)
+    write()
+    before = contents()
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "write_rows", write_rows)
         with pytest.raises(SystemExit, match="^preprocess.py: stopped; what was there before is whole"):
-            preprocess.main(["multiply", "--local_dir", str(tmp_path), "--train_size", "9", "--test_size", "2"])
-
-    def test_source_that_is_used_up_too_soon(self, tmp_path):
-        source = str(FIXTURES / "x_r1_750.jsonl")
-        with pytest.raises(SystemExit, match="wanted question and answer"):
-            preprocess.main(["gsm8k", "--local_dir", str(tmp_path), "--source", source])
+            write("--seed", "1")
+    assert contents() == before and before.keys() == {"train.parquet", "test.parquet"}
+    request.getfixturevalue("full")
+    with pytest.raises(SystemExit, match=r"^preprocess.py: .* cannot be written to \(File too large\)"):
+        write("--train_size", "60000", "--digits", "9", "9")
+    assert contents() == before

@@ -1,7 +1,4 @@
-"""What only a GPU shows: the embedded default learns there in 16 bits, and the memory estimate holds.
-
-bash tests/gpu.sh
-"""
+"""What only a GPU shows: the embedded default learns there in 16 bits, and the memory estimate holds."""
 
 import importlib.util
 import json

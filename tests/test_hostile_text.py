@@ -1,20 +1,19 @@
 """Text that a model wrote is hostile: none breaks a reward, a count, the console or the page.
 
-The attacks stand in tests/cases/hostile_texts.tsv.   bash tests/run.sh tests/test_hostile_text.py
+The attacks stand in tests/cases/hostile_texts.tsv: what is made of each is as documented, and depends on it alone.
+bash tests/run.sh tests/test_hostile_text.py
 With --all, texts are as long as a megabyte, computer algebra takes part, and hypothesis makes up 14,000 more.
 """
 
-import csv
 import html.parser
 import json
 import os
 import resource
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import CASES, PATIENCE
+from conftest import PATIENCE, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,15 +43,14 @@ REWARDS = {
 def read_attacks():
     """{kind: {name: text}}. In the file a text is JSON: a string, or a list of strings and how often they repeat."""
     kinds = {"answer": {}, "completion": {}, "piece": {}, "bomb": {}}
-    with open(CASES / "hostile_texts.tsv", newline="") as file:
-        for kind, name, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            parts = json.loads(text)
-            parts = [parts] if isinstance(parts, str) else parts
-            joined = ""
-            for part, following in zip(parts, [*parts[1:], ""], strict=True):
-                if isinstance(part, str):
-                    joined += part * (following if isinstance(following, int) else 1)
-            kinds[kind][name] = joined
+    for row in rows_of("hostile_texts.tsv"):
+        parts = json.loads(row["text"])
+        parts = [parts] if isinstance(parts, str) else parts
+        joined = ""
+        for part, following in zip(parts, [*parts[1:], ""], strict=True):
+            if isinstance(part, str):
+                joined += part * (following if isinstance(following, int) else 1)
+        kinds[row["kind"]][row["name"]] = joined
     return kinds
 
 
@@ -144,26 +142,13 @@ def stand_ins(monkeypatch):
     put_stand_ins(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def texts():
-    return attacks(10**4)
-
-
-@pytest.fixture(scope="module")
-def found(texts):
-    """What is made of each attack by itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        put_stand_ins(patch)
-        return [scored([text]) for text in texts]
-
-
-# What is made of a text is as documented, and depends on this text alone
-
-
-def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented(found):
-    assert len(found) > 250
-    check(in_one(found))
-    assert max(max(in_one(found)[name]) for name in REWARDS) < 1
+def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented():
+    texts = attacks(10**4)
+    found = scored(texts)
+    check(found)
+    assert len(texts) > 250 and max(max(found[name]) for name in REWARDS) < 1
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    assert rewarded(chats).items() <= found.items(), "the same in chat messages"
 
 
 @pytest.mark.parametrize("examples", [250, pytest.param(14_000, marks=pytest.mark.slow)])
@@ -180,19 +165,10 @@ def test_any_text_gets_a_documented_value_the_same_in_any_batch(examples):
     def holds(text, other):
         one, another = scored([text]), scored([other])
         check(one)
-        assert scored([other, text, text]) == in_one([another, one, one])
+        expected = {name: [*another[name], *one[name], *one[name]] for name in one}
+        assert scored([other, text, text]) == expected
 
     holds()
-
-
-def test_attacks_get_the_same_in_chat_messages_and_in_other_threads(texts, found):
-    chats = [[{"role": "assistant", "content": text}] for text in texts]
-    for name, values in rewarded(chats).items():
-        assert values == in_one(found)[name], name
-    shares = [slice(0, None, 3), slice(1, None, 3), slice(2, None, 3), slice(0, None, 3)]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        for share, other in zip(shares, pool.map(lambda share: scored(texts[share]), shares), strict=True):
-            assert other == in_one(found[share])
 
 
 def in_another_process(size, *flags):
@@ -215,18 +191,11 @@ def main(size, *flags):
         print(json.dumps(scored(attacks(int(size)))))
 
 
-def test_attacks_get_the_same_in_another_process(found):
-    assert in_another_process(10**4)[0] == in_one(found)
-
-
 @pytest.mark.slow
-def test_attacks_are_wrong_to_computer_algebra_too_and_nothing_of_them_reaches_the_terminal(found):
-    scores, written = in_another_process(10**4, "--algebra")
-    assert scores == in_one(found)
+def test_attacks_are_wrong_to_computer_algebra_too_and_nothing_of_them_reaches_the_terminal():
+    found, written = in_another_process(10**4, "--algebra")
+    assert found == scored(attacks(10**4))
     assert is_harmless(written) and "Traceback" not in written
-
-
-# The work grows no faster than the text
 
 
 @pytest.mark.slow
@@ -235,85 +204,47 @@ def test_a_megabyte_of_anything_is_read_in_linear_time():
     check(in_another_process(10**6)[0])
 
 
-def lines_run(function, *arguments):
-    """How many lines of Python a call runs."""
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function(*arguments)
-    finally:
-        sys.settrace(before)
-    return count
-
-
-@pytest.mark.parametrize("piece", PIECES, ids=ascii)
-def test_lines_of_python_that_run_grow_no_faster_than_the_text(piece):
-    short, long = (in_every_task(piece * (size // len(piece))) for size in (2000, 4000))
-    assert lines_run(scored, [long]) <= 2.2 * lines_run(scored, [short])
-
-
-@pytest.mark.parametrize("answer", ATTACKS["answer"].values(), ids=ATTACKS["answer"])
-def test_no_short_text_makes_much_work(answer):
-    assert lines_run(scored, [in_every_task(answer)]) < 60_000
-
-
-# The page
-
-
 def test_of_a_megabyte_the_middle_is_left_out_and_said_so():
     text = "begin" + "x" * 10**6 + "end"
     shown = visible(text)
     assert shown.startswith("begin") and shown.endswith("end") and len(shown) < LONGEST + 100
     assert f"\n[{len(text) - LONGEST:,} characters are left out here]\n" in shown
-    assert visible(text[:LONGEST]) == text[:LONGEST]
 
 
 class Elements(html.parser.HTMLParser):
-    """The elements of a page, with their attributes, and the text in each."""
+    """The elements of a page with their attributes, and the text of the last one."""
 
     def __init__(self, page):
         super().__init__()
-        self.found, self.texts = [], []
+        self.found, self.texts = [], {}
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, attributes))
-        self.texts.append("")
 
     def handle_data(self, data):
-        if self.texts:
-            self.texts[-1] += data
-
-    def handle_comment(self, data):
-        self.found.append(("a comment", []))
-        self.texts.append(data)
+        if self.found:
+            self.texts[str(self.found[-1])] = self.texts.get(str(self.found[-1]), "") + data
 
 
 def page_of(texts, path):
-    """The page (str) of a run whose completions are these texts."""
+    """The elements of the page of a run whose completions are these texts."""
     problems = []
     for text in texts:
         about, completion = completions_reader.read_completion(row_of(text), TABLES_BEFORE)
         problems.append({"prompt": "3*3 = ", "about": about, "at": {0: completion}})
     reader = {"steps": [0], "problems": problems, "of": len(problems)}
     report.render(path, title="a run", about="", tables=[], charts=[], reader=reader, configs={})
-    return path.read_text(encoding="utf-8")
+    return Elements(path.read_text(encoding="utf-8"))
 
 
-def test_page_has_the_same_elements_whatever_the_completions_are(texts, tmp_path):
-    page = Elements(page_of(texts, tmp_path / "page.html"))
-    assert page.found == Elements(page_of(["harmless"], tmp_path / "page.html")).found
-    data = page.texts[[dict(attributes).get("id") for _, attributes in page.found].index("data")]
-    problems = json.loads(data)["problems"]
-    assert [problem["at"]["0"]["text"] for problem in problems] == [visible(text) for text in texts]
+def test_page_has_the_same_elements_whatever_the_completions_are(tmp_path):
+    texts = attacks(10**4)
+    page = page_of(texts, tmp_path / "page.html")
+    assert page.found == page_of(["harmless"], tmp_path / "page.html").found
+    (data,) = [text for element, text in page.texts.items() if "('id', 'data')" in element]
+    assert [problem["at"]["0"]["text"] for problem in json.loads(data)["problems"]] == list(map(visible, texts))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What this project takes from the texts of libraries, and what would break silently with another version of them.
-
-bash tests/run.sh tests/test_pinned_sources.py
-"""
+"""What this project takes from the texts of libraries, and what would break silently with another version of them."""
 
 import inspect
 import re
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from trl import GRPOConfig
-from trl.trainer import grpo_trainer
+from trl.kernels import chunked_logprob
+from trl.trainer import grpo_trainer, utils
 
 from benchmarks import time_to_target
+from r1zero.estimate import memory
 from r1zero.report import console
 
 SOURCE = inspect.getsource(grpo_trainer)
@@ -28,3 +28,10 @@ def test_defaults_of_the_benchmark_are_those_of_trl():
     values = {key: value for key, value in time_to_target.TRL.items() if hasattr(defaults, key)}
     assert len(values) == len(time_to_target.TRL) - 2, "all but trim_padding and drop_finished"
     assert {name: getattr(defaults, name) for name in values} == values
+
+
+def test_buffers_and_tiles_of_the_memory_estimate_are_those_of_the_libraries():
+    zero = DeepSpeedZeroConfig()
+    assert (memory.BUCKET, memory.LIVE) == (zero.reduce_bucket_size, zero.max_live_parameters)
+    assert memory.TILE_TOKENS == chunked_logprob.TOKEN_CHUNK_SIZE
+    assert memory.TILE_ENTRIES == utils._CHUNKED_LOGPROB_CHUNK_SIZE

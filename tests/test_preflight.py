@@ -4,7 +4,6 @@ What a flag, a line of YAML or a column of the data is told stands in tests/case
 the parts of the line that matter with " ... " between them.   bash tests/run.sh tests/test_preflight.py
 """
 
-import csv
 import json
 import os
 import re
@@ -12,22 +11,19 @@ import shutil
 import sys
 import sysconfig
 import types
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CASES, ROOT, parser, settings, words
+from conftest import ROOT, each_case, parser, settings, words
 from filelock import FileLock
 from test_data import COUNTDOWN
 from test_machine import TINY, pretend_card
 from test_recipe import write_recipe
 from transformers import AutoTokenizer
 
-from r1zero.grading import sandbox
 from r1zero.preflight import check as checks
-from r1zero.preflight import data as of_data
 from r1zero.preflight import hardware
 from r1zero.preflight import model as of_models
 from r1zero.preflight.machine import Machine, Strategy, read_strategy
@@ -36,9 +32,6 @@ from r1zero.training import checkpoints, reward_functions
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "tiny_model.yaml")
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
-with open(CASES / "before_a_run.tsv", newline="") as file:
-    FAULTS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-PROGRAM = "```python\nprint(int(input()) * 2)\n```"
 OWN_REWARD = """
 def short_reward(completions, limit, log_extra=None, log_metric=None, **columns):
     log_extra("answer", [completion[:5] for completion in completions])
@@ -47,9 +40,6 @@ def short_reward(completions, limit, log_extra=None, log_metric=None, **columns)
 
 def fussy_reward(completions, **columns):
     return [float(completion[0] == "a") for completion in completions]
-
-def forgetful_reward(completions, **columns):
-    [1.0 for completion in completions]
 
 def scarce_reward(completions, **columns):
     return [1.0]
@@ -138,16 +128,15 @@ def test_the_recipe_itself_passes_and_flags_override_it(check, capsys):
     assert "evaluation: per_device_eval_batch_size is 256, as 256 held-out rows" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", FAULTS, ids=["; ".join(list(case.values())[:3]) for case in FAULTS])
+@each_case("before_a_run.tsv", "flags")
 def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch, tmp_path, case):
     pretend_card(monkeypatch, gib=None)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nothing")
     flags = case["flags"].split()
     if case["data"]:
-        columns = {
-            name: column for name, column in (COUNTDOWN | json.loads(case["data"])).items() if column is not None
-        }
+        columns = COUNTDOWN | json.loads(case["data"])
+        columns = {name: column for name, column in columns.items() if column is not None}
         flags += ["--data_dir", write_data(tmp_path / "given", **columns)]
     lines = errors(*flags, config=write_recipe(tmp_path / "x.yaml", case["yaml"]))
     assert [part for part in case["line"].split(" ... ") if part not in lines[0]] == []
@@ -162,10 +151,6 @@ def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch,
 )
 def test_all_errors_are_listed_at_once(errors, flags):
     assert len(errors(*flags.split())) == 3
-
-
-def test_layers_are_found_by_the_end_of_their_names(check):
-    check("--use_peft", "true", "--lora_dropout", 0, "--lora_target_modules", "self_attn.q_proj", "v_proj")
 
 
 def test_held_out_data_with_more_columns_is_refused(error, tmp_path, tiny_data):
@@ -221,14 +206,9 @@ class TestRightAnswers:
         ("reward", "right", "verdict", "said"),
         [
             ("1.0", "row['word'] and 'yes'", "correct", None),
-            ("None", "'yes'", "correct", "row 0: the right answer is 'yes', and mine gives it None"),
-            (
-                "1.0",
-                "'yes'",
-                "wrong",
-                "row 0: the right answer is 'yes', and mine gives it 1.0, wanted the verdict corr",
-            ),
-            ("1.0", "42", "correct", "row 0: right_answer returned 42, wanted a text or None"),
+            ("None", "'yes'", "correct", "the right answer is 'yes', and mine gives it None"),
+            ("1.0", "'yes'", "wrong", "the right answer is 'yes', and mine gives it 1.0, wanted the verdict corr"),
+            ("1.0", "42", "correct", "right_answer returned 42, wanted a text or None"),
         ],
     )
     def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, reward, right, verdict, said):
@@ -240,7 +220,7 @@ class TestRightAnswers:
         if said is None:
             assert check(*flags)[3][0].__name__ == "mine"
         else:
-            assert said in errors(*flags)[0]
+            assert f"row 0: {said}" in errors(*flags)[0]
 
 
 class TestRewards:
@@ -254,7 +234,6 @@ class TestRewards:
         ("name", "reason"),
         [
             ("fussy_reward", "IndexError: string index out of range"),
-            ("forgetful_reward", "returned None, wanted a list"),
             ("scarce_reward", "1 rewards for 64 completions"),
             ("demanding_reward", "'solution'"),  # a column that is not there
         ],
@@ -264,37 +243,6 @@ class TestRewards:
         for line, split in zip(lines, ("train", "test"), strict=True):
             assert f"own/{split}.parquet has the columns ['prompt', 'limit']" in line
             assert name in line and reason in line
-
-    def test_of_a_user_that_do_not_exist_are_named_beside_those_that_do(self, error, own_data):
-        line = error("--data_dir", own_data, "--reward_funcs", "mine:gone")
-        assert "mine:gone" in line and "short_reward" in line
-
-    def test_see_chats_as_trl_gives_them(self):
-        seen = []
-
-        def reward(prompts, completions, **columns):
-            seen.extend(completions)
-            return [1.0] * len(completions)
-
-        file = of_data.File(Path("train.parquet"), 2, first={"prompt": [[{"role": "user", "content": "?"}]] * 2})
-        assert checks.reward_errors([reward], [file], None) == []
-        assert seen == [[{"role": "assistant", "content": ""}]] * 2
-
-    def test_of_code_without_a_sandbox_are_refused_unless_that_is_allowed(
-        self, check, error, data, long_model, monkeypatch, tmp_path
-    ):
-        sandbox.why_unavailable.cache_clear()
-        monkeypatch.setenv("PATH", str(tmp_path))
-        flags = {"data_dir": data / "eurus", "model_name_or_path": long_model, "num_generations": 256}
-        flags = [*words(flags), "--reward_funcs", "boxed_math_reward", "code_reward"]
-        line = error(*flags)
-        assert "bubblewrap (bwrap) is not installed: apt-get install bubblewrap" in line
-        assert "--allow_unsandboxed_code" in line
-        *_, functions = check(*flags, "--allow_unsandboxed_code", "--eval_strategy", "no", "--eval_on_start", "false")
-        assert [function.__name__ for function in functions] == ["boxed_math_reward", "code_reward"]
-        tests = '{"inputs": ["2\\n", "3\\n"], "outputs": ["4\\n", "5\\n"]}'
-        assert functions[1](completions=[PROGRAM], tests=[tests]) == [0.5]
-        sandbox.why_unavailable.cache_clear()
 
 
 def test_recipe_decides_on_mixed_precision_and_one_process_of_several_is_said(check, monkeypatch, capsys):
@@ -382,12 +330,6 @@ class TestDryRun:
         assert last == "models/tiny is not here: its shape is taken from r1zero/estimate"
         assert os.listdir(tmp_path) == []
 
-    def test_of_an_own_script_that_makes_data_and_model_is_no_error(self, plan, tmp_path):
-        text = TINY.read_text().replace("models/tiny", "models/mine").replace("-m r1zero.tiny_model", "make.py")
-        (tmp_path / "x.yaml").write_text(text)
-        said = "not there yet: models/mine and data/countdown_tiny; a run makes them with python make.py"
-        assert plan("--config", "x.yaml") == [said]
-
     def test_takes_the_shape_of_a_model_that_cannot_be_had_and_a_run_does_not(self, plan, tiny_data):
         flags = ("--config", TINY, "--model_name_or_path", "Qwen/Qwen2.5-0.5B", "--save_strategy", "no")
         lines = plan(*flags, "--data_dir", tiny_data)
@@ -451,95 +393,60 @@ class TestAnotherMachine:
         lines = plan("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 24)
         assert "--per_device_train_batch_size" in line_of(lines, "will not fit in update: try ")
 
-    def test_uses_data_and_model_that_are_here(self, plan, data, long_model):
-        lines = plan(
-            *("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 80, "--data_dir", data / "countdown"),
-            *("--model_name_or_path", long_model, "--num_generations", 16),
-        )
-        assert "steps an epoch of 16 problems" in line_of(lines, "steps: ")
-        assert line_of(lines, "evaluation: per_device_eval_batch_size is 4, as 4 held-out rows")
-
-    @pytest.mark.parametrize(
-        ("flags", "line"),
-        [
-            ("--model_name_or_path a/b", "model a/b cannot be had"),
+    def test_says_what_cannot_run_there(self, plan):
+        for flags, line in (
             ("--max_completion_length 2048", "exceed vllm_max_model_length"),
             ("--vllm_tensor_parallel_size 3", "does not divide the 8 processes"),
-            ("--reward_funcs no_reward", "reward_funcs names no_reward"),
             ("--gpus 0", "is for a GPU and that machine has none"),
-            ("--config nowhere.yaml", "nowhere.yaml"),
-        ],
-    )
-    def test_says_what_cannot_run_there(self, plan, capsys, flags, line):
-        argv = ["--config", str(ROOT / "configs" / "qwen2.5-7b.yaml"), "--gpus", "8", "--gpu_memory", "80"]
-        with pytest.raises(SystemExit) as stopped:
-            checks.check(parser(), ["--dry_run", *argv, *flags.split()])
-        assert line in str(stopped.value)
+        ):
+            argv = f"--dry_run --config {ROOT}/configs/qwen2.5-7b.yaml --gpus 8 --gpu_memory 80 {flags}"
+            with pytest.raises(SystemExit, match=line):
+                checks.check(parser(), argv.split())
 
 
 class TestHardware:
     ONE = Strategy("one process", 1, {})
     CARD = Machine(ONE, "the card", 80 * 2**30)
-    OLD = Machine(ONE, "the card", 80 * 2**30, bf16=False)
-    UNSEEN = Machine(ONE, unseen="found a Tesla T4")
+    MACHINES = {"card": CARD, "old": Machine(ONE, "the card", 80 * 2**30, bf16=False)}
+    MACHINES |= {"none": Machine(ONE), "unseen": Machine(ONE, unseen="found a Tesla T4")}
 
-    @pytest.mark.parametrize(
-        ("flags", "machine", "cards", "vllm", "line"),
-        [
-            ("--use_cpu false", UNSEEN, 0, None, "found a Tesla T4"),
-            ("", UNSEEN, 0, None, ""),
-            ("--use_cpu false --bf16 true", OLD, 1, None, "the card has no bfloat16: pass --bf16 false --fp16 true"),
-            # transformers would wrap the model in DataParallel and take so many times the batch
-            ("--use_cpu false", CARD, 8, None, "one process sees 8 GPUs ... set CUDA_VISIBLE_DEVICES to one"),
-            ("--use_vllm true", CARD, 1, None, "vllm is not installed: type pip install"),
-            ("--use_vllm true", Machine(ONE), 0, None, "there is no GPU: pass --use_vllm false"),
-            ("--use_vllm true", Machine(ONE), 0, "0.30.0", "there is no GPU: pass --use_vllm false"),
-            ("--use_vllm true", Machine(ONE), 0, "0.30.0+cpu", ""),
-            ("--use_vllm true --vllm_mode server", Machine(ONE), 0, "0.30.0+cpu", "pass --vllm_mode colocate"),
-        ],
-    )
-    def test_that_cannot_run_it_is_told_on_one_line(self, monkeypatch, flags, machine, cards, vllm, line):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    @each_case("hardware.tsv", "line")
+    def test_that_cannot_run_it_is_told_on_one_line(self, monkeypatch, case):
+        """With several cards transformers would wrap the model in DataParallel and take so many times the batch."""
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(case["cards"]))
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         monkeypatch.setattr(hardware, "triton_errors", lambda: [])
-        monkeypatch.setattr(hardware, "is_vllm_available", lambda: vllm is not None)
-        monkeypatch.setattr(hardware, "version", lambda package: vllm)
-        lines = hardware.errors(settings(*flags.split()), machine)
-        assert len(lines) == bool(line) and [part for part in line.split(" ... ") if part not in "".join(lines)] == []
+        monkeypatch.setattr(hardware, "is_vllm_available", lambda: bool(case["vllm"]))
+        monkeypatch.setattr(hardware, "version", lambda package: case["vllm"])
+        lines = hardware.errors(settings(*case["flags"].split()), self.MACHINES[case["machine"]])
+        assert len(lines) == bool(case["line"])
+        assert [part for part in case["line"].split(" ... ") if part not in "".join(lines)] == []
 
-    @pytest.mark.parametrize(
-        ("commands", "headers", "cc", "lacking"),
-        [
-            ((), False, None, "gcc python{}-dev"),
-            (("gcc",), False, None, "python{}-dev"),
-            (("gcc",), True, None, None),
-            (("clang",), True, None, None),
-            ((), True, None, "gcc"),
-            ((), True, "/opt/cc", None),
-        ],
-    )
-    def test_gpu_needs_what_triton_compiles_with(self, monkeypatch, tmp_path, commands, headers, cc, lacking):
+    def test_gpu_needs_what_triton_compiles_with(self, monkeypatch, tmp_path):
         pretend_card(monkeypatch)
-        monkeypatch.setenv("CC", cc or "")
-        monkeypatch.setattr(shutil, "which", lambda name: name if name in commands else None)
+        there = []
+        monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
         monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path))
-        if headers:
-            (tmp_path / "Python.h").touch()
-        lines = hardware.errors(settings("--use_cpu", "false"), self.CARD)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        assert lines == [] if lacking is None else lines[0].endswith(f"apt-get install {lacking.format(version)}")
 
-    @pytest.mark.parametrize(
-        ("flags", "variables", "line"),
-        [
+        def lacking(cc=""):
+            monkeypatch.setenv("CC", cc)
+            lines = hardware.errors(settings("--use_cpu", "false"), self.CARD)
+            return lines[0].split("apt-get install ")[1] if lines else None
+
+        python = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
+        assert lacking() == f"gcc {python}" and lacking(cc="/opt/cc") == python
+        (tmp_path / "Python.h").touch()
+        assert lacking() == "gcc" and lacking(cc="/opt/cc") is None
+        there.append("clang")
+        assert lacking() is None
+
+    def test_strategy_that_does_not_go_with_a_setting_is_refused(self):
+        for flags, variables, line in (
             ("--use_vllm true --vllm_tensor_parallel_size 3", {"WORLD_SIZE": "2"}, "to 1 or 2"),
-            ("--use_vllm true --vllm_tensor_parallel_size 2", {}, "2 does not divide the 1 process: set"),
             ("--optim adamw_8bit", {"ACCELERATE_USE_FSDP": "true"}, "optim adamw_8bit does not work with FSDP"),
-        ],
-    )
-    def test_strategy_that_does_not_go_with_a_setting_is_refused(self, flags, variables, line):
-        (found,) = hardware.strategy_errors(settings(*flags.split()), read_strategy(variables))
-        assert line in found
+        ):
+            (found,) = hardware.strategy_errors(settings(*flags.split()), read_strategy(variables))
+            assert line in found
 
     def test_deepspeed_without_what_it_compiles_with_stops_a_run(self, error, monkeypatch):
         monkeypatch.setattr(shutil, "which", lambda tool: None)

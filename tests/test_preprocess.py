@@ -1,15 +1,13 @@
-"""preprocess.py's commands on small sizes: the files, what is printed, what is refused.
-
-bash tests/run.sh tests/test_preprocess.py
-"""
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused."""
 
 import json
+import re
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ENVIRONMENT, FIXTURES, run_to_end
+from conftest import ENVIRONMENT, FIXTURES, each_case, run_to_end
 
 import preprocess
 
@@ -58,14 +56,8 @@ class TestCountdown:
         assert (train + test == problems) == (split == "tinyzero")
 
 
-@pytest.mark.parametrize(
-    ("digits", "sizes"),
-    [
-        pytest.param((2, 2), (3000, 1000), id="drawn"),
-        pytest.param((1, 1), (44, 1), id="all that exist"),
-        pytest.param((18, 17), (1, 1), id="longer than a machine word"),
-    ],
-)
+# Drawn, all that exist, and longer than a machine word
+@pytest.mark.parametrize(("digits", "sizes"), [((2, 2), (3000, 1000)), ((1, 1), (44, 1)), ((18, 17), (1, 1))])
 def test_products_are_right_different_and_disjoint(tmp_path, digits, sizes):
     flags = ("--digits", *digits, "--train_size", sizes[0], "--test_size", sizes[1])
     train, test = prepare("multiply", tmp_path, *flags)
@@ -99,67 +91,20 @@ def test_problem_that_one_part_of_a_mixture_holds_out_is_in_no_train(tmp_path):
     assert len(prompts[0]) > 200 and not set(prompts[0]) & set(prompts[1])
 
 
-REFUSED = {
-    "too few": ("countdown --num_operands 3 --max_number 4", "found 56 different problems of 3 numbers 1..4"),
-    "no such source": ("countdown --source none.parquet", "none.parquet does not exist"),
-    "a source of another format": ("countdown --source x.txt", "no parquet, json or jsonl"),
-    "no numbers": ("countdown --source other.parquet", r"columns \['a'\]; wanted nums and target"),
-    "a row of none": ("countdown --source bare.parquet", r"nums \[\] and target 43 in row 1, wanted whole"),
-    "a small source": (
-        "countdown --source two.parquet --train_size 2 --test_size 1",
-        "has 2 problems, --train_size 2 and --test_size 1 want 3: lower one of them",
-    ),
-    "other columns": (
-        f"gsm8k --source {FIXTURES}/x_r1_750.jsonl",
-        r"\['problem', 'solution'\]; wanted question and answer",
-    ),
-    "no rows": ("math --source empty.jsonl", "empty.jsonl has no rows"),
-    "rows of another type": ("math --source types.jsonl", r"types.jsonl cannot be read as problems \(TypeError: "),
-    "no file": ("math --source none.jsonl", "none.jsonl does not exist; give a parquet or json file"),
-    "no hub": ("math --source nobody/nothing", "nor a data set that the hub gives .* give its path"),
-    "products": ("multiply --digits 1 1", "45 different products of 1 x 1 digits exist, wanted 33,792"),
-    "a folder missing": ("mixture none", "none/test.parquet does not exist: write it first"),
-    "no tokenizer": (
-        f"eurus --source {FIXTURES}/eurus.jsonl --tokenizer ./none",
-        "tokenizer ./none is a folder that does not",
-    ),
-    "no source in a folder": ("math --source data/none", "data/none does not exist; give"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
-def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypatch, arguments, message):
+@each_case("refused_preprocess.tsv", "arguments")
+def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypatch, capsys, case):
     monkeypatch.chdir(tmp_path)
     for name, text in {"x.txt": "x", "empty.jsonl": "", "types.jsonl": '{"problem": "x", "solution": 7}\n'}.items():
         (tmp_path / name).write_text(text)
     pq.write_table(pa.table({"a": [1]}), "other.parquet")
     write_source("bare.parquet", [TWO[0], ([], 43)])
     write_source("two.parquet", TWO)
-    with pytest.raises(SystemExit, match=f"preprocess.py: .*{message}") as stopped:
-        preprocess.main([*arguments.split(), "--local_dir", "data"])
-    assert "\n" not in str(stopped.value) and not list(tmp_path.glob("data/*"))
-
-
-NOT_MEANT = {
-    "countdown --max_prompt_length 9": "needs --tokenizer",
-    "countdown --max_prompt_length 0": "--max_prompt_length of at least 1",
-    "countdown --source x --max_number 9": "cannot go with --source",
-    "countdown --split tinyzero": "give it with --source",
-    "countdown --max_target 5": "--max_target of at least 10",
-    "countdown --num_operands 1": "--num_operands of at least 2",
-    "countdown --local_dir=": "--local_dir is '', wanted the name of a folder",
-    "countdown --seed -1": "--seed of at least 0",
-    "multiply --digits 0 3": "wanted --digits from 1 to 18",
-    "multiply --digits 3 19": "wanted --digits from 1 to 18",
-    "math --test_size 0": "--test_size of at least 1",
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), NOT_MEANT.items())
-def test_flags_that_cannot_be_meant_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        preprocess.main(arguments.split())
-    assert message in capsys.readouterr().err
+    arguments = case["arguments"].replace("{fixtures}", str(FIXTURES)).split()
+    with pytest.raises(SystemExit) as stopped:
+        preprocess.main([*arguments, "--local_dir", "data"])
+    said = capsys.readouterr().err.splitlines()[-1] if stopped.value.code == 2 else stopped.value.code
+    assert re.search(rf"^\w+.py: .*{case['said']}", said) and "\n" not in said
+    assert not list(tmp_path.glob("data/*"))
 
 
 def test_characters_that_the_output_lacks_are_printed_as_python_writes_them(tmp_path):

@@ -1,7 +1,4 @@
-"""The threads of a process on the CPU: whose number counts, and each process's share of the cores.
-
-bash tests/run.sh tests/test_processes.py
-"""
+"""The threads of a process on the CPU: whose number counts, and each process's share of the cores."""
 
 import os
 import sys
@@ -10,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import ROOT, run_to_end, train_here
+from conftest import ROOT, run_to_end
 
 from r1zero import processes
 
@@ -48,14 +45,10 @@ def of_another_user():
     raise psutil.AccessDenied()
 
 
+# One process has all cores, two share them, a core that is left over is left, and each process has a thread
 @pytest.mark.parametrize(
     ("environment", "cores", "expected"),
-    [
-        pytest.param(OF_ACCELERATE, 8, 8, id="one process has all cores"),
-        pytest.param(OF_TORCHRUN, 8, 4, id="two share them"),
-        pytest.param(OF_TORCHRUN, 7, 3, id="a core that is left over is left"),
-        pytest.param(OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1, id="more processes than cores have a thread each"),
-    ],
+    [(OF_ACCELERATE, 8, 8), (OF_TORCHRUN, 7, 3), (OF_TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, 2, 1)],
 )
 def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, cores, expected):
     assert start(environment, launcher(), cores) == expected
@@ -65,17 +58,13 @@ def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, core
 @pytest.mark.parametrize(
     ("environment", "parent"),
     [
-        pytest.param(OF_ACCELERATE, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before accelerate launch"),
-        pytest.param(OF_TORCHRUN, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before torchrun"),
+        pytest.param(OF_TORCHRUN, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before the launcher"),
+        pytest.param(OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="a flag"),
         pytest.param(
-            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="accelerate's flag"
-        ),
-        pytest.param(
-            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="with other dashes"
+            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="other dashes"
         ),
         pytest.param(OF_ACCELERATE | {"OMP_NUM_THREADS": "3"}, launcher(), id="another number than a launcher's 1"),
         pytest.param({"OMP_NUM_THREADS": "1"}, launcher(), id="a user's 1, before python alone"),
-        pytest.param({}, launcher(), id="python alone"),
         pytest.param(OF_ACCELERATE, None, id="a launcher that has ended"),
         pytest.param(OF_ACCELERATE, SimpleNamespace(environ=of_another_user), id="a launcher of another user"),
     ],
@@ -83,19 +72,6 @@ def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, core
 def test_number_that_is_not_the_launchers_own_stays(start, environment, parent):
     assert start(environment, parent) == 1
     assert os.environ.get("OMP_NUM_THREADS") == environment.get("OMP_NUM_THREADS")
-
-
-def test_cores_are_those_that_this_process_may_use():
-    assert processes.cores() == len(psutil.Process().cpu_affinity())
-
-
-def test_run_on_the_cpu_takes_its_share(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    taken = []
-    monkeypatch.setattr(processes, "take_threads", lambda: taken.append(True))
-    with pytest.raises(SystemExit):
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", dry_run=True)
-    assert taken == [True]
 
 
 @pytest.mark.slow
@@ -106,6 +82,6 @@ def test_accelerate_launch_gives_one_process_all_cores(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml", script]
-    assert run_to_end(command, environment).splitlines()[-1] == str(processes.cores())
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    config = ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml"]
+    assert run_to_end([*launch, *config, script], environment).splitlines()[-1] == str(processes.cores())

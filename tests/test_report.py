@@ -1,28 +1,27 @@
-"""report.html of a run and the comparison of several, as files and in a browser.
-
-bash tests/run.sh tests/test_report.py; what is tried in a browser needs apt-get install chromium chromium-driver
-"""
+"""report.html of a run and the comparison of several, as files and in a browser."""
 
 import html
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import each_case
 from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from r1zero.report import page, run_folder
-from r1zero.report.completions import visible
+from r1zero.report import charts, page, run_folder
+from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions, visible
+from r1zero.report.run_folder import TABLES_BEFORE
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
 STEPS = (0, 4, 8)
-PROBLEMS = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
+ASKED = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
 TEXTS = {  # of the problems at each step: answer, verdict, reward
     0: [("3+7+5", "wrong", 0.1), ("1+2+3", "correct", 1.0), (None, "no answer", 0.0)],
     4: [("3+7+5", "wrong", 0.1), ("1+2-3", "wrong", 0.1), (None, "no answer", 0.0)],
@@ -66,7 +65,7 @@ def write_table(folder, step):
     """TRL's table of completions: two of training, then those of the evaluation."""
     row = {"step": step, "prompt": "p", "completion": "", "advantage": 0.0, "countdown_reward": 0.0}
     rows = [row | {"numbers": "[9]", "target": 9, "equation": None, "verdict": "no answer"}] * 2
-    for i, (numbers, target) in enumerate(PROBLEMS.items()):
+    for i, (numbers, target) in enumerate(ASKED.items()):
         answer, verdict, reward = TEXTS[step][i]
         row = row | {"prompt": f"{numbers} {HOSTILE}", "completion": completion(step, i), "countdown_reward": reward}
         rows.append(row | {"numbers": numbers, "target": target, "equation": answer, "verdict": verdict})
@@ -147,16 +146,13 @@ def test_table_compares_the_evaluations_that_metrics_json_names(tmp_path):
 def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, run):
     (tmp_path / "empty").mkdir()
     broken = [tmp_path / "empty"]
-    for name in ("config.yaml", "metrics.json", "trainer_state.json"):
-        for text in ("", "{}", "[]", "[1"):
-            broken.append(shutil.copytree(run, tmp_path / f"{name}{len(broken)}"))
-            (broken[-1] / name).write_text(text)
+    for name, text in (("config.yaml", "[1"), ("metrics.json", ""), ("trainer_state.json", "[]")):
+        broken.append(shutil.copytree(run, tmp_path / name))
+        (broken[-1] / name).write_text(text)
     for folder in broken:
         for words in ([folder], [run, folder, "--output", tmp_path / "page.html"]):
-            with pytest.raises(SystemExit) as found:
+            with pytest.raises(SystemExit, match=f"^r1zero.report: {folder} is not the folder of a run.*$"):
                 page.main(list(map(str, words)))
-            line = str(found.value)
-            assert line.startswith(f"r1zero.report: {folder} is not the folder of a run") and "\n" not in line
     assert not (tmp_path / "page.html").exists()
 
 
@@ -175,6 +171,108 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
     assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", text)
     assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", text), "what every seed has of its own"
     assert ">edit_distance</text>" in text and "['mine:spelling']" in text
+
+
+# The completions, and the charts
+
+TABLES = TABLES_BEFORE | {"length": ("", "", [])}
+TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
+
+
+@each_case("shown_completions.tsv")
+def test_completions_of_every_task_are_read(case):
+    expected = {name: json.loads(case[name]) for name in ("answer", "verdict", "value", "reward")}
+    row, about = json.loads(case["row"]), json.loads(case["problem"])
+    found = read_completion({"completion": "text", "spelling": None} | row, TABLES)
+    mistake = found[1].pop("mistake")
+    assert (mistake is not None) == (expected["verdict"] == "wrong" and "target" in about)
+    assert found == (about, expected | {"text": "text", "changed": False})
+    json.dumps(found, allow_nan=False)
+
+
+def make_tables(folder, steps, problems=4, **settings):
+    """What read_completions needs of a run: tables of two rows of training and `problems` of an evaluation."""
+    (folder / "completions").mkdir()
+    each = settings.get("num_generations_eval") or settings.get("num_generations") or 1
+    for step in steps:
+        rows = [{"prompt": "training", "completion": "x"}] * 2
+        for i in range(problems):
+            rows += [{"prompt": f"problem {i}", "completion": f"step {step}, number {n}"} for n in range(each)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
+    history = [{"step": at, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for at in (*steps, 99)]
+    settings |= {"reward_funcs": ["mine:spelling"]}
+    return SimpleNamespace(
+        folder=folder, settings=settings, config="", metrics={"after": {"n": problems}}, history=history
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        pytest.param({}, 1, id="settings of an early version"),
+        pytest.param({"num_generations": 4, "num_generations_eval": 2}, 2, id="two in an evaluation"),
+        pytest.param({"num_generations": 3}, 3, id="as many as in training, TRL's default"),
+    ],
+)
+def test_rows_of_training_are_left_out_and_several_completions_of_a_problem_are_told_apart(tmp_path, settings, each):
+    found = read_completions(make_tables(tmp_path, [0, 8], **settings))
+    assert found["steps"] == [0, 8] and found["of"] == 4 * each
+    texts = [[at["text"] for at in problem["at"].values()] for problem in found["problems"]]
+    assert texts == [[f"step {step}, number {n}" for step in (0, 8)] for _ in range(4) for n in range(each)]
+
+
+def test_many_evaluations_and_problems_are_thinned_out_from_the_first_to_the_last(tmp_path):
+    found = read_completions(make_tables(tmp_path, range(0, 80, 2), problems=PROBLEMS + 50))
+    assert len(found["steps"]) == EVALUATIONS and (found["steps"][0], found["steps"][-1]) == (0, 78)
+    assert max(b - a for a, b in zip(found["steps"], found["steps"][1:], strict=False)) <= 8
+    assert len(found["problems"]) == PROBLEMS and found["of"] == PROBLEMS + 50
+
+
+def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
+    run = make_tables(tmp_path, [0, 8, 16])
+    cut, other = (tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (8, 16))
+    cut.write_bytes(cut.read_bytes()[:-9])
+    pq.write_table(pq.read_table(other).drop_columns("completion"), other)
+    assert read_completions(run)["steps"] == [0]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{cut} is left out of the page, as it cannot be read (")
+    assert second == f"{other} is left out of the page, as it cannot be read (it lacks completion)"
+
+
+TRAINED = [{"step": step, "reward": 0.1 * step, "accuracy": 0.1, "frac_reward_zero_std": 0.5} for step in (1, 2, 3)]
+EVALUATED = [
+    {"step": 0, "eval_reward": 0.1, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": 5.0},
+    {"step": 3, "eval_reward": 0.2, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": -1.0},
+]
+HISTORY = [*TRAINED, *EVALUATED]
+
+
+def drawn(panels, groups):
+    """The visible axes of a figure."""
+    figure = charts.draw_charts(panels, groups)
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logged():
+    rewards, signal = drawn(charts.COURSE, {"run": [HISTORY]})
+    assert (rewards.get_title(), signal.get_title()) == ("Reward and accuracy", "Share of groups without signal")
+    lines = [(list(line.get_xdata()), line.get_marker()) for line in rewards.lines]
+    assert lines == [([1, 2, 3], "None"), ([0, 3], "o"), ([1, 2, 3], "None")]
+    assert [text.get_text() for text in rewards.get_legend().get_texts()] == ["reward", "accuracy"]
+    assert len(signal.lines) == 1, "an evaluation has one completion a group"
+    assert signal.get_ylim() == (0, 1.02) and rewards.get_ylim()[0] == 0 and rewards.get_ylim()[1] != 1.02
+    nothing = charts.draw_charts(charts.COURSE, {"run": [[]]})
+    assert nothing is None and charts.svg(nothing) is None
+
+
+def test_any_name_of_a_metric_can_be_drawn():
+    for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
+        history = [{"step": 1, name: 2.0}]
+        text = charts.svg(charts.draw_charts(charts.own_panels([name]), {"run": [history]}))
+        assert text.startswith("<svg") and "<b>" not in text
+
+
+# In a browser
 
 
 @pytest.fixture(scope="module")
@@ -218,27 +316,11 @@ def test_filters_and_orders_show_what_they_say(opened):
         for what, value in chosen.items():
             Select(opened.find_element(By.ID, what)).select_by_value(value)
         names = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#grid td.name")]
-        assert opened.find_element(By.ID, "count").text == f"{len(names)} of 3"
-        assert names or "No completion" in opened.find_element(By.ID, "text").text
         return [re.search(r"\[.*\]", name)[0] for name in names]
 
-    first, second, third = PROBLEMS
+    first, second, third = ASKED
     assert shown(step="2", filter="all") == [first, second, third]
-    assert shown(step="2", filter="correct") == shown(step="2", filter="gained") == [first]
-    assert shown(step="2", filter="wrong") == [second, third]
-    assert shown(step="2", filter="changed") == [first] and shown(step="0", filter="changed") == []
-    assert shown(step="2", filter="lost") == [second]
+    assert shown(step="2", filter="wrong") == [second, third] and shown(step="2", filter="gained") == [first]
+    assert shown(step="2", filter="changed") == [first] and shown(step="2", filter="lost") == [second]
     longest = sorted(range(3), key=lambda i: -len(completion(8, i)))
-    assert shown(order="longest") == [list(PROBLEMS)[i] for i in longest]
-
-
-def test_arrow_keys_walk_through_steps_and_problems(opened):
-    opened.refresh()
-    for keys, found in (
-        (Keys.ARROW_LEFT, "step 4: numbers [3, 7, 5]"),
-        (Keys.ARROW_DOWN, "step 4: numbers [1, 2, 3]"),
-        (Keys.ARROW_RIGHT * 3, "step 8: numbers [1, 2, 3]"),
-        (Keys.ARROW_UP * 3, "step 8: numbers [3, 7, 5]"),
-    ):
-        opened.find_element(By.TAG_NAME, "body").send_keys(keys)
-        assert found in opened.find_element(By.ID, "text").text
+    assert shown(order="longest") == [list(ASKED)[i] for i in longest]

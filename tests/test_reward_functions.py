@@ -1,14 +1,11 @@
-"""A user's own reward functions: where they are found, what is refused, and what training logs of any of them.
-
-bash tests/run.sh tests/test_reward_functions.py
-"""
+"""A user's own reward functions: where they are found, what is refused, and what training logs of any of them."""
 
 import numpy as np
 import pytest
 import torch
+from conftest import each_case
 
 import rewards
-from r1zero.grading import sandbox
 from r1zero.grading.behaviours import BEHAVIOURS
 from r1zero.training.reward_functions import Scorer, resolve, score, table_of
 
@@ -28,8 +25,6 @@ def countdown_reward(completions, **kwargs):
 
 async def later(completions, **kwargs):
     return [0.0 for _ in completions]
-
-number = 3
 '''
 
 
@@ -56,21 +51,22 @@ def logged_by(function, completions, **columns):
 
 
 class TestResolve:
+    # Beside the data, in the current folder, in a folder of it, a path, and a file that has the name of ours
     @pytest.mark.parametrize(
         ("place", "name"),
         [
-            pytest.param("data/mine.py", "mine:spelling", id="a file beside the data"),
-            pytest.param("here/mine.py", "mine:spelling", id="a file of the current folder"),
-            pytest.param("here/lib/mine.py", "lib.mine:spelling", id="a file of a folder in the current one"),
-            pytest.param("here/deep/mine.py", "deep/mine.py:spelling", id="a path"),
-            pytest.param("data/rewards.py", "rewards:spelling", id="a file that has the name of ours"),
-        ],
+            ("data/mine", "mine"),
+            ("here/mine", "mine"),
+            ("here/lib/mine", "lib.mine"),
+            ("here/deep/mine", "deep/mine.py"),
+        ]
+        + [("data/rewards", "rewards")],
     )
     def test_own_function_is_found(self, folder, place, name):
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(OWN)
-        (function,) = resolve([name], folder / "data")
-        assert function.__name__ == "spelling"
+        path = folder / f"{place}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(OWN)
+        (function,) = resolve([f"{name}:spelling"], folder / "data")
         given, metrics, table = logged_by(function, completions=["a", "b", "c"], word=["a", "x", None])
         assert given == [1.0, 0.0, None] and metrics["letters"] == [1.0]
         columns = table_of(function)
@@ -89,41 +85,26 @@ class TestResolve:
         installed, mine = resolve(["trl.rewards:think_format_reward", "worth:mine"], folder / "data")
         assert installed.__name__ == "think_format_reward" and score(mine, ["p"], ["c"], {}) == ([7.0], [None])
 
-    @pytest.mark.parametrize(
-        ("names", "message"),
-        [
-            pytest.param(["countdown"], "names countdown; rewards.py has countdown_reward, mult", id="no such name"),
-            pytest.param(["nowhere:f"], "nowhere, which cannot be imported .ModuleNotFoundError", id="no such module"),
-            pytest.param(["./nowhere.py:f"], "nowhere.py, which cannot be imported .FileNotFound", id="no such file"),
-            pytest.param(["broken:f"], r"broken, which cannot be imported .ZeroDivisionError", id="a broken module"),
-            pytest.param(["mine:f"], r"mine has no such function; it has \['spelling'", id="no such function"),
-            pytest.param(["mine:number"], "mine has no such function", id="a name that is no function"),
-            pytest.param(["mine:countdown_reward"], "give it another name", id="a name of ours"),
-            pytest.param(["mine:spelling", "other:spelling"], "2 functions called spelling", id="two of one name"),
-            pytest.param(["countdown_reward"] * 2, "2 functions called countdown_reward", id="the same twice"),
-        ],
-    )
-    def test_what_cannot_be_used_is_named_in_one_line(self, folder, names, message):
+    @each_case("refused_rewards.tsv", "given")
+    def test_what_cannot_be_used_is_named_in_one_line(self, folder, case):
         for name in ("mine", "other"):
             (folder / "data" / f"{name}.py").write_text(OWN)
         (folder / "data" / "broken.py").write_text("1 / 0")
-        with pytest.raises(ValueError, match=message) as refused:
-            resolve(names, folder / "data")
-        assert "\n" not in str(refused.value)
+        logs, gives = (case["given"], [0.0, 0.0]) if case["kind"] == "logs" else ("pass", case["given"])
+        text = f"def odd(completions, log_extra, log_metric, **_):\n    {logs}\n    return {gives}\n"
+        (folder / "data" / "odd.py").write_text(text)
+        names = case["given"].split() if case["kind"] == "names" else ["odd:odd"]
+        with pytest.raises(ValueError) as refused:
+            score(resolve(names, folder / "data")[0], ["p"] * 2, ["c"] * 2, {})
+        assert case["said"] in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_is_allowed(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr(sandbox, "SHARED", [])
-    sandbox.why_unavailable.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
-            resolve(["code_reward"], "data")
-        (function,) = resolve(["code_reward"], "data", allow_unsandboxed_code=True)
-        tests = '{"inputs": ["1"], "outputs": ["1"]}'
-        assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
-    finally:
-        sandbox.why_unavailable.cache_clear()
+def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_is_allowed(no_bubblewrap):
+    with pytest.raises(RuntimeError, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
+        resolve(["code_reward"], "data")
+    (function,) = resolve(["code_reward"], "data", allow_unsandboxed_code=True)
+    tests = '{"inputs": ["1"], "outputs": ["1"]}'
+    assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
 
 
 def spelling(completions, word, log_extra, log_metric, verdicts=("correct", "wrong", None), **kwargs):
@@ -147,43 +128,6 @@ class TestVerdictsOfAUsersFunction:
 
         metrics = logged_by(exact, completions=["a"])[1]
         assert metrics["accuracy"] == [1.0] and "format_rate" not in metrics
-
-    @pytest.mark.parametrize(
-        ("verdicts", "message"),
-        [
-            (["right", "wrong", None], r"the verdict 'right': wanted one of \('no answer', 'wrong', 'correct'"),
-            (["wrong"], "logged 1 verdicts for 3 completions"),
-        ],
-    )
-    def test_that_are_none_of_ours_are_refused(self, verdicts, message):
-        with pytest.raises(ValueError, match=message):
-            logged_by(spelling, completions=["a"] * 3, word=["a"] * 3, verdicts=verdicts)
-
-
-def test_function_is_called_with_all_that_trl_gives():
-    def curious(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, word):
-        log_extra("seen", word)
-        log_metric("step", trainer_state.global_step)
-        return [len(ids) for ids in completion_ids]
-
-    assert score(curious, ["p"] * 2, ["c"] * 2, {"word": ["a", "b"]})[0] == [0, 0]
-    assert score(curious, ["p"], ["c"], {"word": ["a"]}, ids=[[1, 2]])[0] == [2]
-
-
-@pytest.mark.parametrize(
-    ("logs", "message"),
-    [
-        ("log_extra('answer', ['x'])", "odd logged 1 answers for 2 completions"),
-        ("log_extra('shape', [1])", "odd logged 1 values of shape for 2 completions"),
-        ("log_metric('m', 'abc')", "odd logged the metric m with 'abc', wanted a number"),
-    ],
-)
-def test_what_cannot_be_logged_is_named(tmp_path, logs, message):
-    text = f"def odd(completions, log_extra, log_metric, **_):\n    {logs}\n    return [0.0 for _ in completions]\n"
-    (tmp_path / "mine.py").write_text(text)
-    (function,) = resolve([f"{tmp_path}/mine.py:odd"], tmp_path)
-    with pytest.raises(ValueError, match=message):
-        score(function, ["p"] * 2, ["c"] * 2, {})
 
 
 class TestScorer:
@@ -222,9 +166,9 @@ class TestScorer:
         assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
 
     def test_notes_the_metrics_of_a_users_function_alone(self):
-        def own_reward(completions, log_extra, log_metric, **columns):
+        def own_reward(prompts, completions, completion_ids, trainer_state, log_extra, log_metric):
             log_extra("verdict", ["wrong"])
-            log_metric("letters", 3)
+            log_metric("letters", trainer_state.global_step)
             return [0.0]
 
         for function, names, columns in (
@@ -240,16 +184,6 @@ class TestScorer:
         monkeypatch.setitem(rewards.boxed_math_reward.task.worth, "correct", 7.0)
         given, _, _ = logged_by(rewards.boxed_math_reward, completions=[r"\boxed{2}"], solution=["2"])
         assert given == rewards.boxed_math_reward([r"\boxed{2}"], ["2"]) == [7.0]
-
-
-@pytest.mark.parametrize("given", [None, 1.0, "11", {"a": 1.0}, [1.0], ["1", 1.0], [[1.0], 1.0]])
-def test_what_is_no_list_of_numbers_is_refused_by_its_name(given):
-    def own_reward(completions, **kwargs):
-        return given
-
-    said = "own_reward returned 1 rewards for 2 completions" if given == [1.0] else "own_reward returned "
-    with pytest.raises(ValueError, match=said):
-        score(own_reward, ["p"] * 2, ["c"] * 2, {})
 
 
 def test_numbers_of_every_kind_and_none_are_taken():

@@ -3,23 +3,20 @@
 The cases stand in tests/cases/rewards.tsv, with completions, what is given with them, and what is expected as JSON.
 """
 
-import csv
 import json
 from collections import defaultdict
 from statistics import mean
 
 import pytest
-from conftest import CASES
+from conftest import each_case
 from hypothesis import given
 from hypothesis import strategies as st
 from test_behaviours import by_python
 
+from r1zero.grading import algebra
 from r1zero.grading.arithmetic import exact_value, tokenize
-from r1zero.grading.extract import last_box
+from r1zero.grading.extract import last_box, python_block
 from rewards import boxed_math_reward, countdown_reward, multiplication_reward
-
-with open(CASES / "rewards.tsv", newline="") as file:
-    TEXTS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def score(completion, nums=(2, 5, 20), target=30):
@@ -30,7 +27,7 @@ def answer(expression):
     return f"12 + 8 = 20, so\n</think>\n<answer>{expression}</answer>"
 
 
-@pytest.mark.parametrize("case", TEXTS, ids=[f"{case['kind']}: {case['reason']}" for case in TEXTS])
+@each_case("rewards.tsv")
 def test_completion_scores(case):
     completion, row, expected = (json.loads(case[name]) for name in ("completion", "given", "expected"))
     match case["kind"]:
@@ -45,6 +42,8 @@ def test_completion_scores(case):
             assert boxed_math_reward([completion], ground_truth=[row]) == [expected]
         case "box":  # the last one with content
             assert last_box(completion) == expected
+        case "program":  # the last complete one
+            assert python_block(completion) == expected
 
 
 def test_texts_of_any_length_and_depth_are_read():
@@ -54,6 +53,8 @@ def test_texts_of_any_length_and_depth_are_read():
     assert last_box(r"\boxed{" + nested + "}") == nested
     assert last_box(r"\boxed{" * 10**5) is last_box(r"\boxed{}" * 10**5) is None
     assert last_box(r"\boxed{5}" + r"\boxed{" * 10**5) == "5"
+    assert python_block("```python\n" * 10**5) is python_block("```" * 10**6) is None
+    assert python_block("```python\na\n```\n" * 10**5) == "a"
 
 
 def logged(reward, *columns):
@@ -79,7 +80,8 @@ def test_metrics_and_columns_are_logged():
     )
 
 
-def test_what_algebra_cannot_decide_is_wrong_and_counted():
+def test_what_algebra_cannot_decide_is_wrong_and_counted(monkeypatch):
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 2)
     completions = [r"\boxed{9^{9^{9^9}}}", r"\boxed{2x}", r"\boxed{y}"]
     metrics, columns = logged(boxed_math_reward, completions, ["x^2", "x+x", "x"])
     assert columns["boxed_verdict"] == ["undecided", "correct", "wrong"]
@@ -105,11 +107,6 @@ def test_rows_of_another_task_get_none_and_accuracy_is_over_all_rows_and_for_eac
     }
     assert len(extra) == 7 and all(len(values) == 4 for values in extra.values()), "no column is written twice"
     assert multiplication_reward(["<answer>7</answer>"] * 2, ["7", None]) == [1.0, None]
-
-
-def test_maths_without_a_column_of_golds_is_an_error():
-    with pytest.raises(ValueError, match=r"found the columns \['answer'\], wanted solution or ground_truth"):
-        boxed_math_reward([r"\boxed{5}"], answer=["5"])
 
 
 expressions = st.recursive(

@@ -1,7 +1,4 @@
-"""Every task from its data to two training steps, on fixtures written by hand in the real sets' columns.
-
-bash tests/run.sh tests/test_tasks.py
-"""
+"""Every task from its data to two training steps, on fixtures written by hand in the real sets' columns."""
 
 import json
 import os
@@ -35,14 +32,9 @@ def columns_of_the_last_step(folder):
 @pytest.mark.parametrize(
     ("recipe", "task", "columns"),
     [
-        ("x_r1_750", "x_r1_750", {"boxed_math_reward", "gold", "boxed", "boxed_verdict"}),
-        ("multiply", "multiply", {"multiplication_reward", "product", "stated_product", "product_verdict"}),
-        ("mixture", "mixture", {"countdown_reward", "boxed_math_reward", "equation", "verdict", "boxed_verdict"}),
-        (
-            "eurus_r1_distill_1.5b",
-            "eurus",
-            {"boxed_math_reward", "code_reward", "program", "tests_passed", "code_verdict"},
-        ),
+        ("multiply", "multiply", "multiplication_reward product stated_product product_verdict"),
+        ("mixture", "mixture", "countdown_reward boxed_math_reward equation verdict gold boxed boxed_verdict"),
+        ("eurus_r1_distill_1.5b", "eurus", "boxed_math_reward code_reward program tests_passed code_verdict"),
     ],
 )
 def test_recipe_trains_two_steps(tmp_path, long_model, data, recipe, task, columns):
@@ -53,26 +45,17 @@ def test_recipe_trains_two_steps(tmp_path, long_model, data, recipe, task, colum
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 2 and metrics["before"]["accuracy"] == metrics["after"]["accuracy"] == 0
     table = columns_of_the_last_step(tmp_path)
-    assert columns <= set(table) and len(table["completion"]) == 4
-    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    assert any(entry.get("reward") is not None for entry in history)
+    assert set(columns.split()) <= set(table) and len(table["completion"]) == 4
 
 
-@pytest.mark.parametrize("flags", [{}, {"allow_unsandboxed_code": True}], ids=["without the flag", "with the flag"])
-def test_code_without_bubblewrap_trains_only_where_that_is_allowed(tmp_path, long_model, data, monkeypatch, flags):
-    monkeypatch.setattr(sandbox.shutil, "which", lambda command: None)
-    sandbox.why_unavailable.cache_clear()
-    paths = {"model_name_or_path": long_model, "data_dir": data / "eurus", "output_dir": tmp_path}
-    settings = SMALL | paths | flags | {"max_steps": 1, "eval_strategy": "no", "eval_on_start": False}
-    try:
-        if flags:
-            train_here(ROOT / "configs" / "eurus_r1_distill_1.5b.yaml", **settings)
-            assert (tmp_path / "metrics.json").is_file()
-        else:
-            with pytest.raises(SystemExit, match="bubblewrap .bwrap. is not installed"):
-                train_here(ROOT / "configs" / "eurus_r1_distill_1.5b.yaml", **settings)
-    finally:
-        sandbox.why_unavailable.cache_clear()
+def test_code_without_bubblewrap_trains_only_if_that_is_allowed(tmp_path, long_model, data, no_bubblewrap):
+    paths = {"model_name_or_path": long_model, "data_dir": data / "eurus", "output_dir": tmp_path / "run"}
+    settings = SMALL | paths | {"max_steps": 1, "eval_strategy": "no", "eval_on_start": False}
+    recipe = ROOT / "configs" / "eurus_r1_distill_1.5b.yaml"
+    with pytest.raises(SystemExit, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
+        train_here(recipe, **settings)
+    train_here(recipe, **settings, allow_unsandboxed_code=True)
+    assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 @pytest.mark.slow

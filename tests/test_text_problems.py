@@ -1,7 +1,4 @@
-"""Readers of problems in words, on fixtures written by hand in the real sets' columns.
-
-bash tests/run.sh tests/test_text_problems.py
-"""
+"""Readers of problems in words, on fixtures written by hand in the real sets' columns."""
 
 import json
 
@@ -10,7 +7,7 @@ import pytest
 from conftest import FIXTURES
 
 import preprocess
-from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable, problem_key
+from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable
 
 
 def prepare(task, folder, *flags):
@@ -38,20 +35,13 @@ def test_golds_are_extracted_and_prompts_are_text_that_the_completion_goes_on_fr
         assert row["prompt"].endswith("\nAssistant: Let me solve this step by step. <think>")
 
 
-@pytest.mark.parametrize(
-    ("task", "row", "reason"),
-    [
-        ("math", {"problem": "a", "solution": r"it is \boxed{ }"}, "without a box that has content"),
-        ("math", {"problem": "a", "solution": None}, "without a box that has content"),
-        ("gsm8k", {"question": "a", "answer": "31"}, "without an answer after ####"),
-        ("gsm8k", {"question": "a", "answer": "#### "}, "without an answer after ####"),
-        ("gsm8k", {"question": "a", "answer": None}, "without an answer after ####"),
-    ],
-    ids=["an empty box", "no solution", "no hashes", "nothing after them", "no answer"],
-)
-def test_rows_without_a_gold_are_unusable(task, row, reason):
-    with pytest.raises(Unusable, match=reason):
-        TEXT_TASKS[task].read(row)
+def test_rows_without_a_gold_are_unusable():
+    for text in (r"it is \boxed{ }", None):
+        with pytest.raises(Unusable, match="without a box that has content"):
+            TEXT_TASKS["math"].read({"problem": "a", "solution": text})
+    for text in ("31", "#### ", None):
+        with pytest.raises(Unusable, match="without an answer after ####"):
+            TEXT_TASKS["gsm8k"].read({"question": "a", "answer": text})
 
 
 def test_eurus_may_give_its_prompt_as_a_chat():
@@ -61,12 +51,6 @@ def test_eurus_may_give_its_prompt_as_a_chat():
         assert TEXT_TASKS["eurus"].read(row | {"prompt": prompt}) == TextProblem("What is 2+3?", "5", "math", "numina")
     with pytest.raises(Unusable, match="neither math nor code"):
         TEXT_TASKS["eurus"].read(row | {"prompt": chat, "ability": "poetry"})
-
-
-def test_problems_that_differ_in_spacing_alone_are_one_and_the_seed_shuffles():
-    assert problem_key("What is  2+3?\n") == problem_key("What is 2+3?") != problem_key("What is 2+4?")
-    assert problem_key("a", seed=1) != problem_key("a")
-    assert 0 <= problem_key("a") < 2**63
 
 
 def test_unusable_rows_and_repeated_problems_are_dropped_and_counted(tmp_path, capsys):
@@ -91,14 +75,9 @@ def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(tmp_path, long_model
         assert ("```python" in row["prompt"]) == (row["ability"] == "code")
     assert {row["data_source"] for row in rows if row["tests"]} == {"taco", "apps"}
     output = capsys.readouterr().out
-    for reason in (
-        "2 math rows with a unit in the gold",
-        "1 math rows with a box in the gold",
-        "1 math rows with an empty gold",
-        "2 code rows with empty or unreadable tests",
-        "1 prompts over 1,000 tokens",
-    ):
-        assert reason in output
+    for what in ("a unit in the gold", "a box in the gold", "an empty gold", "empty or unreadable tests"):
+        assert f"rows with {what}" in output
+    assert "1 prompts over 1,000 tokens" in output
 
 
 def test_chat_prompt_keeps_the_problems_braces(tmp_path):

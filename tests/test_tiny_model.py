@@ -67,14 +67,6 @@ def test_search_solves_every_problem_and_never_states_a_wrong_equation(rows):
                 assert solves_countdown(left + operator + right, [int(left), int(right)], int(value))
 
 
-def test_trace_of_a_small_problem_reads_as_documented():
-    tried = tiny.search((3, 7, 5), 16)
-    assert tiny.write_trace(tried[-2:], solved=True).endswith(
-        "21+5 = 26 no, 21-5 = 16 yes\n</think>\n<answer>(3*7)-5</answer>"
-    )
-    assert tiny.write_trace(tried[:1], solved=False) == "\n3+7 = 10: 10+5 = 15 no\n</think>\n<answer>(3+7)+5</answer>"
-
-
 def test_prompt_is_nine_tokens_each_number_one_and_any_text_is_encoded(rows, tokenizer):
     for row in rows["test"]:
         ids = tokenizer(row["prompt"])["input_ids"]
@@ -84,25 +76,6 @@ def test_prompt_is_nine_tokens_each_number_one_and_any_text_is_encoded(rows, tok
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_giving_up_weighs_the_same_after_every_failed_try_wherever_the_trace_stops(rows, tokenizer):
-    no, give_up = tokenizer.convert_tokens_to_ids([" no", tiny.GIVE_UP])
-    stops = 0
-    for ids, weights, give_up_weights in warm_up_examples(rows, tokenizer, count=300):
-        assert len(ids) == len(weights) == len(give_up_weights)
-        for i in range(1, len(ids)):
-            assert give_up_weights[i] == (0.5 if ids[i - 1] == no else 0.0)
-            if ids[i - 1] == no:
-                assert weights[i] == (0.0 if ids[i] == give_up else 0.5)
-                stops += ids[i] == give_up
-    assert stops > 0, "the fruitless searches stop after a no"
-
-
-def test_model_is_an_ordinary_checkpoint_of_the_promised_size(tiny_model):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert type(model).__name__ == "Qwen2ForCausalLM"
-    assert 0.3e6 < model.num_parameters() < 1e6
-
-
 def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
     made, planned = AutoModelForCausalLM.from_pretrained(tiny_model).config, model_shapes.config_of("models/tiny")
     assert {size: getattr(planned, size) for size in model_shapes.SIZES} == {
@@ -110,21 +83,18 @@ def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
     }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all"),
-        (["--config", "nowhere.yaml"], "the settings cannot be read .*nowhere.yaml"),
-        (["--config", "list.yaml"], "the settings cannot be read .*must contain a YAML"),
-        (["--output_dir", "made"], ".*is there already: remove it"),
-    ],
-)
-def test_settings_that_do_not_do_end_in_one_line(tmp_path, monkeypatch, tiny_model, arguments, message):
-    monkeypatch.chdir(tmp_path)
+def test_settings_that_do_not_do_end_in_one_line(tmp_path, tiny_model):
     (tmp_path / "list.yaml").write_text("- 1")
-    (tmp_path / "made").symlink_to(tiny_model)
-    with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
-        tiny.main(arguments)
+    for arguments, message in (
+        (["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all"),
+        (["--config", str(tmp_path / "list.yaml")], "the settings cannot be read .*must contain a YAML"),
+        (
+            ["--output_dir", str(tiny_model), "--data_dir", str(tiny_model.parent / "data")],
+            ".*is there already: remove",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
+            tiny.main(arguments)
 
 
 def test_the_seed_decides_the_warm_up(tmp_path, tiny_data):
@@ -138,19 +108,17 @@ def test_the_seed_decides_the_warm_up(tmp_path, tiny_data):
     assert not any(torch.equal(first[name], other[name]) for name in first if first[name].ndim == 2)
 
 
-def test_muon_takes_the_step_of_torchs_muon():
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_takes_the_step_of_torchs_muon(shape):
     """Which works in bfloat16, hence the tolerance."""
     torch.manual_seed(0)
-    settings = {"lr": 1e-2, "weight_decay": 0.1}
-    for shape in ((8, 24), (24, 8), (16, 16)):
-        start, gradients = torch.randn(shape), torch.randn(3, *shape)
-        steps = []
-        for optimizer in (Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
-            p = torch.nn.Parameter(start.clone())
-            stepper = optimizer([p], **settings)
-            for gradient in gradients:
-                p.grad = gradient.clone()
-                stepper.step()
-            steps.append((p.detach() - start).flatten())
-        assert torch.nn.functional.cosine_similarity(*steps, dim=0) > 0.999
-        assert steps[0].norm() == pytest.approx(steps[1].norm().item(), rel=0.02)
+    start, gradients, steps = torch.randn(shape), torch.randn(3, *shape), []
+    for optimizer in (Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
+        p = torch.nn.Parameter(start.clone())
+        stepper = optimizer([p], lr=1e-2, weight_decay=0.1)
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            stepper.step()
+        steps.append((p.detach() - start).flatten())
+    assert torch.nn.functional.cosine_similarity(*steps, dim=0) > 0.999
+    assert steps[0].norm() == pytest.approx(steps[1].norm().item(), rel=0.02)

@@ -1,7 +1,4 @@
-"""Evaluations with a real vLLM, which computes on the CPU: adapters, idle processes, signals, and resuming.
-
-bash tests/vllm.sh tests/test_vllm_evaluate.py
-"""
+"""Evaluations with a real vLLM, which computes on the CPU: adapters, idle processes, signals, and resuming."""
 
 import contextlib
 import os
@@ -13,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import PATIENCE
+from launches import await_
 from peft import LoraConfig, get_peft_model
-from test_evaluate import HOLDING, await_, launched, words  # noqa: F401
+from test_evaluate import HOLDING, launched, words  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 from r1zero.evaluate import command

@@ -1,18 +1,21 @@
-"""A vLLM server beside the run: awaited, or told how to start.   bash tests/run.sh tests/test_vllm_server.py"""
+"""A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed."""
 
 import http.server
 import json
 import shlex
+import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, parser, settings
 from test_machine import TINY
+from trl import GRPOConfig, ModelConfig
 from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from r1zero.preflight import check as checks
 from r1zero.preflight import hardware
+from r1zero.training import vllm as vllm_settings
 
 
 def values(*flags, config=TINY):
@@ -55,12 +58,6 @@ def stopped(*flags):
 
 def info(transfer):
     return 200, {"vllm_config": {"weight_transfer_config": transfer}}
-
-
-def test_run_without_a_server_asks_nobody(monkeypatch):
-    monkeypatch.setattr(hardware, "answer", lambda url: pytest.fail(f"{url} was asked"))
-    hardware.await_server(settings())
-    hardware.await_server(values("--vllm_mode", "colocate"))
 
 
 def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsys):
@@ -106,8 +103,7 @@ def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_
     monkeypatch.setattr(checks, "late_errors", lambda *_: [])
     asked = []
     monkeypatch.setattr(hardware, "await_server", lambda values: asked.append(values.vllm_mode))
-    argv = ["--config", str(TINY), "--model_name_or_path", str(tiny_model), "--use_vllm", "true"]
-    argv += ["--vllm_mode", "server"]
+    argv = f"--config {TINY} --model_name_or_path {tiny_model} --use_vllm true --vllm_mode server".split()
     for flags in (["--data_dir", "nowhere"], ["--data_dir", str(tiny_data), "--dry_run"]):
         with pytest.raises(SystemExit):
             checks.check(parser(), [*argv, *flags])
@@ -142,19 +138,11 @@ class TestServeCommand:
         left_out |= {"--tensor-parallel-size", "--data-parallel-size", "--gpu-memory-utilization"}
         assert trls.keys() - ours.keys() <= left_out
 
-    @pytest.mark.parametrize(
-        ("flags", "words"),
-        [
-            ("--bf16 true", "--dtype bfloat16"),
-            ("--fp16 true", "--dtype float16"),
-            ("", "--dtype float32"),
-            ("--seed 7", "--seed 7"),
-            ("", "--host 127.0.0.1"),  # this machine alone
-            ("--vllm_server_host 10.0.0.2", "--host 10.0.0.2"),
-        ],
-    )
-    def test_has_the_type_seed_and_address_of_the_run(self, flags, words):
-        assert f" {words} " in f"{hardware.serve_command(values(*flags.split()))} "
+    def test_has_the_type_seed_and_address_of_the_run(self):
+        flags = "--bf16 true --seed 7 --vllm_server_host 10.0.0.2".split()
+        for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
+            found = self.flags(shlex.split(hardware.serve_command(values(*given))))
+            assert tuple(found[name] for name in ("--dtype", "--seed", "--host")) == expected
 
     @pytest.mark.vllm
     def test_is_one_that_vllm_knows(self):
@@ -165,3 +153,37 @@ class TestServeCommand:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
         assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
         assert args.seed == 0, "that of the tiny recipe"
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the engine of a process is built with, as a dict, for a run's settings."""
+
+    def ask(group=0, dtype="float32", **settings):
+        # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
+        monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
+        settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
+        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype=dtype))
+        return llm(model="path", seed=group)
+
+    return ask
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_engine_computes_in_the_type_of_the_update(asked, bf16, dtype):
+    assert asked(bf16=bf16)["dtype"] == dtype
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch, sleeps):
+    monkeypatch.setattr(vllm_settings, "PLENTY", 1 << 30)
+    before = sys.getrefcount(None)
+    asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
+    assert (sys.getrefcount(None) - before > 1 << 29) == sleeps
+
+
+def test_every_run_and_every_group_samples_with_a_seed_of_its_own_the_same_each_time(asked):
+    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
+    assert seeds[0] == asked(0, seed=0)["seed"]
