@@ -30,7 +30,7 @@ from r1zero.preflight.machine import Machine, Strategy, read_strategy
 from r1zero.report import run_folder
 from r1zero.training import checkpoints, reward_functions
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "tiny_model.yaml")
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
 OWN_REWARD = """
 def short_reward(completions, limit, log_extra=None, log_metric=None, **columns):

@@ -255,9 +255,10 @@ def fit_vllm(values, parameters, longest, machine):
         return []
     tokens = longest + values.max_completion_length
     estimate = memory.memory(values, parameters, machine.strategy, tokens, machine.card)
-    others = (estimate["peaks"]["generation"] - estimate["parts"]["vLLM"]) / machine.card
+    taken = estimate["peaks"]["generation"] / machine.card
+    others = taken - estimate["parts"]["vLLM"] / machine.card
     share = math.floor(20 * (0.9 - others)) / 20
-    if not 0.1 <= share < values.vllm_gpu_memory_utilization:
+    if taken <= 0.9 or share < 0.1:
         return []
     values.vllm_gpu_memory_utilization = share
     return [f"vLLM: vllm_gpu_memory_utilization is {share}, what this card leaves it"]

@@ -8,7 +8,6 @@ import time
 
 import torch
 from transformers import TrainerCallback
-from trl.extras.profiling import ProfilingContext
 
 PROFILE = {  # names in TRL's profile
     "transformers.generate": "generation",
@@ -25,6 +24,8 @@ now = time.perf_counter
 
 def watch(trainer):
     """Make a trainer log its phases, and no longer TRL's single calls. One trainer of a process at a time."""
+    from trl.extras.profiling import ProfilingContext  # here, as it takes a second
+
     phases = Phases(trainer)
 
     def enter(context):
