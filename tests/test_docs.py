@@ -17,7 +17,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 import preprocess
 from benchmarks import step, time_to_target
-from r1zero import tiny_model, warm_start
+from r1zero import ask, tiny_model, warm_start
 from r1zero.evaluate import command as evaluate
 from r1zero.report import page as report
 
@@ -93,6 +93,8 @@ def parse_command(command):
             parse_command(["python", *module, launch.training_script, *launch.training_script_args])
         case ["python", "-m", "r1zero.evaluate", *flags]:
             evaluate.parse(flags)
+        case ["python", "-m", "r1zero.ask", *flags]:
+            ask.read_arguments(flags)
         case ["python", "-m", "r1zero.report", *flags]:
             parse_report(flags)
         case ["python", "-m", "r1zero.tiny_model", *flags]:

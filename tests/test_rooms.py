@@ -24,7 +24,7 @@ DOORS = {
     ),
     "estimate": ("memory model_shapes plan", ""),
     "preflight": ("check data hardware machine model", "estimate grading report tasks training"),
-    "evaluate": ("", "grading preflight report tasks training"),
+    "evaluate": ("engines", "grading preflight report tasks training"),
 }
 
 

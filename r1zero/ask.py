@@ -1,0 +1,146 @@
+"""Ask a model a problem, and see its answer as it writes it, with the verdict of the task's reward below.
+
+    python -m r1zero.ask --model outputs/tiny_cpu "3 5 7 -> 16"
+    python -m r1zero.ask --model outputs/multiply --task multiply "37 * 48"
+    python -m r1zero.ask --model outputs/tiny_cpu                    # asks for problems until Ctrl-D
+
+The folder of a run, of a checkpoint or of a LoRA adapter works, and a hub id. The prompt is that of preprocess.py.
+`--task none` takes the text itself as the prompt, and gives no verdict.
+"""
+
+import argparse
+import contextlib
+import re
+import sys
+from typing import NamedTuple
+
+import torch
+from transformers import GenerationConfig, TextStreamer, set_seed
+
+from r1zero.evaluate import engines
+from r1zero.tasks import countdown, multiplication
+from r1zero.tasks.prompts import Prompt, fill_template, render_template
+from r1zero.training import reward_functions
+
+
+class Problem(NamedTuple):
+    """What a prompt says of a problem, and its columns of the data."""
+
+    slots: dict
+    columns: dict
+
+
+class Task(NamedTuple):
+    """A task: its prompt, what a problem looks like (a pattern, an example), and the function that scores it."""
+
+    prompt: Prompt
+    pattern: str
+    example: str
+    reward: str
+
+
+TASKS = {
+    "countdown": Task(countdown.PROMPT, r"(\d+(?:[ ,]+\d+)+) *(?:->|=) *(\d+)", "3 5 7 -> 16", "countdown_reward"),
+    "multiply": Task(multiplication.PROMPT, r"(\d+) *[*x] *(\d+)", "37 * 48", "multiplication_reward"),
+}
+
+
+def read_arguments(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m r1zero.ask", description="Ask a model a problem.", allow_abbrev=False
+    )
+    parser.add_argument("problems", nargs="*", help='such as "3 5 7 -> 16"; without one they are asked for')
+    parser.add_argument("--model", required=True, help="a folder or a hub id")
+    parser.add_argument("--task", choices=(*TASKS, "none"), default="countdown", help="none: the text is the prompt")
+    parser.add_argument(
+        "--template", choices=("base", "chat"), default="base", help="of the prompt, as in preprocess.py"
+    )
+    parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="1, as in training; 0 takes the likeliest token"
+    )
+    parser.add_argument("--seed", type=int, help="of sampling; without one each answer is another")
+    return parser.parse_args(argv)
+
+
+def read_problem(text, name):
+    """Return the Problem that a text says, None for the task "none". Raises ValueError for another text."""
+    if name not in TASKS:
+        return None
+    found = re.fullmatch(TASKS[name].pattern, text.strip())
+    if found is None:
+        raise ValueError(
+            f'found {text!r}, wanted a problem of {name}, such as "{TASKS[name].example}", or --task none'
+        )
+    if name == "countdown":
+        nums, target = [int(number) for number in re.findall(r"\d+", found[1])], int(found[2])
+        return Problem({"numbers": nums, "target": target}, {"nums": nums, "target": target})
+    left, right = int(found[1]), int(found[2])
+    return Problem({"left": left, "right": right}, {"product": str(left * right)})
+
+
+def answer(model, loaded, prompt, args):
+    """Print a completion while it is sampled, and return it."""
+    ids = model.tokenizer(prompt, return_tensors="pt").to(loaded.device)
+    length = ids["input_ids"].size(1)
+    if length >= model.context:
+        raise ValueError(f"the prompt has {length} tokens, and {model.path} reads {model.context} with its answer")
+    sampling = {"do_sample": False}
+    if args.temperature:
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
+    loaded.generation_config = GenerationConfig(
+        max_new_tokens=min(args.max_completion_length, model.context - length),
+        eos_token_id=model.ends or None,
+        pad_token_id=model.tokenizer.pad_token_id or 0,
+        **sampling,
+    )
+    print(prompt, end="", flush=True)
+    streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    tokens = loaded.generate(**ids, streamer=streamer)[0, length:]
+    return model.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def main(argv=None):
+    args = read_arguments(argv)
+    try:
+        for text in args.problems:
+            read_problem(text, args.task)
+        model = engines.read_model(args.model)
+        template = (
+            render_template(TASKS[args.task].prompt, args.template, model.tokenizer) if args.task in TASKS else ""
+        )
+    except ValueError as error:
+        sys.exit(f"r1zero.ask: {error}")
+    if args.seed is not None:
+        set_seed(args.seed)
+    loaded = engines.load(model, "float32" if model.is_adapter else "auto")
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    for text in args.problems or typed(args.task):
+        try:
+            problem = read_problem(text, args.task)
+            prompt = fill_template(template, **problem.slots) if problem else text
+            completion = answer(model, loaded, prompt, args)
+        except ValueError as error:
+            print(error)
+            continue
+        if problem:
+            function = reward_functions.ours()[TASKS[args.task].reward]
+            columns = {name: [value] for name, value in problem.columns.items()}
+            (reward,), (verdict,) = reward_functions.score(function, [prompt], [completion], columns)
+            stated = "" if verdict.answer is None else f": {verdict.answer.strip()}"
+            print(f"\n{verdict.status}{stated}, reward {reward:g}\n")
+
+
+def typed(task):
+    """Yield what the user types, until Ctrl-D."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input(f"{task}> ")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model or a problem writes what a terminal may lack
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nr1zero.ask: stopped by Ctrl-C")

@@ -1,0 +1,43 @@
+"""A model is asked a problem.   bash tests/run.sh tests/test_ask.py"""
+
+import builtins
+
+import pytest
+
+from r1zero import ask
+
+
+def test_problems_are_asked_for_answered_and_judged(tiny_model, monkeypatch, capsys):
+    """The tiny model's weights are random: its answer is none."""
+    typed = iter(["3 5 is 8", "3, 5 -> 8"])
+
+    def read(prompt):
+        return next(typed, None) or (_ for _ in ()).throw(EOFError)
+
+    monkeypatch.setattr(builtins, "input", read)
+    ask.main(["--model", str(tiny_model), "--max_completion_length", "8", "--seed", "0"])
+    refused, _, said = capsys.readouterr().out.partition("\n")
+    assert "found '3 5 is 8', wanted a problem of countdown, such as \"3 5 7 -> 16\"" in refused
+    assert "Using the numbers [3, 5], create an equation that equals 8." in said
+    assert said.endswith("\nno answer, reward 0\n\n")
+    ask.main(
+        ["--model", str(tiny_model), "--max_completion_length", "2", "--task", "none", "--temperature", "0", "hello"]
+    )
+    assert capsys.readouterr().out.startswith("hello")
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "columns"),
+    [
+        ("3 5 7 -> 16", "countdown", {"nums": [3, 5, 7], "target": 16}),
+        (" 3,5 = 8 ", "countdown", {"nums": [3, 5], "target": 8}),
+        ("37*48", "multiply", {"product": "1776"}),
+    ],
+)
+def test_problems_are_read(text, task, columns):
+    assert ask.read_problem(text, task).columns == columns
+
+
+def test_wrong_problem_is_refused_before_the_model_is_read(tmp_path):
+    with pytest.raises(SystemExit, match="r1zero.ask: found '3 -> 4', wanted"):
+        ask.main(["--model", str(tmp_path), "3 -> 4"])
