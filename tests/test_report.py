@@ -265,6 +265,15 @@ def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logg
     assert nothing is None and charts.svg(nothing) is None
 
 
+def test_groups_of_runs_have_a_colour_each_and_the_mean_of_the_steps_that_all_seeds_have():
+    other = [{**entry, "step": entry["step"] + 1} for entry in TRAINED]
+    (axis,) = drawn(charts.COURSE[:1], {"base": [HISTORY, other], "faster": [[TRAINED[0]]]})
+    base, faster, *_ = axis.lines
+    assert list(base.get_xdata()) == [2, 3] and list(faster.get_xdata()) == [1]
+    assert list(base.get_ydata()) == [0.15000000000000002, 0.25]
+    assert len({line.get_color() for line in axis.lines}) == 4, "accuracy beside the reward"
+
+
 def test_any_name_of_a_metric_can_be_drawn():
     for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
         history = [{"step": 1, name: 2.0}]
