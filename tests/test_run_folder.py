@@ -61,7 +61,7 @@ def test_completions_of_a_generation_count_once(steps, completions):
     state = TrainerState(log_history=[training(step, 10.0) for step in steps])
     metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=2.04)
     expected = {"before": None, "after": None, "steps": max(steps, default=0), "train_seconds": 2.0}
-    assert metrics == expected | {"completions": completions, "completion_tokens": 10 * completions}
+    assert metrics == expected | {"completions": completions, "completion_tokens": 10 * completions, "phases": {}}
 
 
 def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):

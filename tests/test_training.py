@@ -93,6 +93,9 @@ def test_seconds_of_each_phase_are_logged_once_a_step(run):
         seconds = {name: step[f"profiling/{name}"] for name in phases.PHASES}
         assert 0 < sum(seconds.values()) - seconds["step"] <= seconds["step"]
         assert [name for name in seconds if not seconds[name]] == ["weight sync"], "only vLLM has one"
+    found, metrics = {name: seconds for name, seconds in seconds.items() if seconds}, read(run[0] / "metrics.json")
+    assert metrics["phases"].keys() == found.keys() | {"evaluation"}
+    assert metrics["phases"]["step"] == pytest.approx(sum(step["profiling/step"] for step in steps), abs=0.06)
 
 
 def test_page_follows_the_held_out_problems_through_the_steps(run):
@@ -128,7 +131,8 @@ def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(
     train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
     assert_same_weights(folder, run[0])
     again, first = read(folder / "metrics.json"), read(run[0] / "metrics.json")
-    assert {**again, "train_seconds": 0} == {**first, "train_seconds": 0}, "the seed decides the run"
+    timed = {"train_seconds": 0, "phases": {}}
+    assert {**again, **timed} == {**first, **timed}, "the seed decides the run"
     (aside,) = tmp_path.glob("again-*")
     printed = capsys.readouterr().out
     assert f"moved to {aside}" in printed and (aside / "checkpoint-2").is_dir()

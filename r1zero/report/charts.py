@@ -79,12 +79,11 @@ def logged_names(histories):
 
 
 def learned_panels(histories):
-    """Return LEARNED for some runs, after the accuracy of each task if tasks share a run."""
-    by_task = []
-    for name in sorted(logged_names(histories)):
-        if name.startswith("accuracy/"):
-            by_task.append(Metric(name, name.removeprefix("accuracy/"), SHARE))
-    return [Panel("Accuracy by task", by_task), *LEARNED]
+    """Return LEARNED for some runs, with the accuracy of each task if tasks share a run, and the seconds of a step."""
+    names = sorted(logged_names(histories))
+    by_task = [Metric(name, name.removeprefix("accuracy/"), SHARE) for name in names if name.startswith("accuracy/")]
+    phases = [Metric(name, name.removeprefix("profiling/")) for name in names if name.startswith("profiling/")]
+    return [Panel("Accuracy by task", by_task), *LEARNED, Panel("Seconds of a step", phases)]
 
 
 def own_panels(names):

@@ -123,11 +123,14 @@ def what_it_took(run):
     cost = "give --price_per_hour to see it"
     if price:
         cost = f"{seconds / 3600 * price:,.2f} at {price:g} an hour"
+    phases = metrics.get("phases", {})  # older runs have none
+    shares = [f"{name} {value / seconds:.0%}" for name, value in phases.items() if name != "step" and seconds]
     return [
         ("what it took", ""),
         ("optimizer steps", f"{metrics['steps']:,} of {run.max_steps:,}"),
         ("time", f"{seconds / 60:,.1f} min"),
         ("seconds a step", f"{seconds / max(1, metrics['steps']):,.2f}"),
+        ("where the time went", ", ".join(shares) or "-"),
         ("completions", f"{metrics['completions']:,}"),
         ("completion tokens", f"{tokens:,}"),
         ("completion tokens a second", f"{tokens / max(1e-9, seconds):,.0f}"),

@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -232,6 +233,7 @@ def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), a
         "train_seconds": round(train_seconds, 1),
         "completions": completions,
         "completion_tokens": round(tokens),
+        "phases": phase_seconds(log_history),
     }
     return metrics | {"own_metrics": sorted(own_metrics)} if own_metrics else metrics
 
@@ -255,6 +257,19 @@ def count_completions(log_history, training_args, an_epoch=None):
             tokens += (so_far - completions) * entry["completions/mean_length"]
             completions = so_far
     return completions, tokens
+
+
+def phase_seconds(log_history):
+    """Return the seconds (dict) of each phase of the logged steps, and of the evaluations; "step" is all of a step."""
+    seconds, before = Counter(), 0
+    for entry in log_history:
+        seconds["evaluation"] += entry.get("eval_runtime", 0)
+        if "profiling/step" in entry:
+            for name, mean in entry.items():
+                if name.startswith("profiling/"):
+                    seconds[name.removeprefix("profiling/")] += mean * (entry["step"] - before)
+            before = entry["step"]
+    return {phase: round(value, 1) for phase, value in seconds.items() if value}
 
 
 def seconds_before(output_dir, step):
