@@ -37,8 +37,10 @@ class WarmStartArguments:
     data_dir: str = setting("folder of the problems; they are made if it has none. Those of train are searched")
     problems: str = setting("flags of preprocess.py countdown to make the problems with")
     searches: int = setting("searches to train on, each once")
-    give_up_rate: float = setting("chance that a search breaks off after a failed try")
-    hit_within: int = setting("lines within which a line with a solution stands, if the problem has one")
+    whole_share: float = setting("share of searches that go on: they show late tries, and no habit of giving up")
+    longest: int = setting("tries of the longest search")
+    give_up_rate: float = setting("chance that any other search breaks off after a failed try")
+    hit_within: int = setting("lines within which a line with a solution stands there, if the problem has one")
 
 
 class CPUTrainer(SFTTrainer):
@@ -47,33 +49,37 @@ class CPUTrainer(SFTTrainer):
     compute_loss = Trainer.compute_loss
 
 
-def draw_search(nums, target, args, rng):
+def draw_search(nums, target, is_whole, args, rng):
     """Draw a search in random order. Return its candidates, and whether the last one hits the target."""
     lines = list(search_lines([(number, str(number)) for number in nums]))
     rng.shuffle(lines)
     hits = [line for line in lines if any(candidate[0] == target for candidate in line)]
-    if hits:
+    if hits and not is_whole:
         lines.remove(hits[0])
         lines.insert(rng.randrange(args.hit_within), hits[0])
     tried = []
-    for candidate in itertools.chain.from_iterable(lines):
+    for candidate in itertools.islice(itertools.chain.from_iterable(lines), args.longest):
         tried.append(candidate)
-        if candidate[0] == target or rng.random() < args.give_up_rate:
+        if candidate[0] == target or (not is_whole and rng.random() < args.give_up_rate):
             break
     return tried, tried[-1][0] == target
 
 
 def example(row, tokenizer, args, rng):
-    """Return the `input_ids` of a problem's prompt and of a search, and the `completion_mask` of the search.
+    """Return the `input_ids` of a problem's prompt and of a search, and the `completion_mask` of what is trained.
 
     Prompt and search are tokenized apart, as GRPO has them: in one text Qwen merges the prompt's last character with
-    the search's first. row: dict of train.parquet.
+    the search's first. What follows a failed try is not trained in a whole search. row: dict of train.parquet.
     """
+    is_whole = rng.random() < args.whole_share
+    text = write_trace(*draw_search(row["nums"], row["target"], is_whole, args, rng))
     prompt_ids = tokenizer(row["prompt"])["input_ids"]
-    text = write_trace(*draw_search(row["nums"], row["target"], args, rng))
-    completion_ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
-    return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask}
+    completion = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    mask = [0] * len(prompt_ids)
+    for start, _ in completion["offset_mapping"]:
+        mask.append(int(not is_whole or not text[:start].endswith((" no", " no\n"))))
+    ids = [*prompt_ids, *completion["input_ids"], tokenizer.eos_token_id]
+    return {"input_ids": ids, "completion_mask": [*mask, 1]}
 
 
 def read_arguments(argv):
@@ -125,13 +131,14 @@ def main(argv=None):
     rows = itertools.cycle(rows.slice(0, args.searches).to_pylist())
     rng = random.Random(training_args.seed)
     examples = [example(row, tokenizer, args, rng) for row in itertools.islice(rows, args.searches)]
-    lengths = [sum(each["completion_mask"]) for each in examples]
+    at_once = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    for start in range(0, len(examples), at_once):  # sorted by length within a step: the same update, less padding
+        examples[start : start + at_once] = sorted(
+            examples[start : start + at_once], key=lambda e: len(e["input_ids"])
+        )
+    tokens = sum(len(each["input_ids"]) for each in examples)
     arithmetic = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
-    print(
-        f"{len(examples):,} searches of {sum(lengths) / len(examples):.0f} tokens, at most {max(lengths)}, after "
-        f"prompts of {len(examples[0]['input_ids']) - lengths[0]}; {arithmetic} on {training_args.device}",
-        flush=True,
-    )
+    print(f"{len(examples):,} searches, {tokens:,} tokens; {arithmetic} on {training_args.device}", flush=True)
 
     # Rename at the end, so that a folder of the final name is a whole model
     training_args.output_dir = f"{output_dir}.part"

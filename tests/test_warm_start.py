@@ -35,39 +35,49 @@ def args():
     return warm_start.read_arguments([])[0]
 
 
-@pytest.mark.parametrize(
-    ("nums", "target"), [([3, 7, 5], 16), ([7, 7, 1], 49), ([2, 3, 7, 8], 50), ([25, 3, 4, 90], 97)]
-)
-def test_searches_state_true_equations_and_break_off_at_the_rate_given(args, nums, target):
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("problem", ["3 7 5 16", "7 7 1 49", "2 3 7 8 50", "25 3 4 90 97"])
+def test_searches_state_true_equations_and_break_off_at_the_rate_given(args, problem, is_whole):
+    *nums, target = map(int, problem.split())
     rng = random.Random(0)
-    tries, orders, solved = [], set(), 0
-    for _ in range(400):
-        tried, is_solved = warm_start.draw_search(nums, target, args, rng)
+    tries, firsts, solved = [], set(), 0
+    for _ in range(300):
+        tried, is_solved = warm_start.draw_search(nums, target, is_whole, args, rng)
         *failed, (value, _, _, answer) = tried
         assert is_solved == (value == target) == solves_countdown(answer, nums, target)
-        assert not any(candidate[0] == target for candidate in failed)
+        assert len(tried) <= args.longest and not any(candidate[0] == target for candidate in failed)
         text = write_trace(tried, is_solved)
         for left, operator, right, value in re.findall(r"(\d+)([-+*/])(\d+) = (\d+)", text):
             assert solves_countdown(left + operator + right, [int(left), int(right)], int(value))
         tries.append(text.count(" no"))
-        orders.add(text.split(":")[0])
+        firsts.add(text.split(":")[0])
         solved += is_solved
-    assert 0.2 < solved / 400 < 0.8 and len(orders) > 5
-    assert (400 - solved) / sum(tries) == pytest.approx(args.give_up_rate, abs=0.05)
+        assert is_solved or not is_whole or len(tried) == args.longest
+    assert len(firsts) > 5
+    if not is_whole:
+        assert 0.2 < solved / 300 < 0.8
+        assert (300 - solved) / sum(tries) == pytest.approx(args.give_up_rate, abs=0.05)
 
 
 def test_search_starts_after_the_very_tokens_that_grpo_starts_from(args, tiny_model, tiny_data):
-    """With a tokenizer that merges the prompt's end with the search's beginning, as Qwen's does."""
+    """With a tokenizer that merges the prompt's end with the search's beginning, as Qwen's does.
+
+    Of a whole search all is trained but whether it goes on after a failed try: " no", and the line's end after it.
+    """
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     row = pq.read_table(tiny_data / "train.parquet").slice(0, 1).to_pylist()[0]
     prompt_ids = tokenizer(row["prompt"])["input_ids"]
     tokenizer.add_tokens([AddedToken(tokenizer.decode(prompt_ids[-1:]) + "\n", normalized=False)])
     assert tokenizer(f"{row['prompt']}\n3")["input_ids"][: len(prompt_ids)] != prompt_ids
-    made = warm_start.example(row, tokenizer, args, random.Random(0))
-    ids, mask = made["input_ids"], made["completion_mask"]
-    assert ids[: len(prompt_ids)] == prompt_ids and ids[-1] == tokenizer.eos_token_id
-    assert mask == [0] * len(prompt_ids) + [1] * (len(ids) - len(prompt_ids))
-    assert re.match(r"\n\d+[-+*/]\d+ = ", tokenizer.decode(ids[len(prompt_ids) :]))
+    for args.whole_share in (0.0, 1.0):
+        made = warm_start.example(row, tokenizer, args, random.Random(0))
+        ids, mask = made["input_ids"], made["completion_mask"]
+        assert ids[: len(prompt_ids)] == prompt_ids and ids[-1] == tokenizer.eos_token_id
+        assert re.match(r"\n\d+[-+*/]\d+ = ", tokenizer.decode(ids[len(prompt_ids) :]))
+        untrained = [tokenizer.decode(ids[:i]) for i in range(len(ids)) if not mask[i]]
+        assert mask[: len(prompt_ids)] == [0] * len(prompt_ids) and len(mask) == len(ids)
+        assert bool(untrained[len(prompt_ids) :]) == bool(args.whole_share)
+        assert all(text.endswith((" no", " no\n")) for text in untrained[len(prompt_ids) :])
 
 
 def test_prompt_is_not_trained_and_what_is_interrupted_is_no_model(tmp_path, tiny_model, tiny_data, monkeypatch):
@@ -75,8 +85,7 @@ def test_prompt_is_not_trained_and_what_is_interrupted_is_no_model(tmp_path, tin
 
     def train(trainer):
         for row in trainer.train_dataset:
-            prompt = row["labels"].count(-100)
-            assert row["labels"] == [-100] * prompt + row["input_ids"][prompt:] and prompt == 9
+            assert row["labels"] == [-100] * 9 + row["input_ids"][9:]
         assert trainer.train_dataset.num_rows == 4
         trainer.save_model()
         raise KeyboardInterrupt
@@ -84,7 +93,9 @@ def test_prompt_is_not_trained_and_what_is_interrupted_is_no_model(tmp_path, tin
     monkeypatch.setattr(SFTTrainer, "train", train)
     with pytest.raises(KeyboardInterrupt):
         flags = {"model": tiny_model, "output_dir": tmp_path / "warm", "data_dir": tiny_data, "searches": 4}
+        flags |= {"whole_share": 0}
         warm_start.main(words(flags))
+    assert (tmp_path / "warm.part").exists()
     assert not (tmp_path / "warm").exists()
 
 
@@ -119,7 +130,7 @@ def test_recipe_makes_its_problems_and_its_model_and_trains_on(tmp_path, tiny_mo
     warm = f"-m r1zero.warm_start --model {tiny_model} --output_dir models/SmolLM2-135M-warm --searches 8"
     flags = SMALL | {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "prepare": f"{warm} --max_steps 2"}
     printed = run_to_end([*TRAIN, *words(flags)], cwd=tmp_path)
-    assert "8 searches of" in printed and "wrote models/SmolLM2-135M-warm" in printed
+    assert "8 searches, " in printed and "wrote models/SmolLM2-135M-warm" in printed
     assert re.search(r"processor: multiplies matrices \S+ times as fast in bfloat16 as in float32", printed)
     assert pq.read_metadata(tmp_path / "data" / "countdown_tiny" / "test.parquet").num_rows == 256
     start, warm, trained = (
