@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests that need no GPU, four minutes on two cores after installing:
+# Sets up and runs the tests that need no GPU, three minutes on two cores after installing:
 #   bash tests/run.sh [pytest flags]
 #   bash tests/run.sh --all           # also those marked slow, with every launcher: 25 minutes
 set -euo pipefail
