@@ -44,11 +44,10 @@ def test_two_processes_train_without_padding_as_one_with_it(launch_tiny, alone, 
     assert_same(launch_tiny(strategy, trim_padding=True, drop_finished=True), alone, tiny_model)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_two_processes_train_as_trl_if_one_has_no_signal(launch_tiny, tiny_model, strategy):
+def test_two_processes_train_as_trl_if_one_has_no_signal(launch_tiny, tiny_model):
     few = {"beta": 0.0, "reward_funcs": "tests/stand_in/letters.py:first_group_reward"}
-    left_out = launch_tiny(strategy, trim_padding=True, tokens_per_pass=40, **few)
-    expected = launch_tiny(strategy, **few)
+    left_out = launch_tiny("zero2", trim_padding=True, tokens_per_pass=40, **few)
+    expected = launch_tiny("zero2", **few)
     assert left_out.grad_norms() == pytest.approx(expected.grad_norms(), rel=1e-4, abs=1e-6)
     initial = load_file(tiny_model / "model.safetensors")
     moved = distance(expected.weights(), initial)
