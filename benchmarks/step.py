@@ -220,10 +220,10 @@ def summarise(runs):
     """Return the mean generation of a version, as a dict. runs: list of what run_one writes."""
     windows = [window for run in runs for window in run["windows"]]
     seconds = {part: fmean(window[part] for window in windows) for part in PARTS}
-    without_evaluation = [window["whole"] for window in windows]
+    whole = [window["whole"] for window in windows]  # without evaluations
     one_evaluation = fmean(sum(window["evaluation"] for window in run["windows"]) for run in runs)
     seconds["evaluation"] = 0
-    seconds["everything else"] = fmean(without_evaluation) - sum(seconds.values())
+    seconds["everything else"] = fmean(whole) - sum(seconds.values())
     seconds["evaluation"] = one_evaluation * runs[0]["evaluations"]
     least = {part: fmean(window["floors"][part] for window in windows) for part in windows[0]["floors"]}
     total = sum(seconds.values())
@@ -232,7 +232,7 @@ def summarise(runs):
         "seconds": seconds,
         "floors": least,
         "total": total,
-        "spread": stdev(without_evaluation) if len(windows) > 1 else 0.0,
+        "spread": stdev(whole) if len(windows) > 1 else 0.0,
         "generations": len(windows),
         "one evaluation": one_evaluation,
         "mean length": length,

@@ -15,7 +15,7 @@ import sys
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, TextStreamer, set_seed
+from transformers import TextStreamer, set_seed
 
 from r1zero.evaluate import engines
 from r1zero.tasks import countdown, multiplication
@@ -85,15 +85,8 @@ def answer(model, loaded, prompt, args):
     length = ids["input_ids"].size(1)
     if length >= model.context:
         raise ValueError(f"the prompt has {length} tokens, and {model.path} reads {model.context} with its answer")
-    sampling = {"do_sample": False}
-    if args.temperature:
-        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
-    loaded.generation_config = GenerationConfig(
-        max_new_tokens=min(args.max_completion_length, model.context - length),
-        eos_token_id=model.ends or None,
-        pad_token_id=model.tokenizer.pad_token_id or 0,
-        **sampling,
-    )
+    longest = min(args.max_completion_length, model.context - length)
+    loaded.generation_config = engines.generation_config(model, args.temperature, longest)
     print(prompt, end="", flush=True)
     streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     tokens = loaded.generate(**ids, streamer=streamer)[0, length:]

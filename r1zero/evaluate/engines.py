@@ -108,23 +108,30 @@ def load(model, dtype):
     return adapted.merge_and_unload().to(getattr(torch, dtype)).eval()
 
 
+def generation_config(model, temperature, longest, completions=1):
+    """Return what takes the place of the model's own GenerationConfig with its top_k or repetition_penalty.
+
+    temperature: 0 is greedy; longest: tokens of a completion at most; completions: of each prompt.
+    """
+    sampling = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=longest,
+        num_return_sequences=completions,
+        eos_token_id=model.ends or None,
+        pad_token_id=model.tokenizer.pad_token_id or 0,
+        **sampling,
+    )
+
+
 @contextlib.contextmanager
 def transformers_engine(model, args, state):
     """Generate with transformers on this process's device. args: the command's flags; state: accelerate's."""
     loaded = load(model, args.dtype).to(state.device)
-    pad = model.tokenizer.pad_token_id or 0  # masked before a prompt, cut off behind an end
-    sampling = {"do_sample": False}
-    if args.temperature:
-        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
     drop_finished_rows(loaded)
-    # Instead of the model's own with its top_k or repetition_penalty
-    loaded.generation_config = GenerationConfig(
-        max_new_tokens=args.max_completion_length,
-        num_return_sequences=args.n,
-        eos_token_id=model.ends or None,
-        pad_token_id=pad,
-        **sampling,
-    )
+    loaded.generation_config = generation_config(model, args.temperature, args.max_completion_length, args.n)
+    pad = loaded.generation_config.pad_token_id  # masked before a prompt, cut off behind an end
 
     def generate(prompts, seeds):
         width = max(len(prompt) for prompt in prompts)
