@@ -40,7 +40,9 @@ class WarmStartArguments:
     whole_share: float = setting("share of searches that go on: they show late tries, and no habit of giving up")
     longest: int = setting("tries of the longest search")
     give_up_rate: float = setting("chance that any other search breaks off after a failed try")
-    hit_within: int = setting("lines within which a line with a solution stands there, if the problem has one")
+    hit_within: int = setting(
+        "lines of a search in random order within which one that solves the problem stands; 0: the fixed order"
+    )
 
 
 class CPUTrainer(SFTTrainer):
@@ -50,13 +52,14 @@ class CPUTrainer(SFTTrainer):
 
 
 def draw_search(nums, target, is_whole, args, rng):
-    """Draw a search in random order. Return its candidates, and whether the last one hits the target."""
+    """Draw a search. Return its candidates, and whether the last one hits the target."""
     lines = list(search_lines([(number, str(number)) for number in nums]))
-    rng.shuffle(lines)
-    hits = [line for line in lines if any(candidate[0] == target for candidate in line)]
-    if hits and not is_whole:
-        lines.remove(hits[0])
-        lines.insert(rng.randrange(args.hit_within), hits[0])
+    if args.hit_within:
+        rng.shuffle(lines)
+        hits = [line for line in lines if any(candidate[0] == target for candidate in line)]
+        if hits and not is_whole:
+            lines.remove(hits[0])
+            lines.insert(rng.randrange(args.hit_within), hits[0])
     tried = []
     for candidate in itertools.islice(itertools.chain.from_iterable(lines), args.longest):
         tried.append(candidate)
