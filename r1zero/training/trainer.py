@@ -2,8 +2,9 @@
 
 TRL pads all completions of a generation to the longest of them and shuffles them, so that one long completion makes
 every row of every pass that wide. Here each pass sorts its rows by length, takes as many as its tokens allow, and cuts
-off the padding. Each token's log-probability stays the same, up to the rounding of sums, and so do the loss and its
-gradient.
+off the padding. Completions of a group share their prompt: if that saves much, it is computed once for several of
+them, in one sequence. Each token's log-probability stays the same, up to the rounding of sums, and so do the loss and
+its gradient.
 
 A group whose rewards are all equal has no signal: its advantages are 0, and the update leaves its rows out.
 """
@@ -15,8 +16,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from r1zero.schedule import ROWS
+from r1zero.training.generation import first_of_each
 
 EQUAL = 1e-6  # between the rewards of a group: sums of the same rewards differ by less
+PACKED = 2  # tokens of a packed sequence, over the model's width: attention is a third of the work then
+SAVED = 0.25  # least share of the tokens that packing must save
 
 
 class TrimmedGRPOTrainer(GRPOTrainer):
@@ -147,7 +151,19 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         completions = lengths.tolist()
 
         logps, entropies = [], []
-        for rows in self.chunks(order.tolist(), prompts, completions):
+        packs = self.packs(order.tolist(), input_ids, attention_mask, prompt_length, completions)
+        if packs:
+            order = torch.tensor([row for pack in packs for row in pack], device=order.device)
+            sizes = [packed_length(pack, prompts, completions) for pack in packs]
+            for numbers in self.chunks(range(len(packs)), [0] * len(packs), sizes):
+                rows = [packs[number] for number in numbers]
+                output, places = self.compute_packed(model, input_ids, prompt_length, rows, prompts, completions)
+                for number, place in places:
+                    missing = (0, logits_to_keep - (place.stop - place.start))
+                    logps.append(pad(output.log_probs[number : number + 1, place], missing))
+                    if compute_entropy:
+                        entropies.append(pad(output.entropy[number : number + 1, place], missing))
+        for rows in [] if packs else self.chunks(order.tolist(), prompts, completions):
             width = max(1, completions[rows[0]])
             first = prompt_length - max(prompts[row] for row in rows)
             columns = slice(first, prompt_length + width)
@@ -167,6 +183,62 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 logps[-1] = logps[-1] + 0 * sum(weight.sum() for weight in model.parameters() if weight.requires_grad)
         back = torch.cat([order, left_out]).argsort()
         return torch.cat(logps)[back], torch.cat(entropies)[back] if compute_entropy else None, None
+
+    def packs(self, rows, input_ids, attention_mask, prompt_length, completions):
+        """Return lists of rows with one prompt, each for one sequence, from the longest; [] if they save too little.
+
+        rows: from the longest completion to the shortest; completions: the tokens of each row.
+        """
+        config = self.model.config.get_text_config()
+        has_full_attention = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        if self.gathers_weights or config._attn_implementation != "sdpa" or not has_full_attention or not rows:
+            return []
+        mask = attention_mask[:, :prompt_length]
+        prompts, prompt_of_row = mask.sum(1).tolist(), first_of_each(input_ids[:, :prompt_length], mask)[1].tolist()
+        longest = min(self.tokens_per_pass, PACKED * config.hidden_size)
+        packs, open_packs = [], {}
+        for row in rows:
+            pack = open_packs.get(prompt_of_row[row], [])
+            if not pack or packed_length([*pack, row], prompts, completions) > longest:
+                pack = open_packs[prompt_of_row[row]] = []
+                packs.append(pack)
+            pack.append(row)
+        sizes = [packed_length(pack, prompts, completions) for pack in packs]
+        if sum(sizes) > (1 - SAVED) * sum(prompts[row] + completions[row] for row in rows):
+            return []
+        return [packs[number] for number in sorted(range(len(packs)), key=sizes.__getitem__, reverse=True)]
+
+    def compute_packed(self, model, input_ids, prompt_length, packs, prompts, completions):
+        """Return the model's output for sequences of rows, and where in it each row's completion stands, pack by pack.
+
+        A sequence is the prompt but for its last token, and for each row that token and the completion, which see the
+        prompt and themselves. packs: lists of rows, from the longest sequence; prompts, completions: their tokens.
+        """
+        longest = packed_length(packs[0], prompts, completions)
+        ids = input_ids.new_zeros(len(packs), longest)
+        labels = torch.full_like(ids, -100)
+        positions, owners = torch.zeros_like(ids), torch.full_like(ids, -1)  # padding sees the prompt and itself
+        places = []  # of each row: its sequence, and the places whose outputs are of the next tokens
+        for number, pack in enumerate(packs):
+            prompt = prompts[pack[0]]
+            end = prompt - 1
+            ids[number, :end] = input_ids[pack[0], prompt_length - prompt : prompt_length - 1]
+            positions[number, :end] = torch.arange(end)
+            owners[number, :end] = 0
+            for owner, row in enumerate(pack, 1):
+                start, end = end, end + 1 + completions[row]
+                ids[number, start:end] = input_ids[row, prompt_length - 1 : prompt_length + completions[row]]
+                labels[number, start + 1 : end] = ids[number, start + 1 : end]
+                positions[number, start:end] = prompt - 1 + torch.arange(end - start)
+                owners[number, start:end] = owner
+                places.append((number, slice(start, end - 1)))
+        sees = (owners[:, None] == owners[:, :, None]) | (owners[:, None] == 0)  # (B, queries, keys)
+        sees &= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril()
+        with self.accelerator.autocast():
+            output = model(
+                input_ids=ids, attention_mask=sees[:, None], position_ids=positions, labels=labels, fused_lm_head=True
+            )
+        return output, places
 
     def chunks(self, rows, prompts, completions):
         """Return lists of rows, each for one forward pass.
@@ -191,3 +263,8 @@ def pick(rows, parts):
     if parts[0] is None or parts[0].ndim == 0:
         return parts[0]
     return torch.cat(parts)[rows]
+
+
+def packed_length(rows, prompts, completions):
+    """Return the tokens of a sequence that holds the prompt of these rows once, without its last, which all repeat."""
+    return prompts[rows[0]] - 1 + sum(1 + completions[row] for row in rows)
