@@ -118,10 +118,10 @@ def main(script_args, training_args, model_args, reward_funcs):
         generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
     if script_args.stop_on_nan:
         nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
-    phases.watch(trainer)  # TRL sends the time of each call to the trackers alone
+    lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)
+    phases.watch(trainer, lines.show)  # TRL sends the time of each call to the trackers alone
     for callback in (ProgressCallback, PrinterCallback):  # they print dictionaries
         trainer.remove_callback(callback)
-    lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)
     run = stopping.Stopping(trainer)  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
     for callback in (lines, run, checkpoints.Sealer()):  # Trainer takes the newest checkpoint unseen
         trainer.add_callback(callback)

@@ -29,12 +29,11 @@ import time
 from pathlib import Path
 from statistics import fmean, stdev
 
-import pyarrow.parquet as pq
 import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback, trainer
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, trainer
 from trl import GRPOConfig, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +41,6 @@ sys.path.insert(0, str(ROOT))
 
 from r1zero import schedule  # noqa: E402
 from r1zero.estimate import memory  # noqa: E402
-from r1zero.preflight import machine as machines  # noqa: E402
-from r1zero.tasks.problem_files import with_texts  # noqa: E402
 from r1zero.training import phases  # noqa: E402
 
 VERSIONS = {
@@ -83,14 +80,12 @@ class LastStep(TrainerCallback):
             control.should_evaluate = schedule.evaluates(args)
 
 
-def exact_clock(clock, peaks):
-    """Return a clock that waits for the GPU. It adds to peaks (list) the bytes in use of the card, vLLM's too."""
+def exact_clock(clock):
+    """Return a clock that waits for the GPU."""
 
     def now():
         if CUDA:
             torch.cuda.synchronize()
-            free, total = torch.cuda.mem_get_info()
-            peaks.append(total - free)
         return clock()
 
     return now
@@ -177,8 +172,7 @@ def floors(able, model, values, completions, window):
 
 def run_one(args, words):
     """Train once in this process, and write what was measured to args.one. words: flags of train_countdown.py."""
-    peaks = []
-    phases.now = exact_clock(CLOCKS[args.time], peaks)
+    phases.now = exact_clock(CLOCKS[args.time])
     trainer.DEFAULT_CALLBACKS.append(LastStep(args.generations))
     sys.argv = ["train_countdown.py", *words, "--output_dir", str(args.output_dir / "run")]
     script = runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
@@ -204,15 +198,9 @@ def run_one(args, words):
         "windows": windows,
         "evaluations": schedule.span(values) / values.eval_steps if schedule.evaluates(values) else 0,
     }
-    if CUDA:
-        prompts = []
-        for split in ("train", "test"):
-            table = with_texts(pq.read_table(f"{values.data_dir}/{split}.parquet", columns=["prompt"]))
-            prompts += table["prompt"].to_pylist()
-        longest = max(map(len, AutoTokenizer.from_pretrained(values.model_name_or_path)(prompts)["input_ids"]))
-        card, tokens = torch.cuda.get_device_properties(0).total_memory, longest + values.max_completion_length
-        estimate = memory.memory(values, model, machines.read_strategy({}), tokens, card)["peaks"]
-        result |= {"peak GiB": max(peaks) / memory.GIB, "estimated GiB": max(estimate.values()) / memory.GIB}
+    peaks = json.loads((args.output_dir / "run" / "metrics.json").read_text())["extremes"]
+    if "memory/card" in peaks:
+        result |= {"peak GiB": peaks["memory/card"], "estimated GiB": peaks["memory/estimated"]}
     args.one.write_text(json.dumps(result))
 
 

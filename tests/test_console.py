@@ -1,11 +1,13 @@
 """The console's lines, and the warnings that save a run, each from the readings that call for it."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tqdm import tqdm
 from transformers import TrainerState
 
 from r1zero.report import console
@@ -114,6 +116,20 @@ def test_line_of_a_step_has_metrics_speed_time_and_cost(started, clock):
     assert "   4.00 s/step      800 tok/s  left 4m00s  cost 0.60 of 3.00" in line
     clock.seconds += 10_000
     assert "left 3h51m" in log(run, 42, **metrics)[0]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "file"])
+def test_phase_is_shown_behind_the_bar_on_a_terminal_alone(started, monkeypatch, is_terminal):
+    made, file = started()[0], io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: is_terminal, raising=False)
+    made.training_bar = tqdm(total=100, file=file)
+    before = file.getvalue()
+    made.show("generation")
+    made.show("reward")
+    drawn = file.getvalue().removeprefix(before)
+    assert ("generation]" in drawn and drawn.rstrip().endswith("reward]")) if is_terminal else not drawn
+    made.on_train_end(None, TrainerState(is_world_process_zero=True), None)
+    made.show("evaluation: generation")  # of an evaluation after the last step
 
 
 def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal_and_what_trainers_log_at_the_end(started):

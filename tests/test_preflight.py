@@ -128,6 +128,11 @@ def test_the_recipe_itself_passes_and_flags_override_it(check, capsys):
     assert "evaluation: per_device_eval_batch_size is 256, as 256 held-out rows" in capsys.readouterr().out
 
 
+def test_estimate_that_is_printed_is_handed_on_to_stand_beside_what_the_run_takes(check, capsys):
+    _, training_args, *_ = check("--use_cpu", "false")
+    assert training_args.estimated_memory == pytest.approx(max(peaks(capsys.readouterr().out).values()), abs=0.06)
+
+
 @each_case("before_a_run.tsv", "flags")
 def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch, tmp_path, case):
     pretend_card(monkeypatch, gib=None)

@@ -106,6 +106,17 @@ def test_page_holds_everything_and_asks_for_nothing(run):
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_memory_that_a_run_took_stands_beside_the_estimate(run):
+    measured = page.read(run)
+    assert ("memory", "-") in page.what_it_took(measured), "an older run"
+    measured.metrics["extremes"] = {"memory/process": 5.12, "reward_min": -0.5, "reward_max": 1.0}
+    rows = page.what_it_took(measured)
+    assert ("memory", "the process took 5.1 GiB") in rows and ("least and greatest reward", "-0.5, 1") in rows
+    measured.metrics["extremes"] |= {"memory/card": 27.41, "memory/estimated": 30.0}
+    took = "estimated 30.0 GiB on the card, took 27.4; the process took 5.1 GiB"
+    assert ("memory", took) in page.what_it_took(measured)
+
+
 def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     folder = make_run(tmp_path / "run")
     shutil.rmtree(folder / "completions")

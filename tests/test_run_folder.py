@@ -61,7 +61,19 @@ def test_completions_of_a_generation_count_once(steps, completions):
     state = TrainerState(log_history=[training(step, 10.0) for step in steps])
     metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=2.04)
     expected = {"before": None, "after": None, "steps": max(steps, default=0), "train_seconds": 2.0}
-    assert metrics == expected | {"completions": completions, "completion_tokens": 10 * completions, "phases": {}}
+    assert metrics == expected | {
+        "completions": completions,
+        "completion_tokens": 10 * completions,
+        "phases": {},
+        "extremes": {},
+    }
+
+
+def test_extremes_are_those_of_all_steps_and_evaluations_beside_the_estimate():
+    history = [{"memory/card": 2.0, "reward_min": 0.1}, {"eval_memory/card": 3.5}, {"reward_min": None}]
+    history.append({"memory/card": 3.0, "reward_min": -0.5, "loss": 1.0})
+    assert run_folder.extremes(history) == {"memory/card": 3.5, "reward_min": -0.5}
+    assert run_folder.extremes(history, estimated=4.0)["memory/estimated"] == 4.0
 
 
 def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):

@@ -1,12 +1,16 @@
 """The loop that drops finished rows against transformers' own generation.   bash tests/run.sh tests/test_sampler.py"""
 
 import collections
+import io
+import re
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from r1zero import processes
 from r1zero.training import generation as sampler
 from r1zero.training.generation import sample_unfinished
 
@@ -72,6 +76,20 @@ def test_rows_that_have_ended_are_computed_no_more(model, monkeypatch):
     model.generate(**prompts(40), generation_config=settings(), custom_generate=sample_unfinished)
     assert widths[0] == 40 and widths == sorted(widths, reverse=True)
     assert widths[-1] < 40 and len(set(widths[: sampler.LOOK_EVERY])) == 1
+
+
+def test_completions_that_have_ended_are_counted_on_a_terminal_of_the_first_process(model, monkeypatch):
+    for is_terminal, is_main in ((True, True), (False, True), (True, False)):
+        file = io.StringIO()
+        file.isatty = lambda is_terminal=is_terminal: is_terminal
+        at_once = {"file": file, "delay": 0, "mininterval": 0, "ncols": 100, "dynamic_ncols": False}
+        monkeypatch.setattr(sampler, "tqdm", lambda at_once=at_once, **how: tqdm(**how | at_once))
+        monkeypatch.setattr(processes, "is_main_process", lambda is_main=is_main: is_main)
+        model.generate(**prompts(40), generation_config=settings(), custom_generate=sample_unfinished)
+        shown = [tuple(map(int, found)) for found in re.findall(r"(\d+) of 40 [^\r]* (\d+) tokens", file.getvalue())]
+        assert shown == sorted(shown) and bool(shown) == (is_terminal and is_main)
+        assert not shown or (0 < shown[0][0] < shown[-1][0] <= 40 and shown[0][1] == sampler.LOOK_EVERY)
+        assert bool(file.getvalue()) == bool(shown)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,7 +17,9 @@ import yaml
 from conftest import ROOT, SMALL, make_tiny_model, train_here
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from r1zero.report.console import Console
 from r1zero.training import lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
@@ -36,11 +39,12 @@ def train(tiny_model, tiny_data):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, train):
-    """A run of two steps with a checkpoint after each; (folder, console)."""
-    folder = tmp_path_factory.mktemp("run") / "two"
-    with contextlib.redirect_stdout(io.StringIO()) as console:
+    """A run of two steps with a checkpoint after each; (folder, console, the phases that were shown)."""
+    folder, shown = tmp_path_factory.mktemp("run") / "two", []
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as console:
+        patch.setattr(Console, "show", lambda self, phase: shown.append(phase))
         train(folder, show_every=1, price_per_hour=3600, **TWO)
-    return folder, console.getvalue()
+    return folder, console.getvalue(), shown
 
 
 def read(path):
@@ -98,6 +102,21 @@ def test_seconds_of_each_phase_are_logged_once_a_step(run):
     assert metrics["phases"]["step"] == pytest.approx(sum(step["profiling/step"] for step in steps), abs=0.06)
 
 
+def test_extremes_are_logged_and_each_phase_is_shown_as_it_begins(run, tiny_model, tiny_data):
+    history, extremes = read(run[0] / "trainer_state.json")["log_history"], read(run[0] / "metrics.json")["extremes"]
+    steps = [entry for entry in history if "grad_norm" in entry]
+    assert all(0 <= step["reward_min"] <= step["reward"] <= step["reward_max"] <= 1 for step in steps)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = tokenizer(pq.read_table(tiny_data / "train.parquet")["prompt"].to_pylist())["input_ids"]
+    assert min(map(len, prompts)) <= extremes["prompts/max_length"] <= max(map(len, prompts))
+    assert 0.3 < extremes["memory/process"] * 2**30 / psutil.Process().memory_info().rss < 3
+    assert f"memory: the process took {extremes['memory/process']:.1f} GiB" in run[1]
+    first = run[2].index("generation")
+    step = list(dict.fromkeys(run[2][first : run[2].index("", first) + 1]))
+    assert step == ["generation", "scoring", "reward", "forward", "backward", "optimizer", ""]
+    assert "evaluation: generation" in run[2][:first] and run[2][-1] == "", "eval_on_start, and the last evaluation"
+
+
 def test_page_follows_the_held_out_problems_through_the_steps(run):
     page = (run[0] / "report.html").read_text()
     reader = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
@@ -131,7 +150,7 @@ def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(
     train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
     assert_same_weights(folder, run[0])
     again, first = read(folder / "metrics.json"), read(run[0] / "metrics.json")
-    timed = {"train_seconds": 0, "phases": {}}
+    timed = {"train_seconds": 0, "phases": {}, "extremes": {}}
     assert {**again, **timed} == {**first, **timed}, "the seed decides the run"
     (aside,) = tmp_path.glob("again-*")
     printed = capsys.readouterr().out

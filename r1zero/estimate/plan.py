@@ -73,9 +73,14 @@ def machine_line(values, strategy):
     return f"machine: {strategy.name}{over}; {generation}"
 
 
+def card_memory(values, model, longest, strategy, card):
+    """Return what memory.memory() estimates for a run. Arguments as for plan_lines."""
+    return memory.memory(values, model, strategy, longest + values.max_completion_length, card)
+
+
 def memory_lines(values, model, longest, strategy, card):
     """Return the lines on a card's memory, with what to change for each phase that does not fit."""
-    estimate = memory.memory(values, model, strategy, longest + values.max_completion_length, card)
+    estimate = card_memory(values, model, longest, strategy, card)
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in estimate["parts"].items())
     peaks = ", ".join(f"{size / GIB:.1f} in {phase}" for phase, size in estimate["peaks"].items())
     has = f"of {card / GIB:.1f}" if card else "and no card here to compare with"

@@ -103,6 +103,9 @@ def check(parser, argv):
     if processes.is_main_process():  # it is the one that talks to a server
         hardware.await_server(values)
     training_args.resume_from_checkpoint = agreed(resumed)
+    if not values.use_cpu:  # for the line that sets it beside what the run took
+        estimate = plan.card_memory(values, shape.parameters, longest, machine.strategy, machine.card)
+        training_args.estimated_memory = max(estimate["peaks"].values()) / plan.GIB
     return script_args, training_args, model_args, functions
 
 

@@ -53,6 +53,11 @@ class Console(ProgressCallback):
         self.first = self.last = (now, state.global_step)
         self.an_epoch = len(train_dataloader)  # micro-batches, as for schedule.generations
 
+    def show(self, phase):
+        """Show what goes on (str) behind the progress bar, on a terminal: in a file each change would be a line."""
+        if self.training_bar is not None and self.training_bar.fp.isatty():
+            self.training_bar.set_postfix_str(phase)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write the line of an evaluation or of a step, warn of what goes wrong, and save the results so far."""
         if not state.is_world_process_zero or self.training_bar is None:

@@ -116,6 +116,17 @@ def before_and_after(run):
     return rows
 
 
+def memory_text(metrics):
+    """Return the peaks of a run's memory, that of its card beside the estimate, "-" if none was logged."""
+    peaks = metrics.get("extremes", {})  # older runs have none
+    parts = []
+    if {"memory/card", "memory/estimated"} <= peaks.keys():
+        parts.append(f"estimated {peaks['memory/estimated']:.1f} GiB on the card, took {peaks['memory/card']:.1f}")
+    if "memory/process" in peaks:
+        parts.append(f"the process took {peaks['memory/process']:.1f} GiB")
+    return "; ".join(parts) or "-"
+
+
 def what_it_took(run):
     """Return rows (name, value) of a run's steps, time, completions and cost, the header first."""
     metrics, price = run.metrics, run.settings.get("price_per_hour")
@@ -123,14 +134,18 @@ def what_it_took(run):
     cost = "give --price_per_hour to see it"
     if price:
         cost = f"{seconds / 3600 * price:,.2f} at {price:g} an hour"
-    phases = metrics.get("phases", {})  # older runs have none
+    phases, extremes = metrics.get("phases", {}), metrics.get("extremes", {})  # older runs have none
     shares = [f"{name} {value / seconds:.0%}" for name, value in phases.items() if name != "step" and seconds]
+    rewards = "{reward_min:.3g}, {reward_max:.3g}".format(**extremes) if "reward_min" in extremes else "-"
     return [
         ("what it took", ""),
         ("optimizer steps", f"{metrics['steps']:,} of {run.max_steps:,}"),
         ("time", f"{seconds / 60:,.1f} min"),
         ("seconds a step", f"{seconds / max(1, metrics['steps']):,.2f}"),
         ("where the time went", ", ".join(shares) or "-"),
+        ("memory", memory_text(metrics)),
+        ("longest prompt (tokens)", text_of(extremes.get("prompts/max_length"), "{:,.0f}")),
+        ("least and greatest reward", rewards),
         ("completions", f"{metrics['completions']:,}"),
         ("completion tokens", f"{tokens:,}"),
         ("completion tokens a second", f"{tokens / max(1e-9, seconds):,.0f}"),
@@ -181,7 +196,8 @@ def write(folder):
         print_table(results(metrics))
     print(
         f"{metrics['completions']:,} completions, {metrics['completion_tokens']:,} completion tokens, "
-        f"{metrics['train_seconds']:.0f} s; curves and completions in {folder / 'report.html'}"
+        f"{metrics['train_seconds']:.0f} s; curves and completions in {folder / 'report.html'}\n"
+        f"memory: {memory_text(metrics)}"
     )
     return metrics
 

@@ -22,6 +22,9 @@ from r1zero.files import checksums, replaced
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 
+# Metrics of which metrics.json has the extreme of the run
+EXTREMES = {"memory/card": max, "memory/process": max, "prompts/max_length": max, "reward_min": min, "reward_max": max}
+
 CLAIMED = {}  # {path: FileLock} of the output folders that no other run may write to
 
 # Settings that config.yaml leaves out. TRL derives the first from others and refuses both; the next two are old
@@ -234,6 +237,7 @@ def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), a
         "completions": completions,
         "completion_tokens": round(tokens),
         "phases": phase_seconds(log_history),
+        "extremes": extremes(log_history, getattr(training_args, "estimated_memory", None)),
     }
     return metrics | {"own_metrics": sorted(own_metrics)} if own_metrics else metrics
 
@@ -270,6 +274,17 @@ def phase_seconds(log_history):
                     seconds[name.removeprefix("profiling/")] += mean * (entry["step"] - before)
             before = entry["step"]
     return {phase: round(value, 1) for phase, value in seconds.items() if value}
+
+
+def extremes(log_history, estimated=None):
+    """Return the extreme (dict) of each of EXTREMES that was logged. estimated: preflight's GiB a card, or None."""
+    found = {"memory/estimated": round(estimated, 3)} if estimated else {}
+    for name, of in EXTREMES.items():
+        keys = (name, f"eval_{name}")
+        values = [entry[key] for entry in log_history for key in keys if entry.get(key) is not None]
+        if values:
+            found[name] = round(of(values), 3)
+    return found
 
 
 def seconds_before(output_dir, step):

@@ -9,8 +9,11 @@ computes the prompt of a group once, and on a CPU it samples with one random num
 import functools
 
 import torch
+from tqdm import tqdm
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+from r1zero import processes
 
 LOOK_EVERY = 8  # tokens between two looks for rows that have ended: dropping them copies the cache
 SPARE = 64  # tokens that a cache has space for when it is copied
@@ -57,6 +60,10 @@ def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, gen
     length = prompt_length
     first, prompt_of_row = first_of_each(input_ids, attention_mask)  # a group has one prompt
     tokens = input_ids[first]
+    form = "generation: {n} of {total} completions have ended{postfix} [{elapsed}]"
+    hidden = None if processes.is_main_process() else True  # None: shown on a terminal alone
+    how = {"disable": hidden, "delay": 1, "leave": False, "miniters": 0, "dynamic_ncols": True}
+    bar = tqdm(total=len(input_ids), bar_format=form, **how)
 
     while length < longest and not ended.all():
         optional = {"attention_mask": attention_mask, "position_ids": position_ids}
@@ -78,12 +85,16 @@ def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, gen
         if position_ids is not None:
             position_ids = position_ids[:, -1:] + 1
 
-        if (length - prompt_length) % LOOK_EVERY == 0 and ended.any():
+        if (length - prompt_length) % LOOK_EVERY == 0:
             kept = (~ended).nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, tokens, ended = rows[kept], tokens[kept], ended[kept]
-            attention_mask = None if attention_mask is None else attention_mask[kept]
-            position_ids = None if position_ids is None else position_ids[kept]
+            bar.set_postfix_str(f"{length - prompt_length} tokens", refresh=False)
+            bar.update(len(rows) - len(kept))
+            if len(kept) < len(rows):
+                cache.batch_select_indices(kept)
+                rows, tokens, ended = rows[kept], tokens[kept], ended[kept]
+                attention_mask = None if attention_mask is None else attention_mask[kept]
+                position_ids = None if position_ids is None else position_ids[kept]
+    bar.close()
     return sequences[:, :length]
 
 
