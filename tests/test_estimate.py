@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, each_case, settings
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
@@ -104,9 +104,9 @@ def test_memory_of_a_card_is_in_parts_and_of_the_machine_in_copies_of_a_lora_bas
 
 def small_model(dtype="float32", **shape):
     config = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
-    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "model_type": "qwen2"}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(Qwen2Config(**config | shape), dtype=dtype).train()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config | shape), dtype=dtype).train()
 
 
 def peak_bytes(compute, path):
@@ -149,6 +149,8 @@ def gpu_head(monkeypatch):
         pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
         pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
         pytest.param({}, 1, {"intermediate_size": 4000}, id="wide layers"),
+        pytest.param({}, 8, {"model_type": "qwen3", "head_dim": 64}, id="norms of query and key"),
+        pytest.param({}, 8, {"model_type": "llama"}, id="Llama"),
     ],
 )
 def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, gpu_head, changed, rows, shape):
@@ -214,3 +216,16 @@ def test_plan_says_what_is_not_known_before_the_data_is_there(model):
     assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
     steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, 80 * memory.GIB)
     assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # as the hub counts them
+    [
+        ("Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen3-1.7B-Base", 1_720_574_976),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("models/SmolLM2-360M-warm", 361_821_120),
+    ],
+)
+def test_shape_is_that_of_the_model(name, parameters):
+    assert without_weights(model_shapes.config_of(name)).num_parameters() == parameters
