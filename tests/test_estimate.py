@@ -1,6 +1,7 @@
 """The plan of steps and memory before a run.   bash tests/run.sh tests/test_estimate.py"""
 
 import json
+import re
 from argparse import Namespace
 from contextlib import nullcontext
 
@@ -16,7 +17,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from r1zero import schedule
-from r1zero.estimate import memory, model_shapes, plan
+from r1zero.estimate import hours, memory, model_shapes, plan
 from r1zero.preflight.machine import read_strategy
 from r1zero.preflight.model import without_weights
 from r1zero.report import run_folder
@@ -229,3 +230,58 @@ def test_plan_says_what_is_not_known_before_the_data_is_there(model):
 )
 def test_shape_is_that_of_the_model(name, parameters):
     assert without_weights(model_shapes.config_of(name)).num_parameters() == parameters
+
+
+@pytest.mark.parametrize(
+    ("changed", "bandwidth", "held_out", "seconds"),
+    [
+        pytest.param({}, 2e12, None, 0.6657 + 5 * 0.7861, id="sampled, scored twice, forward, backward"),
+        pytest.param({"beta": 0}, 2e12, None, 0.6657 + 4 * 0.7861, id="no reference"),
+        pytest.param(
+            {"beta": 0, "vllm_importance_sampling_correction": False}, 2e12, None, 0.6657 + 3 * 0.7861, id="no scoring"
+        ),
+        pytest.param({}, 1e9, None, 790.38 + 5 * 0.7861, id="256 tokens that read 3.09 GB each"),
+        pytest.param({"vllm_tensor_parallel_size": 2}, 1e9, None, 395.19 + 5 * 0.7861, id="two cards read them"),
+        pytest.param({"vllm_mode": "server"}, 1e9, None, 5 * 0.7861, id="cards of its own sample"),
+        pytest.param({"eval_strategy": "steps"}, 2e12, 200, 4.5964 + 3 * 0.9848, id="3 batches of 64 problems"),
+        pytest.param({"eval_strategy": "steps"}, 2e12, None, 4.5964 + 0.9848, id="one batch at least"),
+    ],
+)
+def test_least_hours_are_those_counted_by_hand(model, changed, bandwidth, held_out, seconds):
+    """One generation of 256 completions of 256 tokens, after 32 prompts of 64, at 312 TFLOPS.
+
+    A pass over all tokens is 2 x (1.310 billion x 256 x 320 + the head's 0.233 billion x 256 x 256) operations, 0.7861
+    seconds; sampling computes each prompt once, 0.6657 seconds. A batch of 64 problems takes 0.9848: the weights are
+    read 256 times at 2 TB/s, 0.3952, and three passes take a quarter of 0.7861 each.
+    """
+    able = {"operations": 312e12, "bytes": bandwidth}
+    changed = values(**{"max_steps": 1, "eval_strategy": "no"} | changed)
+    found, tokens = hours.least_hours(able, changed, model, None, held_out, 256, ONE)
+    assert found * 3600 == pytest.approx(seconds, rel=1e-4) and tokens == (64, 256)
+
+
+def test_plan_says_the_least_time_and_cost(model):
+    able, eight = hours.find_card("NVIDIA H100 80GB HBM3")._asdict(), STRATEGIES["ZeRO-3"]
+    line = plan.time_line(able, values(price_per_hour=2.5), model, None, None, 256, eight)
+    found = re.match(r"time: at least (\S+) minutes, and a cost of (\S+) for 8 cards at 2.5 an hour, if (.*); a", line)
+    assert float(found[2]) == pytest.approx(8 * 2.5 * float(found[1]) / 60, abs=0.02)
+    assert found[3].startswith("completions have 256 tokens and prompts 64, a quarter of the most, and every group ")
+    unknown = values(max_steps=-1)
+    assert plan.time_line(able, unknown, model, None, None, 256, eight).startswith("time: not known")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40"),
+        ("a100-80gb", "a100-80"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GB200", None),  # faster than a B200
+        ("a100", None),  # of two memories
+    ],
+)
+def test_card_is_found_by_torchs_name_and_by_the_tables(name, known):
+    assert hours.find_card(name) is hours.CARDS.get(known)
