@@ -46,6 +46,7 @@ class ScriptArguments:
     )
     allow_unsandboxed_code: bool = setting(False, "Let code_reward run programs without a sandbox, if there is none.")
     dry_run: bool = setting(False, "Print what the run will do and take, and what would stop it, and end.")
+    gpu: str | None = setting(None, "With --dry_run: plan for another machine, with this card, as h100 or a100-80.")
     gpus: int | None = setting(None, "With --dry_run: plan for another machine, with so many GPUs; 0 for one without.")
     gpu_memory: float | None = setting(None, "With --gpus: the memory of each in GB, that is, 10^9 bytes.")
     strategy: str | None = setting(None, "With --gpus: a file of configs/accelerate, as zero3, not the recipe's own.")
@@ -53,7 +54,7 @@ class ScriptArguments:
     tokens_per_pass: int = setting(16_384, "Most tokens of a forward pass, padding included; with trim_padding.")
     drop_finished: bool = setting(True, "Drop completions that have ended, if transformers generates.")
     stop_on_nan: bool = setting(True, "End the run if a gradient or a reward is NaN or infinite.")
-    price_per_hour: float | None = setting(None, "Price of the machine an hour, to say what the run costs.")
+    price_per_hour: float | None = setting(None, "Price of a card an hour, to say what the run costs.")
     show_every: int = setting(20, "Optimizer steps between two whole completions on the console; 0 for none.")
     prepare: str | None = setting(None, "What python runs to make the recipe's missing data or model.")
 

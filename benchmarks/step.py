@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from r1zero import schedule  # noqa: E402
-from r1zero.estimate import memory  # noqa: E402
+from r1zero.estimate import hours, memory  # noqa: E402
 from r1zero.training import phases  # noqa: E402
 
 VERSIONS = {
@@ -147,23 +147,14 @@ def floors(able, model, values, completions, window):
     window: of generations_of.
     """
     trained = memory.trained_parameters(model, values)
-    body = model.num_parameters() - memory.embedding_parameters(model) + (trained if values.use_peft else 0)
-    head = model.get_input_embeddings().weight.numel()
     loaded = 2 if str(values.dtype) in ("bfloat16", "float16") else 4  # bytes of a number
     computed = 2 if schedule.mixed_precision(values) else loaded
-    completion_tokens = completions * window["lengths"]["mean"]
-    forward = 2 * (body * window["tokens"] + head * completion_tokens) / able["operations"]
-    # Decoding reads all weights for each token of the longest completion
-    decoding = (body + head) * computed * window["lengths"]["max"] / able["bytes"]
-    has_old = values.use_vllm or schedule.span(values) > 1  # TRL then scores completions before the first step
-    least = {
-        "generation": max(forward, decoding),
-        "weight sync": (body + head) * (loaded + computed) / able["bytes"] if values.use_vllm else 0,
-        "scoring": forward * (bool(has_old) + bool(values.beta)),
-        "forward": forward * values.num_iterations,
-        "backward": forward * values.num_iterations * (1 if values.use_peft else 2),  # frozen weights: no gradient
-        "optimizer": 0,
-    }
+    tokens = completions * window["lengths"]["mean"]
+    least = hours.floors(
+        able, values, model, window["tokens"] - tokens, tokens, window["lengths"]["max"], values.num_generations
+    )
+    if values.use_vllm:
+        least["weight sync"] = model.num_parameters() * (loaded + computed) / able["bytes"]
     if str(values.optim).startswith("adamw_torch"):  # it reads and writes weight and moments, and reads the gradient
         moved = 7 * trained * (4 if values.use_peft else loaded)
         least["optimizer"] = max(1, int(schedule.span(values))) * moved / able["bytes"]

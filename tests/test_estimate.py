@@ -1,6 +1,7 @@
 """The plan of steps and memory before a run.   bash tests/run.sh tests/test_estimate.py"""
 
 import json
+import re
 from argparse import Namespace
 from contextlib import nullcontext
 
@@ -10,13 +11,13 @@ import torch
 from conftest import ROOT, each_case, settings
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from r1zero import schedule
-from r1zero.estimate import memory, model_shapes, plan
+from r1zero.estimate import hours, memory, model_shapes, plan
 from r1zero.preflight.machine import read_strategy
 from r1zero.preflight.model import without_weights
 from r1zero.report import run_folder
@@ -104,9 +105,9 @@ def test_memory_of_a_card_is_in_parts_and_of_the_machine_in_copies_of_a_lora_bas
 
 def small_model(dtype="float32", **shape):
     config = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
-    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "model_type": "qwen2"}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(Qwen2Config(**config | shape), dtype=dtype).train()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config | shape), dtype=dtype).train()
 
 
 def peak_bytes(compute, path):
@@ -149,6 +150,8 @@ def gpu_head(monkeypatch):
         pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
         pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
         pytest.param({}, 1, {"intermediate_size": 4000}, id="wide layers"),
+        pytest.param({}, 8, {"model_type": "qwen3", "head_dim": 64}, id="norms of query and key"),
+        pytest.param({}, 8, {"model_type": "llama"}, id="Llama"),
     ],
 )
 def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, gpu_head, changed, rows, shape):
@@ -214,3 +217,71 @@ def test_plan_says_what_is_not_known_before_the_data_is_there(model):
     assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
     steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, 80 * memory.GIB)
     assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # as the hub counts them
+    [
+        ("Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen3-1.7B-Base", 1_720_574_976),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("models/SmolLM2-360M-warm", 361_821_120),
+    ],
+)
+def test_shape_is_that_of_the_model(name, parameters):
+    assert without_weights(model_shapes.config_of(name)).num_parameters() == parameters
+
+
+@pytest.mark.parametrize(
+    ("changed", "bandwidth", "held_out", "seconds"),
+    [
+        pytest.param({}, 2e12, None, 0.6657 + 5 * 0.7861, id="sampled, scored twice, forward, backward"),
+        pytest.param({"beta": 0}, 2e12, None, 0.6657 + 4 * 0.7861, id="no reference"),
+        pytest.param(
+            {"beta": 0, "vllm_importance_sampling_correction": False}, 2e12, None, 0.6657 + 3 * 0.7861, id="no scoring"
+        ),
+        pytest.param({}, 1e9, None, 790.38 + 5 * 0.7861, id="256 tokens that read 3.09 GB each"),
+        pytest.param({"vllm_tensor_parallel_size": 2}, 1e9, None, 395.19 + 5 * 0.7861, id="two cards read them"),
+        pytest.param({"vllm_mode": "server"}, 1e9, None, 5 * 0.7861, id="cards of its own sample"),
+        pytest.param({"eval_strategy": "steps"}, 2e12, 200, 4.5964 + 3 * 0.9848, id="3 batches of 64 problems"),
+        pytest.param({"eval_strategy": "steps"}, 2e12, None, 4.5964 + 0.9848, id="one batch at least"),
+    ],
+)
+def test_least_hours_are_those_counted_by_hand(model, changed, bandwidth, held_out, seconds):
+    """One generation of 256 completions of 256 tokens, after 32 prompts of 64, at 312 TFLOPS.
+
+    A pass over all tokens is 2 x (1.310 billion x 256 x 320 + the head's 0.233 billion x 256 x 256) operations, 0.7861
+    seconds; sampling computes each prompt once, 0.6657 seconds. A batch of 64 problems takes 0.9848: the weights are
+    read 256 times at 2 TB/s, 0.3952, and three passes take a quarter of 0.7861 each.
+    """
+    able = {"operations": 312e12, "bytes": bandwidth}
+    changed = values(**{"max_steps": 1, "eval_strategy": "no"} | changed)
+    found, tokens = hours.least_hours(able, changed, model, None, held_out, 256, ONE)
+    assert found * 3600 == pytest.approx(seconds, rel=1e-4) and tokens == (64, 256)
+
+
+def test_plan_says_the_least_time_and_cost(model):
+    able, eight = hours.find_card("NVIDIA H100 80GB HBM3")._asdict(), STRATEGIES["ZeRO-3"]
+    line = plan.time_line(able, values(price_per_hour=2.5), model, None, None, 256, eight)
+    found = re.match(r"time: at least (\S+) minutes, and a cost of (\S+) for 8 cards at 2.5 an hour, if (.*); a", line)
+    assert float(found[2]) == pytest.approx(8 * 2.5 * float(found[1]) / 60, abs=0.03)
+    assert found[3].startswith("completions have 256 tokens and prompts 64, a quarter of the most, and every group ")
+    unknown = values(max_steps=-1)
+    assert plan.time_line(able, unknown, model, None, None, 256, eight).startswith("time: not known")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40"),
+        ("a100-80gb", "a100-80"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GB200", None),  # faster than a B200
+        ("a100", None),  # of two memories
+    ],
+)
+def test_card_is_found_by_torchs_name_and_by_the_tables(name, known):
+    assert hours.find_card(name) is hours.CARDS.get(known)

@@ -197,12 +197,21 @@ class TestDescribed:
         assert machine.strategy.name == strategy and machine.processes == max(1, flags["gpus"])
         assert machine.choose_recipe() == str(ROOT / "configs" / f"{recipe}.yaml")
 
+    def test_of_a_named_card_has_its_memory_and_as_many_as_the_recipe_starts(self):
+        config = str(ROOT / "configs" / "qwen2.5-7b.yaml")
+        machine = Machine.described(Flags(config, {"gpu": "h100", "dry_run": True}, []))
+        assert (machine.processes, machine.card, machine.peak.bytes) == (8, 80 * 10**9, 3350e9)
+        machine = Machine.described(Flags(None, {"gpu": "t4", "dry_run": True}, []))
+        assert (machine.processes, machine.bf16) == (1, False)
+        assert machine.choose_recipe() == str(ROOT / "configs" / "qwen2.5-1.5b-lora-t4.yaml")
+
     @pytest.mark.parametrize(
         ("flags", "said"),
         [
             ({"gpus": 8, "gpu_memory": 80, "dry_run": False}, "--gpus and --gpu_memory without --dry_run"),
             ({"gpus": 8}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
             ({"gpus": -1, "gpu_memory": 80}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
+            ({"gpu": "h1000"}, "--gpu h1000 is not in the table:?\n.*t4, l4, a10g, rtx-3090.*, b200, or --gpu_memory"),
             ({"gpus": 8, "gpu_memory": 80, "strategy": "zero4"}, "zero4 is no file of (.|\n)*zero3_offload"),
         ],
     )

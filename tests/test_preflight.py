@@ -125,7 +125,9 @@ def test_the_recipe_itself_passes_and_flags_override_it(check, capsys):
     assert model_args.lora_r == 4 and script_args.prepare == "-m r1zero.tiny_model"
     assert [function.__name__ for function in functions] == ["countdown_reward"]
     assert training_args.per_device_eval_batch_size == 256, "as many rows as there are"
-    assert "evaluation: per_device_eval_batch_size is 256, as 256 held-out rows" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "evaluation: per_device_eval_batch_size is 256, as 256 held-out rows" in printed
+    assert re.search(r"time: at least .* tokens .* a floor, from \S+ TFLOPS measured here", printed)
 
 
 def test_estimate_that_is_printed_is_handed_on_to_stand_beside_what_the_run_takes(check, capsys):
@@ -395,6 +397,10 @@ class TestAnotherMachine:
             "planned for 8 GPUs of 80 GB, which are 74.5 GiB, started with configs/accelerate/zero2.yaml",
         ]
         assert line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
+        lines = plan("--gpu", "h100", "--gpus", 2, "--price_per_hour", 2.5)
+        assert lines[1].startswith("planned for 2 H100s of 80 GB") and "for 2 cards at" in line_of(
+            lines, "time: at least"
+        )
         lines = plan("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 24)
         assert "--per_device_train_batch_size" in line_of(lines, "will not fit in update: try ")
 
@@ -403,6 +409,7 @@ class TestAnotherMachine:
             ("--max_completion_length 2048", "exceed vllm_max_model_length"),
             ("--vllm_tensor_parallel_size 3", "does not divide the 8 processes"),
             ("--gpus 0", "is for a GPU and that machine has none"),
+            ("--gpu t4", "bf16 is on and 8 T4s of 80 GB, .* has no bfloat16: pass --bf16 false --fp16 true"),
         ):
             argv = f"--dry_run --config {ROOT}/configs/qwen2.5-7b.yaml --gpus 8 --gpu_memory 80 {flags}"
             with pytest.raises(SystemExit, match=line):

@@ -22,7 +22,7 @@ DOORS = {
         "checkpoints generation lora nan_guard phases reward_functions stopping trainer vllm",
         "grading tasks",
     ),
-    "estimate": ("memory model_shapes plan", ""),
+    "estimate": ("hours memory model_shapes plan", ""),
     "preflight": ("check data hardware machine model", "estimate grading report tasks training"),
     "evaluate": ("engines", "grading preflight report tasks training"),
 }

@@ -1,1 +1,1 @@
-"""What will it take: steps, memory of a card and disk, as an estimate."""
+"""What will it take: steps, hours, memory of a card and disk, as an estimate."""

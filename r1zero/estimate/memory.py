@@ -182,7 +182,7 @@ def rows_of_a_pass(values, strategy, rows, tokens):
 def working_bytes(values, model, strategy, tokens):
     """Return upper bounds, as a dict of part to bytes, for passes over micro-batches of sequences of `tokens`.
 
-    The layers are Qwen2's and Llama's in transformers with sdpa attention and a mask, the head is TRL's.
+    The layers are Qwen2's, Qwen3's and Llama's in transformers with sdpa attention and a mask, the head is TRL's.
     """
     config = model.config.get_text_config()
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
@@ -196,6 +196,8 @@ def working_bytes(values, model, strategy, tokens):
     # all heads, and gate, activation, up and product of the MLP
     attention = config.num_attention_heads * head_size(config)
     layer = hidden * (8 + 2 * stream + 6 * compute) + compute * (tokens + 4 * attention + 4 * inner)
+    if config.model_type == "qwen3":  # it has a norm for query and key too
+        layer += (4 + compute) * (attention + config.num_key_value_heads * head_size(config))
     moving = inner * (2 * compute + 4) + hidden * (stream + compute)  # gradients inside a layer
     kept = tokens + 2 * stream * hidden + layers * (stream * hidden if checkpointing(values) else layer)
     activations = tokens * (rows * kept + at_once * (layer + moving))

@@ -3,7 +3,7 @@
 import math
 
 from r1zero import schedule
-from r1zero.estimate import memory
+from r1zero.estimate import hours, memory
 from r1zero.estimate.memory import GIB
 from r1zero.schedule import ROWS
 
@@ -93,6 +93,26 @@ def memory_lines(values, model, longest, strategy, card):
         if card and size > card:
             lines.append(f"will not fit in {phase}: try {memory.advice(values, strategy, phase)}")
     return lines
+
+
+def time_line(able, values, model, rows, held_out, longest, strategy):
+    """Return the line on the least time and price of the run. The arguments are those of hours.least_hours."""
+    least, (prompt, completion) = hours.least_hours(able, values, model, rows, held_out, longest, strategy)
+    if least is None:
+        return "time: not known, as the number of steps is not; --max_steps gives one"
+    time = f"{60 * least:,.1f} minutes" if least < 1 else f"{least:,.1f} hours"
+    if values.price_per_hour:
+        cards, price = strategy.processes, values.price_per_hour
+        plural = "s" if cards > 1 else ""
+        time += f", and a cost of {least * cards * price:,.2f} for {cards} card{plural} at {price:g} an hour"
+    rate = f"{able['operations'] / 1e12:,.3g} TFLOPS"
+    source = f"{rate} measured here"
+    if math.isfinite(able["bytes"]):
+        source = f"a card's peak of {rate} and {able['bytes'] / 1e9:,.0f} GB/s"
+    return (
+        f"time: at least {time}, if completions have {completion:,} tokens and prompts {prompt:,}, a quarter of the "
+        f"most, and every group has a signal; a floor, from {source}: public runs took several times as long"
+    )
 
 
 def checkpoint_size(parameters, strategy):

@@ -1,6 +1,7 @@
 """What can be found wrong before a model is loaded: one list of errors, each a line to act on, and the plan."""
 
 import importlib
+import math
 import os
 import shutil
 import sys
@@ -31,7 +32,7 @@ def check(parser, argv):
     """
     # Every setting, for this machine or for one that flags describe
     flags = recipe.read_flags(parser, argv)
-    is_described = {"gpus", "gpu_memory", "strategy"} & flags.given.keys()
+    is_described = {"gpu", "gpus", "gpu_memory", "strategy"} & flags.given.keys()
     machine = Machine.described(flags) if is_described else Machine.here()
     path, values = recipe.resolve(parser, flags, machine)
     notices = recipe.fit(values, machine.processes)
@@ -81,7 +82,7 @@ def check(parser, argv):
         notices += [f"resumes from {resumed}"] if resumed else []
 
     # The plan, then what is wrong
-    planned = plan_lines(values, shape, rows, longest, machine)
+    planned = plan_lines(values, shape, [file.rows for file in splits] or [None, None], longest, machine)
     if processes.is_main_process():
         if not machine.is_here:
             print(f"planned for {machine.name}, started with configs/accelerate/{machine.file.name}\n{UNCHECKED}")
@@ -136,11 +137,18 @@ def late_errors(args, shape, steps):
 
 
 def plan_lines(values, shape, rows, longest, machine):
-    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan."""
+    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan; rows: of train and test."""
     if shape is None:
         return []
-    lines = plan.plan_lines(values, shape.parameters, rows, longest, machine.strategy, machine.card)
-    if machine.is_here and values.use_cpu and schedule.mixed_precision(values) == "bf16":
+    lines = plan.plan_lines(values, shape.parameters, rows[0], longest, machine.strategy, machine.card)
+    in_bf16 = schedule.mixed_precision(values) == "bf16"
+    able = machine.peak and not values.use_cpu and machine.peak._asdict()
+    if values.use_cpu and machine.is_here:
+        rate = hardware.product_rate(torch.bfloat16 if in_bf16 else torch.float32)
+        able = {"operations": rate, "bytes": math.inf}
+    if able:
+        lines.append(plan.time_line(able, values, shape.parameters, *rows, longest, machine.strategy))
+    if machine.is_here and values.use_cpu and in_bf16:
         speed = hardware.bfloat16_speed()
         advice = "" if speed > 1 else ": pass --bf16 false"
         lines.append(f"processor: multiplies matrices {speed:.1f} times as fast in bfloat16 as in float32{advice}")

@@ -52,30 +52,32 @@ def why_unseen(on_the_cpu=ON_THE_CPU):
     )
 
 
+def product_rate(dtype):
+    """Return the operations a second (float) of this processor's matrix products in a torch.dtype."""
+    matrix = torch.ones(1024, 1024, dtype=dtype)
+    return 2 * 1024**3 / min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=3))
+
+
 def bfloat16_speed():
     """Return how many times as fast this processor multiplies matrices in bfloat16 as in float32 (float)."""
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(1024, 1024, dtype=dtype)
-        seconds.append(min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=3)))
-    return seconds[0] / seconds[1]
+    return product_rate(torch.bfloat16) / product_rate(torch.float32)
 
 
 def errors(values, machine):
     """Return what a machine.Machine cannot do for a run (list of lines). values: every setting."""
     lines = strategy_errors(values, machine.strategy)
+    half = schedule.mixed_precision(values)
+    if machine.card is not None and not values.use_cpu and half == "bf16" and not machine.bf16:
+        lines.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
     if not machine.is_here:
         if machine.card is None and not values.use_cpu:
             lines.append("the recipe is for a GPU and that machine has none: pass --gpus and --gpu_memory")
         return lines
-    half = schedule.mixed_precision(values)
     if machine.unseen and not values.use_cpu:
         return [*lines, machine.unseen]
     if machine.card is None and half and (half == "fp16" or not values.use_cpu):
         lines.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
     if machine.card is not None and not values.use_cpu:
-        if half == "bf16" and not machine.bf16:
-            lines.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
         if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
             lines.append(
                 f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "

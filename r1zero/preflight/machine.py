@@ -1,4 +1,4 @@
-"""The machine of a run as a value: this one, or one that `--dry_run --gpus 8 --gpu_memory 80` describes."""
+"""The machine of a run as a value: this one, or one that `--dry_run --gpus 8 --gpu h100` describes."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import yaml
 from accelerate.utils import DeepSpeedPlugin
 
 from r1zero import ROOT, processes
+from r1zero.estimate import hours
 from r1zero.files import one_line
 from r1zero.preflight import hardware
 
@@ -42,14 +43,15 @@ class Machine:
     """A machine and how the run is started on it.
 
     name: of its card, or "no GPU"; card: bytes of one card, None without; bf16: whether the card computes in bfloat16;
-    unseen: a line on a GPU that torch cannot use, or None; file: Path of the launcher's settings on a machine that
-    flags describe, None for the machine that this process is on.
+    peak: what such a card does at most, None if not known; unseen: a line on a GPU that torch cannot use, or None;
+    file: Path of the launcher's settings on a machine that flags describe, None for the one that this process is on.
     """
 
     strategy: Strategy
     name: str = "no GPU"
     card: int | None = None
     bf16: bool = True
+    peak: hours.Card | None = None
     unseen: str | None = None
     file: Path | None = None
 
@@ -62,31 +64,43 @@ class Machine:
             processes.stop("the launcher's DeepSpeed settings cannot be used", [one_line(error)])
         if not torch.cuda.is_available():
             return cls(strategy, unseen=hardware.why_unseen())
+        name = torch.cuda.get_device_name(0)
         return cls(
             strategy,
-            name=torch.cuda.get_device_name(0),
+            name=name,
+            peak=hours.find_card(name),
             card=torch.cuda.get_device_properties(0).total_memory,
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
 
     @classmethod
     def described(cls, flags):
-        """Return the Machine that --gpus, --gpu_memory and --strategy describe. flags: recipe.Flags. Exit if half one.
+        """Return the Machine that --gpu or --gpu_memory, --gpus and --strategy describe. flags: recipe.Flags.
 
-        Without --strategy it is started as the header of --config says, and as train.sh does it on several GPUs.
+        Without --strategy it is started as the header of --config says, and as train.sh does it on several GPUs. With
+        --gpu alone it has as many as that header starts processes. Exit if half a machine is described.
         """
-        given = [f"--{name}" for name in ("gpus", "gpu_memory", "strategy") if name in flags.given]
+        given = [f"--{name}" for name in ("gpu", "gpus", "gpu_memory", "strategy") if name in flags.given]
         if not flags.given.get("dry_run"):
             advice = "a run takes the machine that it finds: leave them out, or plan"
             processes.stop(f"{' and '.join(given)} without --dry_run", [advice])
-        gpus, gigabytes = flags.given.get("gpus"), flags.given.get("gpu_memory", 0)
-        if gpus is None or gpus < 0 or (gpus and not gigabytes > 0):
-            advice = "pass --gpus 8 --gpu_memory 80, or --gpus 0 for no GPU"
+        there = flags.config and Path(flags.config).is_file()
+        recipe = Path(flags.config).read_text(errors="replace") if there else ""
+        gpus, gigabytes, kind = (flags.given.get(flag) for flag in ("gpus", "gpu_memory", "gpu"))
+        peak = None
+        if kind is not None:
+            peak = hours.find_card(kind)
+            if peak is None:
+                known = ", ".join(hours.CARDS)
+                processes.stop(f"--gpu {kind} is not in the table", [f"pass one of {known}, or --gpu_memory"])
+            started = re.search(r"^#.*--num_processes (\d+)", recipe, flags=re.MULTILINE)
+            gpus = gpus if gpus is not None else int(started[1]) if started else 1
+            gigabytes = gigabytes or peak.memory
+        if gpus is None or gpus < 0 or (gpus and not (gigabytes or 0) > 0):
+            advice = "pass --gpus 8 --gpu_memory 80, --gpu h100, or --gpus 0 for no GPU"
             processes.stop(f"{' and '.join(given)} and no more than that is no machine", [advice])
         name = flags.given.get("strategy")
         if name is None:
-            there = flags.config and Path(flags.config).is_file()
-            recipe = Path(flags.config).read_text(errors="replace") if there else ""
             header = re.search(r"^#.*configs/accelerate/(\w+)\.yaml", recipe, flags=re.MULTILINE)
             name = header[1] if header else "single"
             if name == "single" and gpus > 1:
@@ -99,7 +113,9 @@ class Machine:
         if not gpus:
             return cls(strategy, file=file)
         size = f"{gigabytes:g} GB, which are {gigabytes * GB / GIB:.1f} GiB"
-        return cls(strategy, f"{gpus} GPU{'s' * (gpus > 1)} of {size}", int(gigabytes * GB), file=file)
+        name = f"{gpus} {(kind or 'GPU').upper()}{'s' * (gpus > 1)} of {size}"
+        bf16 = peak is None or peak.bf16
+        return cls(strategy, name, int(gigabytes * GB), bf16=bf16, peak=peak, file=file)
 
     @property
     def is_here(self):
