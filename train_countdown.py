@@ -148,6 +148,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         metrics = page.write(output_dir)
         if not run.is_early:
             page.complete_card(output_dir / "README.md", metrics, model_args.model_name_or_path)
+            run_folder.push_results(trainer)
     run.leave()
 
 

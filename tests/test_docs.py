@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import PATIENCE, ROOT, parser, run_to_end, train_here
+from conftest import PATIENCE, ROOT, SMALL, parser, run_to_end, train_here
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
@@ -23,7 +23,7 @@ from r1zero.report import page as report
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 ELSEWHERE = ("outputs/", "data/", "models/", "verl/")  # what runs make, and another project's files
-OF_A_RUN = ("config.yaml", "config.json", "README.md", "reverse.py", "reverse.yaml", "path/to/file.py")
+OF_A_RUN = ("config.yaml", "config.json", "README.md", "reverse.py", "reverse.yaml", "puzzles.py", "path/to/file.py")
 CLONE = "~/countdown-r1-zero/"  # where the worked example takes this project to be
 
 
@@ -77,8 +77,8 @@ def parse_report(flags):
 # Commands without flags of this project's
 AS_THEY_ARE = (
     r"bash tests/(run\.sh( --all)?|gpu\.sh|vllm\.sh|audit\.sh)",
-    r"python (configs/locks/make|benchmarks/rewards|reverse)\.py",
-    r"apt-get install .*|source \.venv-vllm/bin/activate|vllm serve .*",
+    r"python (configs/locks/make|benchmarks/rewards|reverse|puzzles)\.py",
+    r"apt-get install .*|source \.venv-vllm/bin/activate|vllm serve .*|hf download .*",
 )
 
 
@@ -224,3 +224,21 @@ def test_worked_example_trains_and_its_accuracy_and_verdicts_are_on_the_page(exa
         + ["--reward_funcs", "reverse:reverse_reward", "--max_completion_length", "96"]
     )
     assert "64 problems" in capsys.readouterr().out
+
+
+def flags_of_papers():
+    """The flags of each row of the table that has papers and flags."""
+    return re.findall(r"^\| [^|]*arxiv[^|]* \| `([^`]+)` \|", read("docs/recipes.md"), flags=re.MULTILINE)
+
+
+def test_table_of_papers_is_read():
+    assert len(flags_of_papers()) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", flags_of_papers())
+def test_flags_of_each_paper_train(flags, tiny_model, tiny_data, tmp_path):
+    small = SMALL | {"steps_per_generation": 2, "max_steps": 2, "eval_strategy": "no", "eval_on_start": False}
+    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
+    train_here(ROOT / "configs" / "tiny_cpu.yaml", *flags.split(), **small, **paths)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2

@@ -8,6 +8,8 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
@@ -15,6 +17,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, make_tiny_model, train_here
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -199,6 +203,35 @@ def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, ti
     assert [isinstance(model, PeftModel) for model in kept] == [True]
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert read(tmp_path / "metrics.json")["after"] is None
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What the uploads of a run leave in its repository: {path: contents}, without the hub."""
+    files = {}
+
+    def upload_folder(self, *, folder_path, allow_patterns=None, ignore_patterns=None, **_):
+        paths = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        for path in filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            files[path] = Path(folder_path, path).read_bytes()
+
+    monkeypatch.setattr(HfApi, "whoami", lambda *_: {})
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, name, **__: SimpleNamespace(repo_id=f"somebody/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return files
+
+
+def test_hub_has_the_results_in_the_end_and_an_adapter_with_the_name_of_its_base(
+    tmp_path, train, tiny_model, monkeypatch, hub
+):
+    monkeypatch.chdir(tiny_model.parent)
+    flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "save_strategy": "no"}
+    train(tmp_path / "mine", model=tiny_model.name, max_steps=1, push_to_hub=True, **flags)
+    card = hub["README.md"].decode()
+    assert "| accuracy" in card and 'model="somebody/mine"' in card
+    for name in ("README.md", "report.png", "report.html", "metrics.json", "config.yaml", "adapter_model.safetensors"):
+        assert hub[name] == (tmp_path / "mine" / name).read_bytes(), name
+    assert json.loads(hub["adapter_config.json"])["base_model_name_or_path"] == tiny_model.name
 
 
 @pytest.mark.slow

@@ -249,8 +249,8 @@ def cut_off(readings):
     share = readings.now("completions/clipped_ratio")
     if share > 0.5:
         return (
-            f"{share:.0%} of the completions are cut off: raise max_completion_length, or look whether they repeat "
-            "themselves"
+            f"{share:.0%} of the completions are cut off: raise --max_completion_length, look whether they repeat "
+            "themselves, or leave them out of the loss with --mask_truncated_completions true"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from r1zero import ROOT, schedule
 from r1zero.files import checksums, replaced
@@ -306,3 +306,16 @@ def save(output_dir, state, training_args, *counted):
     with replaced(output_dir / "trainer_state.json") as state_part, replaced(output_dir / "metrics.json") as part:
         state.save_to_json(state_part)
         part.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def push_results(trainer):
+    """Upload the card, the page and the metrics with push_to_hub: Trainer has uploaded a card without results."""
+    args = trainer.args
+    if args.push_to_hub:
+        HfApi(token=args.hub_token).upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=args.output_dir,
+            allow_patterns=["README.md", "report.*", "metrics.json", "trainer_state.json"],
+            commit_message="Add the results",
+            revision=args.hub_revision,
+        )
