@@ -36,6 +36,7 @@ from r1zero.intervals import deviation  # noqa: E402
 from r1zero.report import charts, page  # noqa: E402
 
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
+RESUME = "stopped: the same command resumes"
 MARKS = (0.30, 0.50, 0.70, 0.85)  # held-out accuracies, for the seconds up to them
 SHARES = ("accuracy", "share", "pass@")  # how the names of measures between 0 and 1 begin
 
@@ -61,10 +62,10 @@ def read_experiment(name, args):
     if not is_tiny:  # it has a model and data of its own, for all seeds
         settings = {key: flags for key, flags in settings.items() if "warm_up" not in flags}
         experiment["minutes"] = {}
-    experiment["settings"] = {key: settings[key] for key in args.settings or settings}
-    experiment["seeds"] = args.seeds or experiment["seeds"]
+    asked = {key: settings[key] for key in args.settings or settings}
     folder = name if path == experiment["base_recipe"] else f"{name}-{Path(path).stem}"
     folder = (args.output_dir or ROOT / "outputs" / "experiments" / folder).resolve()
+    experiment |= {"settings": asked, "seeds": args.seeds or experiment["seeds"]}
     return experiment | {"path": path, "recipe": recipe, "is_tiny": is_tiny, "folder": folder}
 
 
@@ -117,10 +118,9 @@ def plan(experiment, more, bases):
 
 def seconds_of(job):
     """Return the seconds that a complete job took, 0 if it was begun, None if it was not, or with another command."""
-    if job["folder"].exists() and job["record"].exists():
-        record = json.loads(job["record"].read_text())
-        return record["seconds"] if record["key"] == job["key"] else None
-    return None
+    there = job["folder"].exists() and job["record"].exists()
+    record = json.loads(job["record"].read_text()) if there else {}
+    return record["seconds"] if record.get("key") == job["key"] else None
 
 
 def minutes_of(some, experiment, jobs):
@@ -158,11 +158,13 @@ def do(job, stop_after):
             except KeyboardInterrupt:
                 interrupts += 1
                 process.send_signal(signal.SIGINT)
+    is_done = status == 0 or (status == 75 and stop_after and not interrupts)  # 75: its time was over
+    if is_done:
+        job["record"].write_text(json.dumps({"key": job["key"], "seconds": time.monotonic() - began}))
     if interrupts:
-        sys.exit("stopped: the same command resumes")
-    if status and not (stop_after and status == 75):  # 75: its time was over
+        sys.exit(RESUME)
+    if not is_done:
         sys.exit(f"it ended with status {status}: {job['console']} says why")
-    job["record"].write_text(json.dumps({"key": job["key"], "seconds": time.monotonic() - began}))
 
 
 def flat(prefix, values):
@@ -237,12 +239,12 @@ def draw(question, found):
     labels = list(next(iter(found.values()))[0])
     columns = min(3, len(labels))
     lines = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(4.4 * columns, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flat
     for label, axis in zip(labels, axes, strict=False):  # in this order, or zip would take an axis more
         title, _, xlabel = label.partition(" over ")
-        draw_panel = draw_curves if xlabel else draw_dots
-        draw_panel(axis, {name: [run[label] for run in runs] for name, runs in found.items()})
+        values = {name: [run[label] for run in runs] for name, runs in found.items()}
+        (draw_curves if xlabel else draw_dots)(axis, values)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(xlabel)
         axis.grid(alpha=0.3)
@@ -284,10 +286,9 @@ def draw_curves(axis, found):
 def write_results(experiment, runs):
     """Write the table, the figure, what was measured of every run, and r1zero.report's comparison."""
     folder, found = experiment["folder"], {}
-    records = list(runs)
-    for name, pattern in experiment.get("elsewhere", {}).items():
-        records += [(name, path, {}) for path in sorted(ROOT.glob(pattern))]
-    for setting, trained, evaluations in records:
+    elsewhere = experiment.get("elsewhere", {}).items()
+    others = [(name, path, {}) for name, pattern in elsewhere for path in sorted(ROOT.glob(pattern))]
+    for setting, trained, evaluations in [*runs, *others]:
         record = record_of(trained) if trained else {}
         for name, evaluated in evaluations.items():
             record |= flat(name, json.loads((evaluated / "metrics.json").read_text()))
@@ -340,10 +341,9 @@ def main(argv=None):
         experiment = read_experiment(name, args)
         jobs, runs = plan(experiment, more, experiment["folder"].parent / "bases")
         missing = [job for job in jobs.values() if not seconds_of(job)]
-        kinds = Counter(job["kind"] for job in missing)
-        left = ", ".join(f"{number} x {kind}" for kind, number in kinds.items()) or "nothing"
-        print(f"{name}: {len(jobs) - len(missing)} of {len(jobs)} done, missing {left}", end=", ")
-        print(minutes_of(missing, experiment, jobs), flush=True)
+        left = ", ".join(f"{number} x {kind}" for kind, number in Counter(job["kind"] for job in missing).items())
+        minutes = minutes_of(missing, experiment, jobs)
+        print(f"{name}: {len(jobs) - len(missing)} of {len(jobs)} done, missing {left or 'nothing'}, {minutes}")
         if args.list:
             print(f"    {experiment['question']}")
         elif args.dry_run:
@@ -356,4 +356,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(RESUME)
