@@ -5,9 +5,8 @@
     python benchmarks/experiment.py kl --settings 0 0.03 --seeds 0                    # a part of it
     python benchmarks/experiment.py kl --dry_run --base_recipe configs/qwen2.5-1.5b.yaml --gpus 1 --gpu_memory 80
 
-docs/laboratory.md has the questions and the answers, and says how to write a YAML of your own. Flags that are not
-known here go to every training: --max_steps 2 tries an experiment out. The output folder gets table.md, results.json,
-figure.png and comparison.html; all experiments share the base models in the folder `bases` beside it.
+docs/laboratory.md says what to write into a YAML, and what came out. Flags that are not known here go to every
+training: --max_steps 2 tries an experiment out. Experiments with one parent folder share equal runs and base models.
 """
 
 import argparse
@@ -72,34 +71,41 @@ def read_experiment(name, args):
 def plan(experiment, more, bases):
     """Return the jobs of an experiment, {folder: job}, and its runs, tuples of a setting's name, folder, evaluations.
 
-    A job is a command that fills a folder. It comes after those on which it rests, whose commands are part of its key.
-    more: words for every training; bases: the folder of the tiny base models.
+    A job is a command that fills a folder. It comes after those on which it rests. Their commands are part of its key,
+    and its folder is not: a run that another experiment has made is taken from there. more: words for every training;
+    bases: the folder of the tiny base models.
     """
-    jobs, runs, recipe = {}, [], experiment["recipe"]
+    jobs, runs, made, recipe = {}, [], {}, experiment["recipe"]
+    for path in experiment["folder"].parent.glob("*/runs/*.json"):
+        record, folder = json.loads(path.read_text()), Path(str(path).removesuffix(".json"))
+        if record["seconds"] and folder.exists():
+            made[record["key"]] = folder
 
     def add(kind, folder, command, key=""):
         command = [str(word) for word in command]
-        job = {"kind": kind, "folder": folder, "command": command, "key": f"{key}{shlex.join(command)}\n"}
-        job |= {"record": Path(f"{folder}.json"), "console": Path(f"{folder}.txt")}
-        return jobs.setdefault(folder, job)["key"]
+        key += shlex.join(word for word in command if word != str(folder)) + "\n"
+        folder = made.get(key, folder)
+        job = {"kind": kind, "folder": folder, "command": command, "key": key}
+        jobs[folder] = job | {"record": Path(f"{folder}.json"), "console": Path(f"{folder}.txt")}
+        return folder, key
 
     for seed, (name, flags) in itertools.product(experiment["seeds"], experiment["settings"].items()):
-        flags = {"seed": seed} | flags
+        flags = {"seed": seed} | {flag: value for flag, value in flags.items() if recipe.get(flag) != value}
         warm_up, trains = flags.pop("warm_up", {}), flags.pop("train", True)
         model, data, key = recipe["model_name_or_path"], recipe["data_dir"], ""
         if experiment["is_tiny"]:
             base = slug("-".join(["tiny", *(f"{flag}_{value}" for flag, value in warm_up.items())]))
             model, data = bases / f"{base}-{seed}", bases / f"{base}-problems-{seed}"
             of_base = {"seed": seed, "output_dir": model, "data_dir": data} | warm_up
-            key = add("warm-up", model, ["-m", "r1zero.tiny_model", *words(of_base)])
+            _, key = add("warm-up", model, ["-m", "r1zero.tiny_model", *words(of_base)])
             flags |= {"model_name_or_path": model, "data_dir": data}
         if trains:
-            model = experiment["folder"] / "runs" / f"{slug(name)}-{seed}"
+            folder = experiment["folder"] / "runs" / f"{slug(name)}-{seed}"
             for flag, value in flags.items():
                 if re.fullmatch(r"x\d+", str(value)):  # so many times what the recipe says
                     flags[flag] = recipe[flag] * int(value[1:])
-            command = ["train_countdown.py", "--config", experiment["path"], *words(flags | {"output_dir": model})]
-            key = add("run", model, [*command, *more], key)
+            command = ["train_countdown.py", "--config", experiment["path"], *words(flags | {"output_dir": folder})]
+            model, key = add("run", folder, [*command, *more], key)
         evaluations = {}
         for evaluation, asked in experiment.get("evaluate", {}).items():
             asked = {"max_completion_length": recipe["max_completion_length"], "seed": seed} | asked
@@ -107,7 +113,7 @@ def plan(experiment, more, bases):
             if "problems" in asked:  # flags of preprocess.py countdown
                 problems = experiment["folder"] / "problems" / f"{slug(evaluation)}-{seed}"
                 command = ["preprocess.py", "countdown", "--local_dir", problems, "--seed", seed]
-                needs += add("problems", problems, [*command, *shlex.split(asked.pop("problems"))])
+                needs += add("problems", problems, [*command, *shlex.split(asked.pop("problems"))])[1]
             into = experiment["folder"] / "evaluations" / slug(evaluation)
             of_model = {"model": model, "data": f"{problems}/test.parquet", "output_dir": into}
             folder = evaluations[evaluation] = into / Path(model).name  # where r1zero.evaluate writes
@@ -146,8 +152,7 @@ def do(job, stop_after):
     began, status, interrupts = time.monotonic(), None, 0
     left = 60 * stop_after if stop_after and job["kind"] == "run" else None
     with job["console"].open("a") as file:
-        # In a session of its own, so that a terminal's Ctrl-C reaches this process alone
-        to = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+        to = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}  # a Ctrl-C comes here alone
         process = subprocess.Popen([sys.executable, *command], cwd=ROOT, **to)
         while status is None:
             try:
@@ -237,13 +242,12 @@ def table_rows(found):
 def draw(question, found):
     """Return the figure: a panel for each measure, with every run as a dot, mean and deviation."""
     labels = list(next(iter(found.values()))[0])
-    columns = min(3, len(labels))
-    lines = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(5 * columns, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    lines = math.ceil(len(labels) / 3)
+    figure = Figure(figsize=(15, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
+    axes = figure.subplots(lines, 3, squeeze=False).flat
     for label, axis in zip(labels, axes, strict=False):  # in this order, or zip would take an axis more
         title, _, xlabel = label.partition(" over ")
-        values = {name: [run[label] for run in runs] for name, runs in found.items()}
+        values = {name: [run[label] for run in runs if run[label] not in (None, {})] for name, runs in found.items()}
         (draw_curves if xlabel else draw_dots)(axis, values)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(xlabel)
@@ -257,9 +261,8 @@ def draw(question, found):
 
 
 def draw_dots(axis, found):
-    """Draw a line of dots for each setting, from above. found: {setting: a value of each run, or None}."""
+    """Draw a line of dots for each setting, from above. found: {setting: a value of each run that has one}."""
     for place, values in enumerate(found.values()):
-        values = [value for value in values if value is not None]
         axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.5, markersize=5)
         if values:
             axis.errorbar(fmean(values), place, xerr=deviation(values), fmt="k|", capsize=3, markersize=14)
@@ -270,7 +273,6 @@ def draw_dots(axis, found):
 def draw_curves(axis, found):
     """Draw every run thin, and the mean up to the end of the shortest run. found: {setting: a curve of each run}."""
     for number, (name, runs) in enumerate(found.items()):
-        runs = [run for run in runs if run]
         for run in runs:
             axis.plot(list(run), list(run.values()), ".-", color=f"C{number}", linewidth=0.5, alpha=0.5)
         if runs:
@@ -296,8 +298,8 @@ def write_results(experiment, runs):
         found.setdefault(setting, []).append(of_run)
     (folder / "results.json").write_text(json.dumps({"settings": experiment["settings"], "runs": found}, indent=1))
     rows = table_rows(found)
-    lines = [f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    lines = [f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+    (folder / "table.md").write_text("".join(lines))
     draw(experiment["question"], found).savefig(folder / "figure.png", dpi=120)
     page.compare([trained for _, trained, _ in runs if trained], folder / "comparison.html")
     page.print_table(rows)
@@ -316,9 +318,8 @@ def dry_run(experiment, more):
 
 def parse(argv):
     """Return the flags, and the words that every training gets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     names = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
     parser.add_argument("name", nargs="?", choices=names, help="a file of benchmarks/experiments")
     parser.add_argument("--list", action="store_true", help="show all experiments, and make nothing")
@@ -328,14 +329,13 @@ def parse(argv):
     parser.add_argument("--dry_run", action="store_true", help="let every setting's training say what it will take")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/experiments/NAME")
     args, more = parser.parse_known_args(argv)
-    if not args.name and not args.list:
-        parser.error("name an experiment, or --list")
+    args.list |= args.name is None
     return args, more, [args.name] if args.name else names
 
 
 def main(argv=None):
     args, more, names = parse(argv)
-    # If a shell has started this in the background, SIGINT is ignored here, and would be in the runs
+    # A shell's background ignores SIGINT, and so would the runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in names:
         experiment = read_experiment(name, args)

@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT, SMALL, words, write_commands
-from test_docs import parse_command
+from conftest import ROOT, SMALL, parser, words, write_commands
+from test_docs import parse_all, parse_command
 from test_gpu import measure
 
 from benchmarks import experiment
@@ -91,6 +91,10 @@ def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, 
     assert (folder / "figure.png").is_file() and (folder / "comparison.html").is_file()
     run_experiment()
     assert len((tmp_path / "calls").read_text().splitlines()) == 17, "nothing is repeated"
+    (tmp_path / "other.yaml").write_text(EXPERIMENT)
+    capsys.readouterr()
+    experiment.main(["other", "--list", "--output_dir", str(tmp_path / "all" / "other")])
+    assert "8 of 16 done, missing 2 x problems, 6 x evaluation" in capsys.readouterr().out, "bases and runs are shared"
 
 
 def test_an_accuracy_is_passed_on_the_line_between_two_evaluations():
@@ -102,10 +106,14 @@ def test_an_accuracy_is_passed_on_the_line_between_two_evaluations():
 
 @pytest.mark.parametrize("path", sorted(experiment.EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_flags_of_the_experiments_exist(path):
-    args, more, _ = experiment.parse([path.stem])
+    args, more, _ = experiment.parse([path.stem, "--seeds", "0"])
     jobs, _ = experiment.plan(experiment.read_experiment(path.stem, args), more, path.parent)
+    of_runs = parser()
     for job in jobs.values():
-        parse_command(["python", *job["command"]])
+        if job["kind"] == "run":
+            parse_all(of_runs, job["command"][1:])
+        else:
+            parse_command(["python", *job["command"]])
 
 
 @pytest.mark.slow
