@@ -71,9 +71,8 @@ def read_experiment(name, args):
 def plan(experiment, more, bases):
     """Return the jobs of an experiment, {folder: job}, and its runs, tuples of a setting's name, folder, evaluations.
 
-    A job is a command that fills a folder. It comes after those on which it rests. Their commands are part of its key,
-    and its folder is not: a run that another experiment has made is taken from there. more: words for every training;
-    bases: the folder of the tiny base models.
+    A job is a command that fills a folder, after the jobs on which it rests. Its key has their commands, but not its
+    folder: another experiment's run is taken. more: words for every training; bases: folder of the tiny base models.
     """
     jobs, runs, made, recipe = {}, [], {}, experiment["recipe"]
     for path in experiment["folder"].parent.glob("*/runs/*.json"):
@@ -244,19 +243,16 @@ def draw(question, found):
     labels = list(next(iter(found.values()))[0])
     lines = math.ceil(len(labels) / 3)
     figure = Figure(figsize=(15, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
-    axes = figure.subplots(lines, 3, squeeze=False).flat
-    for label, axis in zip(labels, axes, strict=False):  # in this order, or zip would take an axis more
+    for place, label in enumerate(labels, 1):
+        axis = figure.add_subplot(lines, min(3, len(labels)), place)
         title, _, xlabel = label.partition(" over ")
         values = {name: [run[label] for run in runs if run[label] not in (None, {})] for name, runs in found.items()}
         (draw_curves if xlabel else draw_dots)(axis, values)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(xlabel)
+        axis.set(title=title, xlabel=xlabel)
         axis.grid(alpha=0.3)
         if label.startswith(SHARES):
             (axis.set_ylim if xlabel else axis.set_xlim)(-0.02, 1.02)
-    for axis in axes:
-        axis.set_visible(False)
-    figure.suptitle(question, fontsize=11)
+    figure.suptitle(question)
     return figure
 
 
