@@ -1,12 +1,14 @@
 """The benchmarks run.   bash tests/run.sh --all tests/test_benchmarks.py"""
 
 import json
-import shutil
 import sys
 
 import pytest
-from conftest import SMALL, run_to_end, words
+from conftest import ROOT, SMALL, parser, words, write_commands
+from test_docs import parse_all, parse_command
 from test_gpu import measure
+
+from benchmarks import experiment
 
 
 @pytest.mark.slow
@@ -29,20 +31,95 @@ def test_step_is_measured_part_by_part(tmp_path, tiny_model, tiny_data):
     assert "times the floor" in output and "one generation of 8 completions" in output
 
 
+EXPERIMENT = """
+question: Does it run?
+answer: It does if there is a table.
+base_recipe: configs/tiny_cpu.yaml
+seeds: [0, 1]
+settings:
+  base: {train: false}
+  0: {beta: 0.0}
+  0.5: {beta: 0.5, max_steps: x2, warm_up: {steps: 0}}
+evaluate:
+  sampled: {n: 2, temperature: 1, limit: 8, problems: --num_operands 4 --train_size 1 --test_size 8}
+measured:
+  accuracy after: metrics.after.accuracy
+  pass@2: sampled.pass@k.2
+  pass@k over k: "sampled.pass@k.{x}"
+  share of true equations: [last.eval_behaviours/true_equations, last.eval_behaviours/equations]
+  accuracy over seconds: "seconds.{x}"
+minutes: {warm-up: 2, run: 1, evaluation: 1}
+"""
+
+
+@pytest.fixture
+def run_experiment(tmp_path, monkeypatch):
+    """Runs the experiment above with some flags."""
+    (tmp_path / "small.yaml").write_text(EXPERIMENT)
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    return lambda *more: experiment.main(["small", "--output_dir", str(tmp_path / "all" / "small"), *more])
+
+
+def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, monkeypatch, run_experiment, capsys):
+    write_commands(tmp_path, python=f'exec "{sys.executable}" "{ROOT}/tests/stand_in/commands.py" "$@"')
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("INTERRUPTED", "0.5-0")
+    run_experiment("--list")
+    assert "missing 4 x warm-up, 2 x problems, 6 x evaluation, 4 x run, about 18 minutes" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the same command resumes"):
+        run_experiment()
+    before = (tmp_path / "calls").read_text().splitlines()
+    run_experiment()
+    after = (tmp_path / "calls").read_text().splitlines()
+    assert len(before) == 7 and len(after) == 16 + 1 and len(set(after)) == 17, "one begins twice"
+    assert after[7] == f"{before[6]} --resume_from_checkpoint auto" and "--max_steps 192" in before[6]
+    assert "-m r1zero.tiny_model --seed 1" in after[9] and after[9].endswith("tiny-problems-1")
+
+    folder = tmp_path / "all" / "small"
+    rows = [line[2:-2].split(" | ") for line in (folder / "table.md").read_text().splitlines()]
+    assert rows[0][2:] == ["accuracy after", "pass@2", "share of true equations"]
+    assert [row[:4] for row in rows[2:]] == [
+        ["base", "2", "-", "50.0% ± 0.0%"],
+        ["0", "2", "5.0% ± 7.1%", "50.0% ± 0.0%"],
+        ["0.5", "2", "55.0% ± 7.1%", "50.0% ± 0.0%"],
+    ]
+    assert json.loads((folder / "results.json").read_text())["runs"]["0"][0]["pass@k over k"] == {
+        "1.0": 0.25,
+        "2.0": 0.5,
+    }
+    assert (folder / "figure.png").is_file() and (folder / "comparison.html").is_file()
+    run_experiment()
+    assert len((tmp_path / "calls").read_text().splitlines()) == 17, "nothing is repeated"
+    (tmp_path / "other.yaml").write_text(EXPERIMENT)
+    capsys.readouterr()
+    experiment.main(["other", "--list", "--output_dir", str(tmp_path / "all" / "other")])
+    assert "8 of 16 done, missing 2 x problems, 6 x evaluation" in capsys.readouterr().out, "bases and runs are shared"
+
+
+def test_an_accuracy_is_passed_on_the_line_between_two_evaluations():
+    points = [(0.0, 0.1), (10.0, 0.5), (20.0, 0.4), (30.0, 0.9)]
+    assert experiment.first_passed(points, 0.3) == pytest.approx(5)
+    assert experiment.first_passed(points, 0.6) == pytest.approx(24)
+    assert experiment.first_passed(points, 0.05) == 0 and experiment.first_passed(points, 0.95) is None
+
+
+@pytest.mark.parametrize("path", sorted(experiment.EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_flags_of_the_experiments_exist(path):
+    args, more, _ = experiment.parse([path.stem, "--seeds", "0"])
+    jobs, _ = experiment.plan(experiment.read_experiment(path.stem, args), more, path.parent)
+    of_runs = parser()
+    for job in jobs.values():
+        if job["kind"] == "run":
+            parse_all(of_runs, job["command"][1:])
+        else:
+            parse_command(["python", *job["command"]])
+
+
 @pytest.mark.slow
-def test_time_to_target_is_measured_up_to_the_mark_or_the_end_of_the_time_once(tmp_path, tiny_model, tiny_data):
-    shutil.copytree(tiny_model, tmp_path / "seed3" / "model")
-    shutil.copytree(tiny_data, tmp_path / "seed3" / "data")
-    command = [sys.executable, "benchmarks/time_to_target.py", "--output_dir", tmp_path, "--minutes", "0.001"]
-    command += ["--settings", "a", "c", "--seeds", "3", "--output", tmp_path / "picture.png"]
-    output = run_to_end([*command, "--set", "max_completion_length=8"])
-    found = json.loads((tmp_path / "time_to_target.json").read_text())["runs"]
-    assert [(run["setting"], run["seed"], run["stopped"]) for run in found] == [("a", 3, "time"), ("c", 3, "time")]
-    assert [each["completions"] for each in found[0]["evaluations"]] == [0, 256]
-    state = json.loads((tmp_path / "seed3" / "a" / "trainer_state.json").read_text())
-    recorded = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
-    assert [each["accuracy"] for each in found[0]["evaluations"]] == pytest.approx(recorded[:2], abs=5e-4)
-    assert "never in" in output and (tmp_path / "picture.png").is_file()
-    consoles = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed3/*.txt")}
-    run_to_end([*command, "--set", "max_completion_length=8"])
-    assert {path: path.stat().st_mtime_ns for path in consoles} == consoles, "nothing is repeated"
+def test_an_experiment_is_run(tmp_path, run_experiment):
+    small = SMALL | {"max_steps": 2, "max_completion_length": 8, "eval_steps": 1}
+    run_experiment("--settings", "0.5", "--seeds", "1", *words(small))
+    found = json.loads((tmp_path / "all" / "small" / "results.json").read_text())["runs"]["0.5"][0]
+    assert 0 <= found["accuracy after"] <= 1 and found["pass@k over k"].keys() == {"1.0", "2.0"}
+    assert len(found["accuracy over seconds"]) == 3

@@ -16,7 +16,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
 import preprocess
-from benchmarks import step, time_to_target
+from benchmarks import experiment, step
 from r1zero import ask, tiny_model, warm_start
 from r1zero.evaluate import command as evaluate
 from r1zero.report import page as report
@@ -109,8 +109,8 @@ def parse_command(command):
             parse_all(parser(), flags)
         case ["trl", "grpo", *flags]:
             parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags)
-        case ["python", "benchmarks/time_to_target.py", *flags]:
-            time_to_target.parse(flags)
+        case ["python", "benchmarks/experiment.py", *flags]:
+            parse_all(parser(), experiment.parse(flags)[1])
         case ["python", "benchmarks/step.py", *flags]:
             parse_all(parser(), step.read_arguments(flags)[1])
         case other:

@@ -26,12 +26,12 @@ def measure(path, n, seconds):
     right = judged["correct"].to_numpy().reshape(-1, n).sum(1)  # (judged problems,)
     groups = {"all": rows, "correct": judged[judged["correct"]], "incorrect": judged[~judged["correct"]]}
     behaviours = {}
-    for name in [*BEHAVIOURS, "over_200_tokens"]:
+    for name in [*BEHAVIOURS, "tokens", "over_200_tokens"]:
         behaviours[name] = {group: mean(part[name]) for group, part in groups.items()}
     return metrics | {
         "accuracy": mean(judged["correct"]),
         "accuracy_interval": accuracy_interval(right, n) if len(right) else None,
-        "pass@k": {k: pass_at(k, right.tolist(), n) for k in sorted({2**i for i in range(n.bit_length())} | {n})},
+        "pass@k": pass_at_every_k(judged, n),
         "reward": mean(rows["reward"]),
         "format_rate": mean(judged["answered"]),
         "truncated": mean(rows["truncated"]),
@@ -48,19 +48,22 @@ def mean(values):
     return float(values.to_numpy().mean()) if len(values) else None
 
 
-def pass_at(k, right, n):
-    """Return pass@k over problems. right: how many of its n completions are right, for each."""
-    return sum(pass_at_k(n, c, k) for c in right) / len(right) if right else None
+def pass_at_every_k(judged, n):
+    """Return {k: pass@k over problems}, for powers of 2 and n. judged: a table with the n completions of each."""
+    right = judged["correct"].to_numpy().reshape(-1, n).sum(1).tolist()
+    every_k = sorted({2**i for i in range(n.bit_length())} | {n})
+    return {k: sum(pass_at_k(n, c, k) for c in right) / len(right) if right else None for k in every_k}
 
 
 def split_by(column, rows, judged, n):
-    """Return problems, accuracy and the share of answers with * or / for each value of a column, as a dict."""
+    """Return problems, accuracy, pass@k and the share of answers with * or / for each value of a column, as a dict."""
     parts = {}
     for value, part in rows.groupby(column):  # sorted, without None
         own = judged[judged[column] == value]
         parts[value] = {
             "problems": len(part) // n,
             "accuracy": mean(own["correct"]),
+            "pass@k": pass_at_every_k(own, n),
             "answers_that_multiply": mean(own[own["answered"]]["answer_multiplies"]),
         }
     return parts

@@ -26,9 +26,8 @@ TRUTH = pa.struct({"target": pa.int64(), "numbers": pa.list_(pa.int64())})
 HELP = "reach a target with the given numbers, each once, and + - * /"
 TRAIN_SIZE = 327_680  # TinyZero's
 # Flags that shape drawn problems, with their defaults. None of them goes with --source.
-MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "max_target": 100}
+MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "min_target": 10, "max_target": 100}
 
-MIN_TARGET = 10
 # Draw products and quotients more often, because they leave the range of targets more often than sums
 OPERATION_SHARES = {"+": 0.1, "-": 0.1, "*": 0.4, "/": 0.4}
 DIVISION = list(OPERATION_SHARES).index("/")
@@ -139,7 +138,7 @@ def size_lines(nums, target):
     return lines
 
 
-def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
+def draw_problems(rng, draws, num_operands, min_number, max_number, min_target, max_target):
     """Draw random expressions, and return as problems those whose exact value is a whole number in range.
 
     Join two random values by a random operation until one is left, so that every shape of expression comes up.
@@ -163,15 +162,16 @@ def draw_problems(rng, draws, num_operands, min_number, max_number, max_target):
         top[rows, j], bottom[rows, j] = top[:, left - 1], bottom[:, left - 1]  # close the gap
     top, bottom = top[:, 0], bottom[:, 0]
     target = top // bottom
-    alive &= (target * bottom == top) & (target >= MIN_TARGET) & (target <= max_target)
+    alive &= (target * bottom == top) & (target >= min_target) & (target <= max_target)
     return nums[alive], target[alive]
 
 
-def make_problems(rng, size, num_operands, min_number, max_number, max_target):
+def make_problems(rng, size, num_operands, min_number, max_number, min_target, max_target):
     """Draw `size` different problems in random order: nums (size, num_operands), target (size,).
 
     Raises ValueError if so many different problems do not exist, or are too rare to find.
     """
+    ranges = min_number, max_number, min_target, max_target
     nums = np.empty((0, num_operands), dtype=np.int64)
     target = np.empty(0, dtype=np.int64)
     barren_rounds = 0
@@ -179,7 +179,7 @@ def make_problems(rng, size, num_operands, min_number, max_number, max_target):
         known = len(nums)
         every_nums, every_target = [nums], [target]
         for _ in range(DRAWS_A_ROUND):
-            drawn_nums, drawn_target = draw_problems(rng, DRAWS, num_operands, min_number, max_number, max_target)
+            drawn_nums, drawn_target = draw_problems(rng, DRAWS, num_operands, *ranges)
             every_nums.append(drawn_nums)
             every_target.append(drawn_target)
         nums, target = np.concatenate(every_nums), np.concatenate(every_target)
@@ -190,7 +190,7 @@ def make_problems(rng, size, num_operands, min_number, max_number, max_target):
         if barren_rounds == BARREN_ROUNDS:
             raise ValueError(
                 f"found {len(nums):,} different problems of {num_operands} numbers {min_number}..{max_number} with "
-                f"targets {MIN_TARGET}..{max_target}, wanted {size:,}: lower --train_size and --test_size, or widen "
+                f"targets {min_target}..{max_target}, wanted {size:,}: lower --train_size and --test_size, or widen "
                 "--max_number or --max_target"
             )
     keep = rng.permutation(len(nums))[:size]
@@ -204,7 +204,8 @@ def make_splits(args):
     for part, k in enumerate(args.num_operands):
         n_train = part_size(args.train_size, part, len(args.num_operands))
         n_test = part_size(args.test_size, part, len(args.num_operands))
-        nums, target = make_problems(rng, n_train + n_test, k, args.min_number, args.max_number, args.max_target)
+        ranges = args.min_number, args.max_number, args.min_target, args.max_target
+        nums, target = make_problems(rng, n_train + n_test, k, *ranges)
         problems = list(zip(nums.tolist(), target.tolist(), strict=True))
         train += problems[:n_train]
         test += problems[n_train:]
@@ -267,7 +268,8 @@ def add_flags(command):
     made.add_argument("--num_operands", type=int, nargs="+", help="how many numbers, in equal parts")
     made.add_argument("--min_number", type=int, help="smallest number")
     made.add_argument("--max_number", type=int, help="largest number")
-    made.add_argument("--max_target", type=int, help=f"largest target; the smallest is {MIN_TARGET}")
+    made.add_argument("--min_target", type=int, help="smallest target")
+    made.add_argument("--max_target", type=int, help="largest target")
     command.set_defaults(**MADE_HERE)
     read = command.add_argument_group("problems read from an existing set")
     read.add_argument("--source", help="a file, a folder or a hub id with the columns nums and target")
@@ -289,8 +291,8 @@ def wrong_flags(args):
         return "--split tinyzero is about the rows of an existing set: give it with --source"
     if min(args.num_operands) < 2 or args.min_number < 1 or args.max_number < args.min_number:
         return "wanted --num_operands of at least 2 and 1 <= --min_number <= --max_number"
-    if args.max_target < MIN_TARGET:
-        return f"wanted --max_target of at least {MIN_TARGET}"
+    if args.max_target < args.min_target:
+        return f"wanted --max_target of at least {args.min_target}"
 
 
 def problems(args):
