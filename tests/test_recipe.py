@@ -48,10 +48,14 @@ def test_dataclasses_are_those_that_trls_own_parser_makes(flags):
             assert str(getattr(ours, name)) == str(value), name
 
 
-def test_help_is_the_parsers(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        recipe.read_flags(parser(), ["--help"])
-    assert stopped.value.code == 0 and "--completions_per_step" in capsys.readouterr().out
+@pytest.mark.parametrize("name", RECIPES)
+def test_keys_of_recipes_are_known_and_values_have_their_type(name):
+    """In the classes of TRL, on the CPU in float32, since they check the hardware."""
+    path = CONFIGS / f"{name}.yaml"
+    for arguments in recipe.build(parser(), settings("--use_cpu", "--bf16", "false", config=path)):
+        for key, value in yaml.safe_load(path.read_text()).items():
+            if hasattr(arguments, key) and isinstance(value, (int, float)) and key not in ("bf16", "use_cpu"):
+                assert getattr(arguments, key) == value
 
 
 @pytest.mark.parametrize("text", ["- a\n- list", "a: [1", "", "just words", "a: 1\na: 2", None])
