@@ -67,7 +67,7 @@ PARSERS = {  # {program: what fails if it does not know one of the flags}
     "python preprocess.py": preprocess.build_parser().parse_args,
     "python benchmarks/time_to_target.py": time_to_target.parse,
     "python benchmarks/step.py": lambda flags: parse_all(parser(), step.read_arguments(flags)[1]),
-    r"(python train_countdown\.py|bash train\.sh|sbatch --nodes \d+ --gpus-per-node \d+ configs/slurm/nodes\.sbatch)": (
+    r"python train_countdown\.py|bash train\.sh|sbatch --nodes \d+ --gpus-per-node \d+ configs/slurm/nodes\.sbatch": (
         lambda flags: parse_all(parser(), flags)
     ),
     "trl grpo": lambda flags: parse_all(TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig)), flags),

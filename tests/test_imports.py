@@ -1,5 +1,6 @@
-"""What commands import before they have anything to compute: none of what takes seconds."""
+"""What is imported: nothing that takes seconds before there is something to compute, and no script by the package."""
 
+import ast
 import subprocess
 import sys
 
@@ -41,3 +42,12 @@ def test_nothing_heavy_is_imported_if_nothing_is_computed(tmp_path, command, all
     output = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     said, *imported = output.splitlines()[-1].split()
     assert said == "imported:" and HEAVY & set(imported) <= allowed
+
+
+def test_package_imports_no_script_above_it():
+    """`python -m r1zero.report` works in any folder, where the scripts are not."""
+    for path in (ROOT / "r1zero").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not {"rewards", "preprocess", "train_countdown"} & set(names), path

@@ -75,12 +75,6 @@ def test_what_transformers_takes_is_left_alone(text):
     assert setting_checks.errors(yaml.safe_load(text), parser().dataclass_types) == []
 
 
-def test_renamed_settings_are_none_here_and_lead_to_those_that_are():
-    known = vars(parser().parse_known_args([])[0])
-    assert not known.keys() & recipe.RENAMED.keys()
-    assert {meant for meant in recipe.RENAMED.values() if " " not in meant} <= known.keys()
-
-
 def test_choices_are_texts_that_trl_knows():
     known, source = vars(parser().parse_known_args([])[0]), inspect.getsource(grpo_trainer)
     for name, hint in setting_checks.TYPES.items():
