@@ -1,4 +1,4 @@
-"""report.html of a run and the comparison of several, as files and in a browser."""
+"""report.html of a run and the comparison of several."""
 
 import html
 import json
@@ -11,12 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import each_case
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
 
 from r1zero.report import charts, page, run_folder
-from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions, visible
+from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 from r1zero.report.run_folder import TABLES_BEFORE
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
@@ -132,28 +129,6 @@ def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_
     page.complete_card(folder / "README.md", metrics, "models/tiny")
     card = (folder / "README.md").read_text()
     assert "| mean reward | -0.050 | 0.150 |" in card and card.startswith("`models/tiny`\n")
-
-
-def test_table_compares_the_evaluations_that_metrics_json_names(tmp_path):
-    """Of a run without one before its first step, whose best model was saved."""
-    folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
-    run = page.read(folder)
-    run.metrics["before"] = run.metrics["after"] = run_folder.evaluations(run.history)[1] | {"n": 3}
-    header, *rows = page.before_and_after(run)
-    assert header[1:] == ("first evaluation (step 4)", "after (step 4)") and ("edit_distance", "11.5", "11.5") in rows
-
-
-def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, run):
-    (tmp_path / "empty").mkdir()
-    broken = [tmp_path / "empty"]
-    for name, text in (("config.yaml", "[1"), ("metrics.json", ""), ("trainer_state.json", "[]")):
-        broken.append(shutil.copytree(run, tmp_path / name))
-        (broken[-1] / name).write_text(text)
-    for folder in broken:
-        for words in ([folder], [run, folder, "--output", tmp_path / "page.html"]):
-            with pytest.raises(SystemExit, match=f"^r1zero.report: {folder} is not the folder of a run.*$"):
-                page.main(list(map(str, words)))
-    assert not (tmp_path / "page.html").exists()
 
 
 def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compared(tmp_path, wide, capsys):
@@ -272,64 +247,3 @@ def test_groups_of_runs_have_a_colour_each_and_the_mean_of_the_steps_that_all_se
     assert list(base.get_xdata()) == [2, 3] and list(faster.get_xdata()) == [1]
     assert list(base.get_ydata()) == [0.15000000000000002, 0.25]
     assert len({line.get_color() for line in axis.lines}) == 4, "accuracy beside the reward"
-
-
-def test_any_name_of_a_metric_can_be_drawn():
-    for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
-        history = [{"step": 1, name: 2.0}]
-        text = charts.svg(charts.draw_charts(charts.own_panels([name]), {"run": [history]}))
-        assert text.startswith("<svg") and "<b>" not in text
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def opened(run):
-    """A browser with the page of the run in it."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    flags = "headless no-sandbox disable-gpu no-first-run window-size=1280,1000 disable-quic disable-component-update"
-    for flag in f"{flags} disable-background-networking disable-sync".split():
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.get((run / "report.html").as_uri())
-    yield driver
-    errors = driver.get_log("browser")
-    driver.quit()
-    assert errors == []
-
-
-def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
-    assert opened.title == "mine", "no text of a completion is run"
-    pane = opened.find_element(By.ID, "text")
-    assert "step 8: numbers [3, 7, 5], target 16" in pane.text
-    assert "answer 3*7-5, which is 16" in pane.text and "reward 1" in pane.text
-    rows = opened.find_elements(By.CSS_SELECTOR, "#grid tr")[1:]
-    buttons = [row.find_elements(By.TAG_NAME, "button") for row in rows]
-    signs = [[button.text for button in row] for row in buttons]
-    assert signs == [["✗", "✗", "✓"], ["✓", "✗", "✗"], ["·", "·", "·"]]
-    colours = {button.text: button.value_of_css_property("background-color") for row in buttons for button in row}
-    assert len(set(colours.values())) == 3
-    buttons[1][0].click()
-    assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == visible(completion(0, 1))
-    assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
-
-
-def test_filters_and_orders_show_what_they_say(opened):
-    def shown(**chosen):
-        opened.refresh()
-        for what, value in chosen.items():
-            Select(opened.find_element(By.ID, what)).select_by_value(value)
-        names = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#grid td.name")]
-        return [re.search(r"\[.*\]", name)[0] for name in names]
-
-    first, second, third = ASKED
-    assert shown(step="2", filter="all") == [first, second, third]
-    assert shown(step="2", filter="wrong") == [second, third] and shown(step="2", filter="gained") == [first]
-    assert shown(step="2", filter="changed") == [first] and shown(step="2", filter="lost") == [second]
-    longest = sorted(range(3), key=lambda i: -len(completion(8, i)))
-    assert shown(order="longest") == [list(ASKED)[i] for i in longest]
