@@ -348,17 +348,11 @@ def line_of(lines, start):
     return found[0] if found else None
 
 
-def peaks(line):
-    """The GiB of a plan's or a header's phases, as a dict."""
-    found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
-    return {phase: float(size) for size, phase in found}
-
-
 class TestAnotherMachine:
     """--dry_run --gpus N --gpu_memory G, in a folder without data or models, and without the hub."""
 
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-    def test_of_the_header_has_a_plan_with_the_memory_of_header_and_table(self, path, plan):
+    def test_of_the_header_has_a_plan_that_fits(self, path, plan):
         of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
         gpus, gigabytes = NUMBERS[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
@@ -368,20 +362,7 @@ class TestAnotherMachine:
             return
         estimate = line_of(lines, "memory a card, estimate in GiB")
         assert f"of {gigabytes * 1e9 / 2**30:.1f}" in estimate
-        (header,) = re.findall("# Hardware: .*", path.read_text())
-        docs = (ROOT / "docs" / "recipes.md").read_text()
-        row = rf"^\| `{re.escape(path.name)}` \| (\w+) of (\d+) GB \| `(\w+)\.yaml` \| (.*) \|$"
-        (first, *more) = re.findall(row, docs, re.MULTILINE)
-        sizes = dict(zip(("update", "evaluation", "generation"), map(float, first[3].split(" | ")), strict=True))
-        assert peaks(header) == sizes == pytest.approx(peaks(estimate), abs=0.55)
-        assert first[:2] == (header.split()[2], f"{gigabytes:g}") and f"accelerate/{first[2]}.yaml" in lines[0]
         assert line_of(lines, "will not fit") is None
-        for count, gigabytes, strategy, gib in more:
-            machine = ("--gpus", NUMBERS[count], "--gpu_memory", gigabytes, "--strategy", strategy)
-            lines = plan("--config", path, *machine)
-            estimate = peaks(line_of(lines, "memory a card, estimate in GiB"))
-            assert list(estimate.values()) == pytest.approx(list(map(float, gib.split(" | "))), abs=0.55)
-            assert line_of(lines, "will not fit") is line_of(lines, "batch: ") is None
 
     def test_needs_no_recipe_and_says_what_does_not_fit(self, plan):
         lines = plan("--gpus", 8, "--gpu_memory", 80)
