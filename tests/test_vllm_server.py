@@ -1,7 +1,7 @@
 """A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed."""
 
+import functools
 import http.server
-import json
 import shlex
 import sys
 import threading
@@ -24,29 +24,13 @@ def values(*flags, config=TINY):
 
 
 @pytest.fixture
-def server():
-    """Starts a server on this machine that has `pages`, a dict of path to (status, JSON); returns its URL."""
-    started = []
-
-    def start(pages):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                status, body = pages.get(self.path.partition("?")[0], (404, None))
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *_):
-                pass
-
-        started.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=started[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{started[-1].server_port}"
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
+def server(tmp_path):
+    """URL of a server on this machine whose pages are the files of tmp_path."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as started:
+        threading.Thread(target=started.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{started.server_port}"
+        started.shutdown()
 
 
 def stopped(*flags):
@@ -56,21 +40,21 @@ def stopped(*flags):
     return str(ended.value).splitlines()
 
 
-def info(transfer):
-    return 200, {"vllm_config": {"weight_transfer_config": transfer}}
+TAKES = '{"vllm_config": {"weight_transfer_config": {"backend": "nccl"}}}'
 
 
-def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsys):
-    url = server({"/health": (200, None), "/server_info": info({"backend": "nccl"})})
-    hardware.await_server(values("--vllm_server_base_url", f"{url}/"))
-    host, port = url.removeprefix("http://").split(":")
+def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, tmp_path, capsys):
+    (tmp_path / "health").touch()
+    (tmp_path / "server_info").write_text(TAKES)
+    hardware.await_server(values("--vllm_server_base_url", f"{server}/"))
+    host, port = server.removeprefix("http://").split(":")
     hardware.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
     assert capsys.readouterr().out == "", "nothing was waited for"
 
 
 @pytest.mark.parametrize("listens", [True, False], ids=["one that answers otherwise", "nobody"])
 def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, listens):
-    port = server({}).rpartition(":")[2] if listens else "9"
+    port = server.rpartition(":")[2] if listens else "9"
     what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", port, "--vllm_server_timeout", 0)
     assert f"no vLLM server answered at http://127.0.0.1:{port} in 0 s (--vllm_server_timeout)" in what
     assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {port} " in line
@@ -79,20 +63,20 @@ def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, lis
 def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
     seconds = []
     monkeypatch.setattr(hardware.time, "sleep", seconds.append)
-    up = json.dumps(info({"backend": "nccl"})[1]).encode()
-    monkeypatch.setattr(hardware, "answer", lambda url: (200, up) if len(seconds) >= 3 else (None, b""))
+    monkeypatch.setattr(hardware, "answer", lambda url: (200, TAKES.encode()) if len(seconds) >= 3 else (None, b""))
     hardware.await_server(values())
     assert len(seconds) == 3
     assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
 
 
-@pytest.mark.parametrize(
-    "pages", [{}, {"/server_info": info(None)}], ids=["no development mode", "no weight transfer"]
-)
-def test_server_that_takes_no_weights_is_refused(server, pages):
-    url = server({"/health": (200, None)} | pages)
-    what, line = stopped("--vllm_server_base_url", url)
-    assert f"the vLLM server at {url} takes no new weights" in what
+@pytest.mark.parametrize("transfer", [None, '{"vllm_config": {"weight_transfer_config": null}}'])
+def test_server_that_takes_no_weights_is_refused(server, tmp_path, transfer):
+    """Without the development mode, or without a transfer of weights."""
+    (tmp_path / "health").touch()
+    if transfer:
+        (tmp_path / "server_info").write_text(transfer)
+    what, line = stopped("--vllm_server_base_url", server)
+    assert f"the vLLM server at {server} takes no new weights" in what
     assert "start it with VLLM_SERVER_DEV_MODE=1 vllm serve" in line
 
 
@@ -143,16 +127,6 @@ class TestServeCommand:
         for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
             found = self.flags(shlex.split(hardware.serve_command(values(*given))))
             assert tuple(found[name] for name in ("--dtype", "--seed", "--host")) == expected
-
-    @pytest.mark.vllm
-    def test_is_one_that_vllm_knows(self):
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        _, _, _, *words = shlex.split(hardware.serve_command(values()))
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
-        assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
-        assert args.seed == 0, "that of the tiny recipe"
 
 
 @pytest.fixture
