@@ -4,11 +4,9 @@ import inspect
 import re
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import grpo_trainer, utils
 
-from benchmarks import time_to_target
 from r1zero.estimate import memory
 from r1zero.report import console
 
@@ -21,13 +19,6 @@ def test_metrics_that_the_console_watches_are_those_that_trl_logs():
     own = {"accuracy", "times_divide_rate"}  # of rewards.py
     assert len(set(watched) - own) > 4
     assert [name for name in watched if name not in own and not re.search(rf'\[f?"{name}"\]', SOURCE)] == []
-
-
-def test_defaults_of_the_benchmark_are_those_of_trl():
-    defaults = GRPOConfig(output_dir="unused", use_cpu=True, bf16=False)
-    values = {key: value for key, value in time_to_target.TRL.items() if hasattr(defaults, key)}
-    assert len(values) == len(time_to_target.TRL) - 2, "all but trim_padding and drop_finished"
-    assert {name: getattr(defaults, name) for name in values} == values
 
 
 def test_buffers_and_tiles_of_the_memory_estimate_are_those_of_the_libraries():
