@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, make_tiny_model, train_here
+from conftest import FIXTURES, ROOT, SMALL, make_tiny_model, train_here
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from r1zero.training import lora, phases
+from r1zero.report import page
+from r1zero.training import generation, lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
 UNEVALUATED = {"eval_strategy": "no", "eval_on_start": False}
@@ -45,6 +46,11 @@ def run(tmp_path_factory, train):
 
 def read(path):
     return json.loads(path.read_text())
+
+
+def reader_of(folder):
+    """What the page's reader of completions is given."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), re.S)[1])
 
 
 def assert_same_weights(folder, other):
@@ -99,8 +105,7 @@ def test_seconds_of_each_phase_are_logged_once_a_step(run):
 
 
 def test_page_follows_the_held_out_problems_through_the_steps(run):
-    page = (run[0] / "report.html").read_text()
-    reader = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    reader = reader_of(run[0])
     assert reader["steps"] == [0, 1, 2] and len(reader["problems"]) == 8  # as many as a generation has
     assert all(problem["at"].keys() == {"0", "1", "2"} and problem["prompt"] for problem in reader["problems"])
 
@@ -198,3 +203,34 @@ def test_shortened_embedded_default_learns_patience(tmp_path, train):
     history = read(tmp_path / "run" / "trainer_state.json")["log_history"]
     rewards = [entry["reward"] for entry in history if "reward" in entry]
     assert sum(rewards[-2:]) > sum(rewards[:2])
+
+
+# A run of the commit 60e86ac8773d, stopped after 2 of its 4 steps, goes on and has a page. tests/fixtures/older_run
+# holds its folder, base model and problems, and what came of the same run if nobody stopped it.
+
+
+@pytest.fixture
+def older(tmp_path, monkeypatch):
+    """The current folder, with the run in it."""
+    shutil.copytree(FIXTURES / "older_run", tmp_path / "older")
+    monkeypatch.chdir(tmp_path / "older")
+    return tmp_path / "older"
+
+
+def test_older_run_resumes_to_what_it_would_have_been(older, monkeypatch):
+    monkeypatch.setattr(generation, "draw", lambda chances: torch.multinomial(chances, 1).squeeze(1))  # as it did
+    train_here("run/config.yaml", resume_from_checkpoint="auto")
+    found, expected = load_file("run/model.safetensors"), load_file("after_4_steps.safetensors")
+    for name, tensor in expected.items():  # to the bit on one machine; processors round differently
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+    found, expected = (read(older / name) for name in ("run/metrics.json", "after_4_steps.json"))
+    assert found.pop("phases") and {**found, "train_seconds": 0} == {**expected, "train_seconds": 0}
+
+
+def test_page_of_an_older_run_shows_answers_and_verdicts(older):
+    page.write(older / "run")
+    reader = reader_of(older / "run")
+    assert reader["steps"] == [0, 2] and len(reader["problems"]) == 8
+    for problem in reader["problems"]:
+        assert set(problem["about"]) == {"numbers", "target"}
+        assert problem["at"]["0"]["verdict"] in ("no answer", "wrong")
