@@ -36,8 +36,3 @@ def test_problems_are_asked_for_answered_and_judged(tiny_model, monkeypatch, cap
 )
 def test_problems_are_read(text, task, columns):
     assert ask.read_problem(text, task).columns == columns
-
-
-def test_wrong_problem_is_refused_before_the_model_is_read(tmp_path):
-    with pytest.raises(SystemExit, match="r1zero.ask: found '3 -> 4', wanted"):
-        ask.main(["--model", str(tmp_path), "3 -> 4"])

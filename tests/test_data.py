@@ -119,28 +119,6 @@ class TestRightFiles:
         assert [len(prompt) for prompt in file.prompts] == list(range(85, 101)) and file.rows == 100
 
 
-class TestFiles:
-    def test_that_are_no_parquet_or_are_cut_short_are_named(self, tmp_path):
-        path = tmp_path / "train.parquet"
-        path.write_bytes(b"PAR1")
-        (error,) = of_data.examine(path, ["countdown_reward"], "type this")[1]
-        assert error.startswith(f"{path} is no readable parquet file (") and error.endswith("): type this")
-
-    @pytest.mark.parametrize("column", ["prompt", "note"])
-    def test_with_a_damaged_page_are_named_whichever_column_it_is_in(self, tmp_path, column):
-        path, rows = tmp_path / "train.parquet", range(2000)
-        columns = {"prompt": [f"{i} ?" for i in rows], "note": [f"{i} !" for i in rows]}
-        columns |= {"nums": [[i, 1] for i in rows], "target": [i + 1 for i in rows]}
-        pq.write_table(pa.table(columns), path)
-        chunks = pq.ParquetFile(path).metadata.row_group(0)
-        start = chunks.column(list(columns).index(column)).data_page_offset
-        content = bytearray(path.read_bytes())
-        content[start : start + 40] = bytes(40)
-        path.write_bytes(content)
-        (error,) = of_data.examine(path, ["countdown_reward"], "type this")[1]
-        assert "is no readable parquet file" in error and "\n" not in error
-
-
 class TestRows:
     def test_are_counted_in_the_file_and_not_in_its_parts(self, examine, monkeypatch):
         monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 10)

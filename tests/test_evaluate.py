@@ -316,18 +316,6 @@ def test_engine_that_has_ended_ends_the_evaluation_with_a_line(tiny_model, probl
         run(tiny_model, problems, tmp_path)
 
 
-def test_wrong_numbers_are_refused(capsys):
-    for flags, said in (
-        ({"n": 0}, "--n: 0, wanted at least 1"),
-        ({"seed": -1}, "argument --seed: -1, wanted at least 0"),
-        ({"n": 4}, "--temperature 0 with --n 4: wanted above 0"),
-        ({"temperature": "nan"}, "--temperature nan with --n 1: wanted above 0"),
-    ):
-        with pytest.raises(SystemExit):
-            command.parse(words(["model"], "data", "out", **flags))
-        assert said in capsys.readouterr().err.splitlines()[-1]
-
-
 class TestRefusals:
     @pytest.fixture
     def refused(self, tiny_model, problems, tmp_path, monkeypatch):

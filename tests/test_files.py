@@ -75,12 +75,6 @@ def test_full_disk_is_recognised_in_what_libraries_say(tmp_path, full, write):
     assert files.is_full(error.value) and not files.is_full(RuntimeError("another"))
 
 
-def test_folder_that_cannot_be_written_to_is_one_line(old):
-    with pytest.raises(files.NotWritten, match=r"file cannot be written to \(.*\), .*: make its folder"):
-        with files.replaced(old / "file"):
-            pytest.fail("there is nothing to write to")
-
-
 def test_full_shared_memory_of_nccl_is_no_full_disk():
     said = "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888): No space left on device (28)"
     assert not files.is_full(RuntimeError(said)) and files.is_full(RuntimeError("No space left on device"))

@@ -1,7 +1,5 @@
 """The machine of a run, its recipe and strategy, and what is made there.   bash tests/run.sh tests/test_machine.py"""
 
-import errno
-import fcntl
 import json
 import socket
 from pathlib import Path
@@ -14,7 +12,6 @@ from conftest import settings, write_commands
 from r1zero import ROOT, processes
 from r1zero.preflight import hardware, prepare
 from r1zero.preflight.machine import STRATEGIES, Machine, launcher_variables, read_strategy
-from r1zero.preflight.recipe import Flags
 
 TINY = ROOT / "configs" / "tiny_cpu.yaml"
 
@@ -88,10 +85,6 @@ class TestRecipe:
             Machine.here().choose_recipe()
         assert Machine.here().choose_recipe(use_cpu=True) == str(TINY)
 
-    def test_setup_sh_wants_the_same_driver(self):
-        """The script asks before there is a torch to ask."""
-        assert f"-lt {hardware.DRIVER}" in (ROOT / "setup.sh").read_text()
-
 
 class TestMissing:
     """What the recipe's `prepare` makes."""
@@ -132,14 +125,6 @@ class TestMissing:
         assert len(seconds) == 90 and not (tmp_path / ".prepare.lock").exists()
         assert "which the first machine makes; on one that does not share its folder, type" in capsys.readouterr().out
 
-    def test_folder_that_cannot_be_locked_is_told_in_one_line(self, values, monkeypatch):
-        def flock(*_):
-            raise OSError(errno.ENOLCK, "No locks available")  # NFS without its lock service
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-        with pytest.raises(SystemExit, match="cannot be locked .*(.|\n)*type python -m r1zero.tiny_model, and then"):
-            prepare.make(values, {})
-
 
 class TestStrategy:
     DEEPSPEED = {"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true"}
@@ -178,34 +163,3 @@ class TestStrategy:
             path.unlink() if text is None else path.write_text(text)
             with pytest.raises(SystemExit, match="the launcher's DeepSpeed settings cannot be used"):
                 Machine.here()
-
-
-class TestDescribed:
-    @pytest.mark.parametrize(
-        ("config", "flags", "strategy", "recipe"),
-        [
-            (None, {"gpus": 8, "gpu_memory": 80}, "DeepSpeed ZeRO-2", "qwen2.5-1.5b"),
-            (None, {"gpus": 1, "gpu_memory": 24}, "one process", "qwen2.5-1.5b-lora-24gb"),
-            (None, {"gpus": 0}, "one process", "tiny_cpu"),
-            ("qwen2.5-7b", {"gpus": 8, "gpu_memory": 80}, "DeepSpeed ZeRO-3", "qwen2.5-1.5b"),
-            ("qwen2.5-7b", {"gpus": 8, "gpu_memory": 80, "strategy": "ddp"}, "DDP", "qwen2.5-1.5b"),
-        ],
-    )
-    def test_has_the_strategy_and_the_recipe_that_it_would_have(self, config, flags, strategy, recipe):
-        config = config and str(ROOT / "configs" / f"{config}.yaml")
-        machine = Machine.described(Flags(config, flags | {"dry_run": True}, []))
-        assert machine.strategy.name == strategy and machine.processes == max(1, flags["gpus"])
-        assert machine.choose_recipe() == str(ROOT / "configs" / f"{recipe}.yaml")
-
-    @pytest.mark.parametrize(
-        ("flags", "said"),
-        [
-            ({"gpus": 8, "gpu_memory": 80, "dry_run": False}, "--gpus and --gpu_memory without --dry_run"),
-            ({"gpus": 8}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
-            ({"gpus": -1, "gpu_memory": 80}, "pass --gpus 8 --gpu_memory 80, or --gpus 0"),
-            ({"gpus": 8, "gpu_memory": 80, "strategy": "zero4"}, "zero4 is no file of (.|\n)*zero3_offload"),
-        ],
-    )
-    def test_is_a_whole_one(self, flags, said):
-        with pytest.raises(SystemExit, match=said):
-            Machine.described(Flags(None, {"dry_run": True} | flags, []))

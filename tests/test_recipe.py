@@ -56,14 +56,6 @@ def test_keys_of_recipes_are_known_and_values_have_their_type(name):
                 assert getattr(arguments, key) == value
 
 
-@pytest.mark.parametrize("text", ["- a\n- list", "a: [1", "", "just words", "a: 1\na: 2", None])
-def test_file_that_is_no_mapping_is_refused(tmp_path, text):
-    if text is not None:
-        (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(SystemExit, match=r"x.yaml is not a readable YAML mapping:"):
-        settings(config=tmp_path / "x.yaml")
-
-
 @pytest.mark.parametrize(
     "text",
     ["learning_rate: 1e-6", "learning_rate: 1", "eval_steps: null", "save_steps: 0.25"]
