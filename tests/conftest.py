@@ -8,7 +8,6 @@ import csv  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
-import sys  # noqa: E402
 import time  # noqa: E402
 from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -217,11 +216,6 @@ def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
     )
     assert run.returncode == 0, run.stdout[-4000:]
     return run.stdout
-
-
-def train(output_dir, model, data, launcher=(sys.executable,), **flags):
-    """A run of the tiny recipe, as small as SMALL says, in a process of its own; returns what it prints."""
-    return run_to_end([*launcher, *training_command(output_dir, model, data, **flags)])
 
 
 # The tiny recipe, small: 8 completions of 2 prompts a step, 16 tokens each

@@ -58,13 +58,6 @@ def test_healthy_run_is_left_in_peace(course):
     assert warned(course) == []
 
 
-@pytest.mark.parametrize("completion", ["so 16", [{"role": "assistant", "content": "so 16"}]], ids=["text", "chat"])
-def test_a_whole_completion_is_shown_with_its_problem_and_verdict(completion):
-    row = {"step": 3, "prompt": "p", "completion": completion, "countdown_reward": 1.0, "target": 16, "gold": None}
-    line, *shown, last = console.completion_lines(row).splitlines()
-    assert shown == ["countdown_reward: 1.0", "target: 16", "completion:", "so 16"] and line == last == "-" * 80
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still until its `seconds` are set."""

@@ -121,12 +121,6 @@ def test_base_is_merged_without_a_copy_if_it_needs_none(tiny_model, monkeypatch,
     assert dtype == torch.bfloat16 or drift < 1e-6
 
 
-def test_model_without_adapter_is_left_as_it_is():
-    model = torch.nn.Linear(2, 2)
-    lora.keep_base_exact(model)
-    assert "merge_adapter" not in vars(model)
-
-
 @pytest.mark.parametrize(
     ("settings", "error"),
     [

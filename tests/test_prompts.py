@@ -14,16 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import preprocess
 from r1zero import tiny_model as tiny
-from r1zero.tasks import countdown, multiplication, word_problems
+from r1zero.tasks import countdown
 from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
 
 FORMS = ("base", "chat")
-PROMPTS = {  # {prompt: what it says of its format}
-    countdown.PROMPT: "in <answer> </answer> tags",
-    multiplication.PROMPT: "<answer> RESULT_NUMBER </answer>.",
-    word_problems.MATHS: r"<think> reasoning process here </think> The answer is \boxed{your answer}.",
-    word_problems.CODE: "```python\nprogram here\n```",
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +43,6 @@ def test_countdowns_prompts_are_tinyzeros_to_the_letter():
         f"and then provides the user with the answer.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         "<|im_start|>assistant\nLet me solve this step by step.\n<think>"
     )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_prompt_says_its_format_and_ends_in_the_turn_that_the_model_goes_on_from(form):
-    for prompt, says in PROMPTS.items():
-        template = render_template(prompt, form)
-        assert says in template
-        assert template.endswith(prompt.beginning) and template.endswith("<think>")
 
 
 def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
