@@ -9,7 +9,6 @@ import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
-from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -89,17 +88,6 @@ def same_everywhere():
     """Ctrl-C reaches what tests start, also from a shell's background, and sums are those of launched processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items):
-    """Skips what needs a vLLM for the CPU where there is none; one for GPUs does not compute here."""
-    try:
-        there = version("vllm").endswith("+cpu")
-    except PackageNotFoundError:
-        there = False
-    for item in items:
-        if item.get_closest_marker("vllm") and not there:
-            item.add_marker(pytest.mark.skip(reason="needs a vLLM built for the CPU: bash tests/vllm.sh"))
 
 
 @pytest.fixture(scope="session")

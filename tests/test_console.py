@@ -1,6 +1,5 @@
 """The console's lines, and the warnings that save a run, each from the readings that call for it."""
 
-import json
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -126,14 +125,6 @@ def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_i
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
-
-
-def test_time_and_cost_of_a_resumed_run_go_on(started, clock, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 50, "train_seconds": 100.0}))
-    run = started(step=50, price_per_hour=3600.0)
-    clock.seconds += 10
-    assert "left 0m40s  cost 110.00 of 150.00" in log(run, 60, reward=0.5)[0]
-    assert json.loads((tmp_path / "metrics.json").read_text())["train_seconds"] == 110.0
 
 
 def test_completion_of_the_newest_table_is_shown_every_so_many_steps(started, tmp_path):

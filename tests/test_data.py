@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import trl
 
-import preprocess
 from r1zero import tiny_model as tiny
 from r1zero.preflight import data as of_data
 
@@ -37,24 +36,14 @@ def examine(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("task", "form", "name"),
-    [
-        ("countdown", "base", "countdown.PROMPT"),
-        ("mixture", "base", "word_problems.MATHS"),
-        ("eurus", "base", "word_problems.CODE"),
-        ("instruct", "qwen-instruct", "countdown.PROMPT"),
-    ],
-)
-def test_prompts_that_would_be_written_otherwise_now_are_said(data, tmp_path, monkeypatch, task, form, name):
+OF_TASKS = {"countdown": "countdown.PROMPT", "mixture": "word_problems.MATHS", "eurus": "word_problems.CODE"}
+
+
+@pytest.mark.parametrize(("task", "name"), OF_TASKS.items())
+def test_prompts_that_would_be_written_otherwise_now_are_said(data, monkeypatch, task, name):
     tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
-    folder = data / task
-    if task == "instruct":  # in Qwen's form without a tokenizer, which this model's own template equals
-        folder = tmp_path
-        flags = ["--local_dir", str(folder), "--train_size=4", "--test_size=4", "--template", form]
-        preprocess.main(["countdown", *flags])
-    values = SimpleNamespace(data_dir=folder, reward_funcs=["mine:reward"], prepare=f"preprocess.py --template {form}")
+    values = SimpleNamespace(data_dir=data / task, reward_funcs=["mine:reward"], prepare="x.py --template base")
 
     def notices():
         files, errors = of_data.read(values)
@@ -62,7 +51,7 @@ def test_prompts_that_would_be_written_otherwise_now_are_said(data, tmp_path, mo
         return of_data.template_notices(files, values, tokenizer)
 
     assert notices() == []
-    values.prepare = f"preprocess.py --template {'chat' if form == 'base' else 'base'}"
+    values.prepare = "x.py --template chat"
     assert len(notices()) == 1
     values.prepare = None
     assert notices() == []
@@ -70,7 +59,7 @@ def test_prompts_that_would_be_written_otherwise_now_are_said(data, tmp_path, mo
     edited = getattr(sys.modules[f"r1zero.tasks.{module}"], attribute)._replace(beginning="Well. <think>")
     monkeypatch.setattr(f"r1zero.tasks.{name}", edited)
     (notice,) = notices()
-    assert f"{folder}/train.parquet has other prompts than {name} of" in notice
+    assert f"{data / task}/train.parquet has other prompts than {name} of" in notice
 
 
 class TestRightFiles:

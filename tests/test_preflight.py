@@ -314,13 +314,6 @@ class TestDryRun:
         "disk: 0.02 GB for 3 checkpoints at once and the final model\n"
     )
 
-    def test_says_the_plan_and_makes_nothing(self, check, tmp_path, capsys):
-        with pytest.raises(SystemExit) as ended:
-            check("--dry_run")
-        assert ended.value.code == 0
-        assert capsys.readouterr().out == self.TINY_PLAN.format(rows="228 steps an epoch of 913 problems")
-        assert os.listdir(tmp_path) == []
-
     def test_of_a_fresh_clone_says_what_would_be_made_and_the_plan_without_it(self, plan, tmp_path):
         _, said, *lines, last = plan()
         assert said == (

@@ -53,16 +53,6 @@ class TestCountdown:
         assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
         assert f"  prompt:\n{row['prompt']}\n" in output
 
-    @pytest.mark.parametrize("split", ["unique", "tinyzero"])
-    def test_source_is_split_as_asked(self, tmp_path, split):
-        problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
-        source = write_source(tmp_path / "set.parquet", problems)
-        flags = ("--source", source, "--split", split, "--train_size", 8, "--test_size", 2)
-        made = prepare("countdown", tmp_path, *flags)
-        train, test = ([(row["nums"], row["target"]) for row in rows] for rows in made)
-        assert sorted(train + test) == problems and (len(train), len(test)) == (8, 2)
-        assert (train + test == problems) == (split == "tinyzero")
-
 
 # Drawn, all that exist, and longer than a machine word
 @pytest.mark.parametrize(("digits", "sizes"), [((2, 2), (3000, 1000)), ((1, 1), (44, 1)), ((18, 17), (1, 1))])

@@ -238,12 +238,3 @@ def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logg
     assert signal.get_ylim() == (0, 1.02) and rewards.get_ylim()[0] == 0 and rewards.get_ylim()[1] != 1.02
     nothing = charts.draw_charts(charts.COURSE, {"run": [[]]})
     assert nothing is None and charts.svg(nothing) is None
-
-
-def test_groups_of_runs_have_a_colour_each_and_the_mean_of_the_steps_that_all_seeds_have():
-    other = [{**entry, "step": entry["step"] + 1} for entry in TRAINED]
-    (axis,) = drawn(charts.COURSE[:1], {"base": [HISTORY, other], "faster": [[TRAINED[0]]]})
-    base, faster, *_ = axis.lines
-    assert list(base.get_xdata()) == [2, 3] and list(faster.get_xdata()) == [1]
-    assert list(base.get_ydata()) == [0.15000000000000002, 0.25]
-    assert len({line.get_color() for line in axis.lines}) == 4, "accuracy beside the reward"

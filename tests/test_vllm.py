@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,8 @@ from trl.generation.vllm_client import VLLMClient
 from r1zero.evaluate import command
 from r1zero.preflight import hardware
 
-pytestmark = pytest.mark.vllm
+IS_HERE = any(found.version.endswith("+cpu") for found in distributions(name="vllm"))  # one for GPUs computes nothing
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not IS_HERE, reason="needs a vLLM for the CPU: bash tests/vllm.sh")]
 RECIPES = ROOT / "configs"
 
 
