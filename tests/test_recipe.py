@@ -6,7 +6,7 @@ import os
 
 import pytest
 import yaml
-from conftest import ROOT, parser, settings
+from conftest import ROOT, each_case, parser, settings
 
 from r1zero import schedule
 from r1zero.preflight import recipe
@@ -81,52 +81,17 @@ class TestBatch:
             assert schedule.span(values) == said.get("steps_per_generation", 1), "optimizer steps on one generation"
             assert recipe.batch_errors(values, processes) == []
 
-    @pytest.mark.parametrize(
-        ("name", "processes", "batch", "made"),
-        [
-            ("qwen2.5-7b", 8, (4, 8), 256),
-            ("qwen2.5-7b", 16, (4, 4), 256),
-            ("qwen2.5-3b", 1, (8, 32), 256),
-            ("qwen2.5-1.5b-lora-24gb", 3, (4, 22), 264),
-            ("tiny_cpu", 1, (64, 1), 64),
-            ("tiny_cpu", 2, (32, 1), 64),
-            ("tiny_cpu", 3, (20, 1), 60),
-        ],
-    )
-    def test_is_accumulated_and_is_smaller_a_device_only_if_need_be(self, name, processes, batch, made):
-        values = settings(config=CONFIGS / f"{name}.yaml", processes=None)
-        wanted, by = values.completions_per_step, f"groups of {values.num_generations} and {processes} processes"
-        said = []
-        if made != wanted:
-            said = [f"batch: {made} completions a step, the nearest to {wanted} that {by} divide"]
-        if batch[0] in (20, 32):
-            said.append(f"batch: per_device_train_batch_size is {batch[0]} and not 64, to divide into {by}")
-        assert recipe.fit(values, processes) == said
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
-
-    @pytest.mark.parametrize(
-        ("text", "flags", "processes", "batch"),
-        [
-            pytest.param("", "--per_device_train_batch_size 4", 1, (4, 16), id="a smaller batch a device"),
-            pytest.param("", "--gradient_accumulation_steps 3", 1, (64, 3), id="accumulation by a flag"),
-            pytest.param("gradient_accumulation_steps: 3", "", 1, (64, 3), id="accumulation by the YAML"),
-            pytest.param("completions_per_step: null", "", 1, (64, 1), id="neither"),
-            pytest.param("completions_per_step: 200", "", 1, (64, 3), id="a number that is no multiple"),
-            pytest.param(
-                "completions_per_step: 32\nsteps_per_generation: null\ngeneration_batch_size: 192", "", 2, (16, 1),
-                id="a generation of a size that is given",
-            ),
-        ],
-    )  # fmt: skip
-    def test_follows_what_is_given(self, own, text, flags, processes, batch):
-        values = settings(*flags.split(), config=own(text), processes=processes)
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
-
-    @pytest.mark.parametrize("flags", [("--per_device_train_batch_size", 16), ("--completions_per_step", 256)])
-    def test_keeps_the_optimizer_steps_of_a_generation_if_it_is_accumulated(self, flags):
-        values = settings(*flags)
-        assert (values.gradient_accumulation_steps, values.steps_per_generation) == (4, 16)
-        assert schedule.span(values) == 4
+    @each_case("batches.tsv")
+    def test_follows_from_what_is_given_and_is_smaller_a_device_only_if_need_be(self, own, case):
+        """The tiny recipe, unless one is named. said: the parts of the lines, none for no line."""
+        config = CONFIGS / f"{case['recipe']}.yaml" if case["recipe"] else own(case["yaml"].replace(" / ", "\n"))
+        values = settings(*case["flags"].split(), config=config, processes=None)
+        said = " ... ".join(recipe.fit(values, int(case["processes"])))
+        assert bool(said) == bool(case["said"])
+        assert [part for part in case["said"].split(" ... ") if part not in said] == []
+        batch = (values.per_device_train_batch_size, values.gradient_accumulation_steps)
+        assert batch == (int(case["batch"]), int(case["accumulation"]))
+        assert schedule.span(values) == float(case["span"] or schedule.span(values))
 
     @pytest.mark.parametrize(
         ("rows", "processes", "group", "size"),
