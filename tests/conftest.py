@@ -126,6 +126,22 @@ def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
     return run
 
 
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a command, as launches.Started; whatever is left of it is ended with the test."""
+    from launches import Started, end
+
+    started = []
+
+    def run(command):
+        started.append(Started(command, tmp_path / f"console{len(started)}"))
+        return started[-1]
+
+    yield run
+    for one in started:
+        end(one.process)
+
+
 @pytest.fixture(scope="session")
 def long_model(tmp_path_factory):
     """Folder of the embedded default's model with random weights and a context for every task's prompts."""

@@ -14,11 +14,10 @@ import sys
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, train_here, training_command, wait_until
-from launches import accelerate, await_, end, start
+from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, train_here, training_command
+from launches import accelerate, end
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
@@ -43,54 +42,6 @@ def command(tmp_path, tiny_model, tiny_data):
         return [*accelerate(tmp_path, launcher, processes), *script]
 
     return words
-
-
-class Started:
-    """A run in a process group of its own, with its console in a file."""
-
-    def __init__(self, command, console):
-        self.console = console
-        environment = ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-        self.process = start(command, console, environment)
-
-    def text(self):
-        return self.console.read_text(errors="replace")
-
-    def await_step(self, step):
-        """Waits until the console has the line of that step, or of a later one."""
-        found = re.compile(r"step +(\d+)/")
-        await_(lambda: max(map(int, found.findall(self.text())), default=0) >= step, self.process, self.console)
-
-    def workers(self):
-        """The processes that train, without their launcher."""
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return [member for member in family if any("train_countdown.py" in word for word in member.cmdline()[:3])]
-
-    def wait(self):
-        """The status, once all that was started has ended."""
-        status = self.process.wait(timeout=PATIENCE)
-        wait_until(self.has_ended)
-        return status
-
-    def has_ended(self):
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return True
-
-
-@pytest.fixture
-def begin(tmp_path):
-    """Starts a command; whatever is left of it is ended with the test."""
-    started = []
-
-    def run(command):
-        started.append(Started(command, tmp_path / f"console{len(started)}"))
-        return started[-1]
-
-    yield run
-    for one in started:
-        end(one.process)
 
 
 def same_weights(folder, other):

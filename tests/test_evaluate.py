@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, each_case
-from launches import accelerate, await_, end, start
+from conftest import PATIENCE, each_case
+from launches import accelerate
 
 import rewards
 from r1zero import tiny_model as tiny
@@ -259,22 +259,6 @@ def holding_reward(completions, nums, target, log_extra=None, **kwargs):
 EIGHT = {"limit": 32, "batch_size": 4, "temperature": 1.0, "n": 2, "reward_funcs": "holding:holding_reward"}
 
 
-@pytest.fixture
-def launched(tmp_path):
-    """Start an evaluation in one process, or in several by accelerate; give it and the file that it writes to."""
-    started = []
-
-    def launch(processes, flags):
-        console = tmp_path / f"console{len(started)}"
-        launcher = accelerate(tmp_path, "ddp", processes) if processes > 1 else [sys.executable]
-        started.append(start([*launcher, "-m", "r1zero.evaluate", *flags], console, ENVIRONMENT))
-        return started[-1], console
-
-    yield launch
-    for process in started:
-        end(process)
-
-
 @pytest.mark.parametrize(
     ("processes", "number"),
     [
@@ -283,17 +267,18 @@ def launched(tmp_path):
     ],
 )
 def test_interrupted_and_resumed_is_as_if_uninterrupted(
-    launched, processes, number, tiny_model, problems, tmp_path, monkeypatch
+    begin, processes, number, tiny_model, problems, tmp_path, monkeypatch
 ):
     (tmp_path / "holding.py").write_text(HOLDING)
     (tmp_path / "hold").touch()
     data = shutil.copy(problems, tmp_path / "test.parquet")
-    process, console = launched(processes, words([tiny_model], data, tmp_path, **EIGHT))
+    launcher = accelerate(tmp_path, "ddp", processes) if processes > 1 else [sys.executable]
+    started = begin([*launcher, "-m", "r1zero.evaluate", *words([tiny_model], data, tmp_path, **EIGHT)])
     parts = tmp_path / "model" / "parts"
-    await_(lambda: len(list(parts.glob("*.parquet"))) == 2 * processes, process, console)
-    os.killpg(process.pid, number)  # as a terminal does
-    assert process.wait(timeout=PATIENCE) == 1
-    output = console.read_text()
+    started.await_(lambda: len(list(parts.glob("*.parquet"))) == 2 * processes)
+    os.killpg(started.process.pid, number)  # as a terminal does
+    assert started.process.wait(timeout=PATIENCE) == 1
+    output = started.text()
     assert output.count("stopped; what is done stays: the same command goes on from there") == 1, output[-4000:]
     assert processes > 1 or "Traceback" not in output, "a launcher has its own"
     assert not (tmp_path / "model" / "completions.parquet").exists()

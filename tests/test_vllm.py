@@ -20,10 +20,9 @@ import pytest
 import torch
 import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, settings, words
-from launches import COMPLETIONS, SMALL, accelerate, assert_same, await_, distance, end, free_port, start
+from launches import COMPLETIONS, SMALL, accelerate, assert_same, distance, end, free_port, start
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_evaluate import launched  # noqa: F401
 from test_evaluate import words as of_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
@@ -249,29 +248,30 @@ SIGNALS = {  # {what: (whether vLLM gets it and not the evaluation, the signal, 
 
 
 @pytest.mark.parametrize("case", SIGNALS.values(), ids=SIGNALS)
-def test_signal_while_the_engine_starts_ends_all(launched, tiny_model, tiny_data, tmp_path, case):  # noqa: F811
+def test_signal_while_the_engine_starts_ends_all(begin, tiny_model, tiny_data, tmp_path, case):
     """All processes, with one line, or none if the evaluation itself is killed."""
     to_vllm, number, said = case
-    process, console = launched(1, of_evaluation([tiny_model], tiny_data / "test.parquet", tmp_path, backend="vllm"))
+    flags = of_evaluation([tiny_model], tiny_data / "test.parquet", tmp_path, backend="vllm")
+    run = begin([sys.executable, "-m", "r1zero.evaluate", *flags])
     starting = []
 
     def engine_starts():
-        for child in psutil.Process(process.pid).children():
+        for child in psutil.Process(run.process.pid).children():
             with contextlib.suppress(psutil.Error):  # it has ended since
                 if any("libtorch" in mapped.path for mapped in child.memory_maps()):
                     starting.append(child)
         return starting
 
-    await_(engine_starts, process, console)
-    descendants = psutil.Process(process.pid).children(recursive=True)
+    run.await_(engine_starts)
+    descendants = psutil.Process(run.process.pid).children(recursive=True)
     if to_vllm:
         starting[0].send_signal(number)
     elif number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
+        os.killpg(run.process.pid, number)  # as a terminal does
     else:
-        process.send_signal(number)
-    assert process.wait(timeout=PATIENCE) == (1 if said else -number)
+        run.process.send_signal(number)
+    assert run.process.wait(timeout=PATIENCE) == (1 if said else -number)
     assert psutil.wait_procs(descendants, timeout=PATIENCE)[1] == []
-    lines = console.read_text().splitlines()
+    lines = run.text().splitlines()
     after = lines[lines.index("vllm in float32 on 1 x cpu") + 1 :]
     assert len(after) == bool(said) and all(said in line for line in after), after
