@@ -28,16 +28,11 @@ from r1zero.preflight import hardware
 from r1zero.preflight import model as of_models
 from r1zero.preflight.machine import Machine, Strategy, read_strategy
 from r1zero.report import run_folder
-from r1zero.training import checkpoints, reward_functions
+from r1zero.training import checkpoints
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
 OWN_REWARD = """
-def short_reward(completions, limit, log_extra=None, log_metric=None, **columns):
-    log_extra("answer", [completion[:5] for completion in completions])
-    log_metric("length", 3.0)
-    return [float(len(completion) < most) for completion, most in zip(completions, limit)]
-
 def fussy_reward(completions, **columns):
     return [float(completion[0] == "a") for completion in completions]
 
@@ -224,12 +219,6 @@ class TestRightAnswers:
 
 
 class TestRewards:
-    def test_of_a_user_work_with_the_users_own_columns(self, check, own_data, capsys):
-        flags = ("--data_dir", own_data, "--reward_funcs", "mine:short_reward")
-        (function,) = check(*flags)[3]
-        assert "an epoch of 300 problems" in capsys.readouterr().out
-        assert reward_functions.score(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]})[0] == [1.0, 0.0]
-
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
@@ -322,13 +311,6 @@ class TestDryRun:
         assert "\n".join(lines) + "\n" == self.TINY_PLAN.format(rows="the number of problems is not known yet")
         assert last == "models/tiny is not here: its shape is taken from r1zero/estimate"
         assert os.listdir(tmp_path) == []
-
-    def test_takes_the_shape_of_a_model_that_cannot_be_had_and_a_run_does_not(self, plan, tiny_data):
-        flags = ("--config", TINY, "--model_name_or_path", "Qwen/Qwen2.5-0.5B", "--save_strategy", "no")
-        lines = plan(*flags, "--data_dir", tiny_data)
-        assert lines[1].startswith("model: 494,032,768 parameters")
-        with pytest.raises(SystemExit, match="type hf download Qwen/Qwen2.5-0.5B"):
-            checks.check(parser(), [*map(str, flags), "--data_dir", str(tiny_data)])
 
 
 NUMBERS = {"no": 0, "one": 1, "two": 2, "four": 4, "eight": 8}
