@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
 import csv  # noqa: E402
+import json  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
@@ -15,6 +17,7 @@ import hypothesis  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 import preprocess  # noqa: E402
 from r1zero import ROOT  # noqa: E402
@@ -205,6 +208,28 @@ def train_here(config, *more, **flags):
     from r1zero.preflight import check as checks
 
     train_countdown.main(*checks.check(parser(), ["--config", str(config), *map(str, more), *words(flags)]))
+
+
+@pytest.fixture(scope="session")
+def train(tiny_model, tiny_data):
+    """Trains the tiny recipe in this process, as small as SMALL says, in a folder."""
+
+    def run(output_dir, model=tiny_model, data=tiny_data, **flags):
+        paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
+        train_here(ROOT / "configs" / "tiny_cpu.yaml", **SMALL | flags | paths)
+
+    return run
+
+
+def reader_of(folder):
+    """What the reader of completions is given on the page of a run."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def same_weights(folder, other):
+    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):

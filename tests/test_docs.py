@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import PATIENCE, ROOT, parser, run_to_end
+from conftest import PATIENCE, ROOT, parser, reader_of, run_to_end
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
@@ -119,9 +119,8 @@ def test_worked_example_trains_and_its_accuracy_and_verdicts_are_on_the_page(
     run = tmp_path / "outputs" / "reverse"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["before"]["n"] == 64 and 0 <= metrics["after"]["accuracy"] <= 1
-    page = (run / "report.html").read_text()
-    reader = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert reader["steps"] == [0, 1, 2] and "letters_in_answer" in page
+    reader = reader_of(run)
+    assert reader["steps"] == [0, 1, 2] and "letters_in_answer" in (run / "report.html").read_text()
     for problem in reader["problems"]:
         assert len(problem["about"]["problem"]) == 4
         for completion in problem["at"].values():

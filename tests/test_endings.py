@@ -13,8 +13,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import torch
-from conftest import ENVIRONMENT, run_to_end, train_here, training_command
+from conftest import ENVIRONMENT, run_to_end, same_weights, train_here, training_command
 from launches import accelerate, end
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
@@ -40,11 +39,6 @@ def command(tmp_path, tiny_model, tiny_data):
         return [*accelerate(tmp_path, launcher, processes), *script]
 
     return words
-
-
-def same_weights(folder, other):
-    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 SENDERS = {

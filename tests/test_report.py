@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import each_case
+from conftest import each_case, reader_of
 
 from r1zero.report import charts, page, run_folder
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
@@ -86,12 +86,6 @@ def text_of(path):
     return html.unescape(path.read_text(encoding="utf-8"))
 
 
-def reader(folder):
-    """What the page's reader of completions is given."""
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
-
-
 def test_page_holds_everything_and_asks_for_nothing(run):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") == 2 and HOSTILE not in text
@@ -124,7 +118,7 @@ def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_
     assert re.search(r"<th colspan=\"9\">Logged by the rewards</th>", text)
     assert re.search(r"<td>edit_distance</td>\s*<td>12.5</td>\s*<td>10.5</td>", text)
     assert text.count("<svg") == 3
-    assert {problem["at"]["2"]["verdict"] for problem in reader(folder)["problems"]} == {""}
+    assert {problem["at"]["2"]["verdict"] for problem in reader_of(folder)["problems"]} == {""}
     (folder / "README.md").write_text("[None](https://huggingface.co/None)")
     page.complete_card(folder / "README.md", metrics, "models/tiny")
     card = (folder / "README.md").read_text()

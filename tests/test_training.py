@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import FIXTURES, ROOT, SMALL, make_tiny_model, train_here
+from conftest import FIXTURES, ROOT, SMALL, make_tiny_model, reader_of, same_weights, train_here
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -22,17 +22,6 @@ from r1zero.training import generation, lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
 UNEVALUATED = {"eval_strategy": "no", "eval_on_start": False}
-
-
-@pytest.fixture(scope="module")
-def train(tiny_model, tiny_data):
-    """Trains the tiny recipe, as small as SMALL says, in a folder."""
-
-    def run(output_dir, model=tiny_model, data=tiny_data, **flags):
-        paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", **SMALL | flags | paths)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +35,6 @@ def run(tmp_path_factory, train):
 
 def read(path):
     return json.loads(path.read_text())
-
-
-def reader_of(folder):
-    """What the page's reader of completions is given."""
-    return json.loads(re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), re.S)[1])
-
-
-def assert_same_weights(folder, other):
-    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_weights_change_and_all_files_of_a_run_are_there(run, tiny_model):
@@ -134,7 +113,7 @@ def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(
     assert config["num_generations"] == 4 and config["learning_rate"] > 0 and config["data_dir"] == str(tiny_data)
     folder = shutil.copytree(run[0], tmp_path / "again")
     train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
-    assert_same_weights(folder, run[0])
+    assert same_weights(folder, run[0])
     again, first = read(folder / "metrics.json"), read(run[0] / "metrics.json")
     timed = {"train_seconds": 0, "phases": {}}
     assert {**again, **timed} == {**first, **timed}, "the seed decides the run"
@@ -158,7 +137,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(run, tmp_path, train):
     shutil.copytree(run[0] / "checkpoint-1", tmp_path / "checkpoint-1")
     (tmp_path / "metrics.json").write_text('{"steps": 2, "train_seconds": 10000.0}')
     train(tmp_path, resume_from_checkpoint="true", **TWO)
-    assert_same_weights(tmp_path, run[0])
+    assert same_weights(tmp_path, run[0])
     metrics = read(tmp_path / "metrics.json")
     assert metrics["before"]["step"] == 0
     assert 5000 < metrics["train_seconds"] < 6000, "one of the two steps was done, and paid, before"
@@ -169,7 +148,7 @@ def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tra
     killed = shutil.copytree(run[0], tmp_path / "killed")
     (killed / "model.safetensors").unlink()
     train(killed, lr_scheduler_type="constant", resume_from_checkpoint="auto", **TWO)
-    assert_same_weights(killed, run[0])
+    assert same_weights(killed, run[0])
     first, again = read(run[0] / "metrics.json"), read(killed / "metrics.json")
     assert first["after"] == again["after"] and again["steps"] == 2
 
