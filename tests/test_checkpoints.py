@@ -1,7 +1,4 @@
-"""Which checkpoint a run goes on from, and what is seen of a damaged one before anything is loaded.
-
-bash tests/run.sh tests/test_checkpoints.py
-"""
+"""Which checkpoint a run goes on from, and damaged ones.   bash tests/run.sh tests/test_checkpoints.py"""
 
 import json
 import shutil

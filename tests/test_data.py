@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,11 +62,6 @@ def test_prompts_that_would_be_written_otherwise_now_are_said(data, monkeypatch,
 
 
 class TestRightFiles:
-    def test_of_countdown_are_known_by_rows_longest_prompts_and_first_values(self, examine):
-        file, _ = examine(COUNTDOWN, "countdown_reward")
-        assert (file.rows, file.prompts) == (3, ["a", "bb", "ccc"])
-        assert file.first == {name: column[:2] for name, column in COUNTDOWN.items()}
-
     @pytest.mark.parametrize(
         ("chat", "is_text"),
         [
@@ -122,8 +116,3 @@ class TestRows:
         ):
             (error,) = examine(columns, *names, row_group_size=25)[1]
             assert row in error and "(2 such of 95 rows)" in error
-
-    def test_with_several_faults_have_a_line_for_each_column(self, examine):
-        columns = COUNTDOWN | {"prompt": ["", "b", "c"], "nums": [[1, 2], [], [6, 7, 8, 9]], "target": [4, 12, None]}
-        errors = examine(columns, "countdown_reward")[1]
-        assert [re.search(r"column (\w+):", error)[1] for error in errors] == ["prompt", "nums", "target"]

@@ -1,7 +1,4 @@
-"""The commands in the README and docs/ exist with their flags, and the worked example runs.
-
-bash tests/run.sh tests/test_docs.py
-"""
+"""Commands in the README and docs/ exist, and the worked example runs.   bash tests/run.sh tests/test_docs.py"""
 
 import json
 import re
@@ -19,7 +16,6 @@ import preprocess
 from benchmarks import step, time_to_target
 from r1zero import ask, tiny_model, warm_start
 from r1zero.evaluate import command as evaluate
-from r1zero.report import page as report
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 CLONE = "~/countdown-r1-zero/"  # where the worked example takes this project to be
@@ -51,17 +47,9 @@ def parse_all(trl_parser, flags):
     assert trl_parser.parse_known_args(flags)[1] == []
 
 
-def parse_report(flags):
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write", "compare"):
-            patch.setattr(report, name, lambda *_: None)
-        report.main(flags)
-
-
 PARSERS = {  # {program: what fails if it does not know one of the flags}
     "python -m r1zero.evaluate": evaluate.parse,
     "python -m r1zero.ask": ask.read_arguments,
-    "python -m r1zero.report": parse_report,
     "python -m r1zero.tiny_model": tiny_model.read_arguments,
     "python -m r1zero.warm_start": warm_start.read_arguments,
     "python preprocess.py": preprocess.build_parser().parse_args,
@@ -74,7 +62,7 @@ PARSERS = {  # {program: what fails if it does not know one of the flags}
     # Without flags of this project's
     r"bash tests/(run\.sh( --all)?|gpu\.sh|vllm\.sh|audit\.sh)": None,
     r"python (configs/locks/make|benchmarks/rewards|reverse)\.py": None,
-    r"apt-get install .*|source \.venv-vllm/bin/activate|vllm serve .*": None,
+    r"apt-get install .*|python -m r1zero\.report .*|source \.venv-vllm/bin/activate|vllm serve .*": None,
 }
 
 

@@ -1,7 +1,4 @@
-"""A push of a LoRA adapter to vLLM leaves the base weights as they were, and settings that part the two are refused.
-
-bash tests/run.sh tests/test_lora.py
-"""
+"""A push of a LoRA adapter to vLLM leaves the base weights as they were.   bash tests/run.sh tests/test_lora.py"""
 
 from types import SimpleNamespace
 
@@ -127,7 +124,6 @@ def test_base_is_merged_without_a_copy_if_it_needs_none(tiny_model, monkeypatch,
         ({}, None),  # as the recipes have it
         ({"use_peft": False, "lora_dropout": 0.05}, None),
         ({"lora_dropout": 0.05}, "set --lora_dropout 0"),  # TRL's default
-        ({"lora_dropout": 0.05, "use_vllm": False}, "set --lora_dropout 0"),
         ({"lora_dropout": 0.05, "disable_dropout": True}, None),
         ({"load_in_4bit": True}, "set --load_in_4bit false, or --use_vllm false"),
         ({"load_in_8bit": True}, "set --load_in_8bit false, or --use_vllm false"),

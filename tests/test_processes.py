@@ -58,9 +58,6 @@ def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, core
     [
         pytest.param(OF_TORCHRUN, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before the launcher"),
         pytest.param(OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="a flag"),
-        pytest.param(
-            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="other dashes"
-        ),
         pytest.param(OF_ACCELERATE | {"OMP_NUM_THREADS": "3"}, launcher(), id="another number than a launcher's 1"),
         pytest.param({"OMP_NUM_THREADS": "1"}, launcher(), id="a user's 1, before python alone"),
         pytest.param(OF_ACCELERATE, None, id="a launcher that has ended"),

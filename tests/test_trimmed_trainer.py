@@ -1,7 +1,4 @@
-"""Training without padding against TRL's own trainer: the same losses, gradients, weights and metrics.
-
-bash tests/run.sh tests/test_trimmed_trainer.py
-"""
+"""Training without padding is that of TRL's own trainer.   bash tests/run.sh tests/test_trimmed_trainer.py"""
 
 import json
 

@@ -1,7 +1,4 @@
-"""Training and evaluation with a real vLLM, which computes on the CPU: as without it, and as one process does.
-
-bash tests/vllm.sh
-"""
+"""Training and evaluation with a real vLLM on the CPU: as without it, and as one process does.   bash tests/vllm.sh"""
 
 import contextlib
 import json
