@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import DeepSpeedPlugin
-from conftest import settings, write_commands
+from conftest import each_case, settings, write_commands
 
 from r1zero import ROOT
 from r1zero.preflight import hardware, prepare
@@ -29,21 +29,11 @@ def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
 
 
 class TestRecipe:
-    @pytest.mark.parametrize(
-        ("gib", "bf16", "expected"),
-        [
-            (None, False, "tiny_cpu"),
-            (24, False, "qwen2.5-1.5b-lora-t4"),
-            (16, True, "qwen2.5-1.5b-lora-t4"),
-            (22, True, "qwen2.5-1.5b-lora-24gb"),
-            (44.4, True, "qwen2.5-1.5b"),
-            (80, True, "qwen2.5-1.5b"),
-        ],
-    )
-    def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, gib, bf16, expected):
-        pretend_card(monkeypatch, gib, bf16=bf16)
-        assert Path(Machine.here().choose_recipe()) == ROOT / "configs" / f"{expected}.yaml"
-        assert capsys.readouterr().out.startswith(f"recipe: configs/{expected}.yaml (")
+    @each_case("chosen_recipes.tsv", "recipe")
+    def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, case):
+        pretend_card(monkeypatch, gib=float(case["GiB"]) if case["GiB"] else None, bf16=bool(case["bfloat16"]))
+        assert Path(Machine.here().choose_recipe()) == ROOT / "configs" / case["recipe"]
+        assert capsys.readouterr().out.startswith(f"recipe: configs/{case['recipe']} (")
         assert Path(Machine.here().choose_recipe(use_cpu=True)) == TINY
 
     @pytest.mark.parametrize(
@@ -117,23 +107,12 @@ class TestMissing:
 class TestStrategy:
     DEEPSPEED = {"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true"}
 
-    @pytest.mark.parametrize(
-        ("started", "name", "shards"),  # by variables, or by a file for 8 processes
-        [
-            ({}, "one process", (1, 1, 1)),
-            (DEEPSPEED, "DeepSpeed ZeRO-2", (1, 4, 4)),  # accelerate's own default
-            ("ddp", "DDP", (1, 1, 1)),
-            ("zero1", "DeepSpeed ZeRO-1", (1, 1, 8)),
-            ("zero2", "DeepSpeed ZeRO-2", (1, 8, 8)),
-            ("fsdp2", "FSDP2", (8, 8, 8)),
-            ("zero3_offload", "DeepSpeed ZeRO-3 with optimizer and weights on the CPU", (8, 8, 8)),
-        ],
-    )
-    def test_is_read_from_the_launchers_variables(self, started, name, shards):
-        is_file = isinstance(started, str)
-        found = read_strategy(launcher_variables(STRATEGIES / f"{started}.yaml", 8) if is_file else started)
-        assert found.name == name
-        assert tuple(found.shards[part] for part in ("weights", "gradients", "optimizer")) == shards
+    @each_case("strategies.tsv")
+    def test_is_read_from_the_launchers_variables(self, case):
+        variables = json.loads(case["variables"] or "null") or launcher_variables(STRATEGIES / case["file"], 8)
+        found = read_strategy(variables)
+        assert found.name == case["name"]
+        assert [found.shards[part] for part in ("weights", "gradients", "optimizer")] == json.loads(case["shards"])
 
     def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open_or_stops_the_run(self, tmp_path, monkeypatch):
         path = tmp_path / "ds.json"
