@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import each_case, reader_of
 
-from r1zero.report import charts, page, run_folder
+from r1zero.report import page, run_folder
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 from r1zero.report.run_folder import TABLES_BEFORE
 
@@ -142,7 +142,7 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
     assert ">edit_distance</text>" in text and "['mine:spelling']" in text
 
 
-# The completions, and the charts
+# The completions
 
 TABLES = TABLES_BEFORE | {"length": ("", "", [])}
 TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
@@ -206,29 +206,3 @@ def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{cut} is left out of the page, as it cannot be read (")
     assert second == f"{other} is left out of the page, as it cannot be read (it lacks completion)"
-
-
-TRAINED = [{"step": step, "reward": 0.1 * step, "accuracy": 0.1, "frac_reward_zero_std": 0.5} for step in (1, 2, 3)]
-EVALUATED = [
-    {"step": 0, "eval_reward": 0.1, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": 5.0},
-    {"step": 3, "eval_reward": 0.2, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": -1.0},
-]
-HISTORY = [*TRAINED, *EVALUATED]
-
-
-def drawn(panels, groups):
-    """The visible axes of a figure."""
-    figure = charts.draw_charts(panels, groups)
-    return [axis for axis in figure.axes if axis.get_visible()]
-
-
-def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logged():
-    rewards, signal = drawn(charts.COURSE, {"run": [HISTORY]})
-    assert (rewards.get_title(), signal.get_title()) == ("Reward and accuracy", "Share of groups without signal")
-    lines = [(list(line.get_xdata()), line.get_marker()) for line in rewards.lines]
-    assert lines == [([1, 2, 3], "None"), ([0, 3], "o"), ([1, 2, 3], "None")]
-    assert [text.get_text() for text in rewards.get_legend().get_texts()] == ["reward", "accuracy"]
-    assert len(signal.lines) == 1, "an evaluation has one completion a group"
-    assert signal.get_ylim() == (0, 1.02) and rewards.get_ylim()[0] == 0 and rewards.get_ylim()[1] != 1.02
-    nothing = charts.draw_charts(charts.COURSE, {"run": [[]]})
-    assert nothing is None and charts.svg(nothing) is None
