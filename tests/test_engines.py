@@ -48,11 +48,6 @@ def test_a_folder_is_known_by_its_name_and_a_checkpoint_by_its_runs_before_it(ti
     assert model.ends == sorted({5, 7, model.tokenizer.eos_token_id}), "wherever either file says"
 
 
-def test_a_model_of_the_hub_is_known_by_its_commit(cached_model):
-    model = engines.read_model("somebody/something")
-    assert (model.name, model.written) == ("something", cached_model.name)
-
-
 class TestTransformers:
     def test_a_lora_adapter_is_its_merged_model(self, tiny_model, prompts, tmp_path):
         torch.manual_seed(0)

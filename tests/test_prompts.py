@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import preprocess
 from r1zero import tiny_model as tiny
 from r1zero.tasks import countdown
-from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.tasks.prompts import fill_template, load_tokenizer, render_template
 
 FORMS = ("base", "chat")
 
@@ -118,12 +117,3 @@ def test_data_that_was_written_with_two_bos_is_refused(tmp_path, tiny_model, tin
     flags = {"model_name_or_path": model, "output_dir": tmp_path / "run", "dry_run": True}
     with pytest.raises(SystemExit, match=re.escape(f"begin with {tiny.END_OF_TEXT} twice")):
         train_here(ROOT / "configs" / "tiny_cpu.yaml", data_dir=tmp_path, **flags)
-
-
-def test_prompts_up_to_the_limit_are_kept_in_order_and_longer_ones_counted(tokenizer):
-    template = render_template(countdown.PROMPT, "base")
-    rows = [{"prompt": fill_template(template, numbers=[1] * k, target=9)} for k in (3, 4, 3, 5, 3)]
-    counts = Counter()
-    kept = list(drop_long_prompts(iter(rows), tokenizer, 9, counts))  # three numbers are 9 tokens
-    assert kept == [rows[0], rows[2], rows[4]] and counts == {"prompts over 9 tokens": 2}
-    assert list(drop_long_prompts(iter(rows), tokenizer, None, counts)) == rows
