@@ -127,16 +127,10 @@ class TestSealer:
             checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
         checkpoints.Sealer().on_step_end(*self.step(tmp_path, 9))
 
-    @pytest.mark.parametrize(
-        ("step", "history", "expected"),
-        [
-            (8, [], True),  # stopped before an evaluation that was due
-            (8, [{"step": 8, "eval_reward": 1.0}], False),
-            (6, [{"step": 4, "eval_reward": 1.0}], False),  # none was due
-        ],
-    )
-    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, history, expected):
-        arguments, state, control = self.step(tmp_path, step, history)
+    @pytest.mark.parametrize(("step", "evaluated", "expected"), [(8, 4, True), (8, 8, False), (6, 4, False)])
+    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, evaluated, expected):
+        """One is due every 4 steps."""
+        arguments, state, control = self.step(tmp_path, step, [{"step": evaluated, "eval_reward": 1.0}])
         checkpoints.Sealer().on_train_begin(arguments, state, control)
         assert arguments.eval_on_start == expected
 

@@ -2,8 +2,6 @@
 
 from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from transformers import TrainerState
 
@@ -125,14 +123,3 @@ def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_i
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
-
-
-def test_completion_of_the_newest_table_is_shown_every_so_many_steps(started, tmp_path):
-    made, args, state, lines = started(show_every=4)
-    (tmp_path / "completions").mkdir()
-    for step in (2, 4, 6, 8):
-        table = pa.Table.from_pylist([{"completion": f"at {step}"}, {"completion": "another"}])
-        pq.write_table(table, tmp_path / "completions" / f"completions_{step:05d}.parquet")
-    for state.global_step in range(12):
-        made.on_step_begin(args, state, None)
-    assert [line.splitlines()[-2] for line in lines] == ["at 4", "at 8"]

@@ -141,13 +141,6 @@ def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch,
         assert len(lines) == 1, lines
 
 
-@pytest.mark.parametrize(
-    "flags", ["--data_dir nowhere --model_name_or_path no/where --save_steps 42", "--beta -1 --seed -1 --top_p 2"]
-)
-def test_all_errors_are_listed_at_once(errors, flags):
-    assert len(errors(*flags.split())) == 3
-
-
 def test_held_out_data_with_more_columns_is_refused(error, tmp_path, tiny_data):
     table = pq.read_table(shutil.copytree(tiny_data, tmp_path / "more") / "test.parquet")
     pq.write_table(table.append_column("hint", [["?"] * len(table)]), tmp_path / "more" / "test.parquet")
