@@ -5,18 +5,19 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
 import csv  # noqa: E402
+import json  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
-import sys  # noqa: E402
 import time  # noqa: E402
-from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 import preprocess  # noqa: E402
 from r1zero import ROOT  # noqa: E402
@@ -92,17 +93,6 @@ def same_everywhere():
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """Skips what needs a vLLM for the CPU where there is none; one for GPUs does not compute here."""
-    try:
-        there = version("vllm").endswith("+cpu")
-    except PackageNotFoundError:
-        there = False
-    for item in items:
-        if item.get_closest_marker("vllm") and not there:
-            item.add_marker(pytest.mark.skip(reason="needs a vLLM built for the CPU: bash tests/vllm.sh"))
-
-
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Folder with train.parquet and test.parquet of the embedded default."""
@@ -137,6 +127,22 @@ def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
         return launches.launch(tmp_path_factory.mktemp(strategy), strategy, **paths | settings)
 
     return run
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a command, as launches.Started; whatever is left of it is ended with the test."""
+    from launches import Started, end
+
+    started = []
+
+    def run(command):
+        started.append(Started(command, tmp_path / f"console{len(started)}"))
+        return started[-1]
+
+    yield run
+    for one in started:
+        end(one.process)
 
 
 @pytest.fixture(scope="session")
@@ -204,6 +210,28 @@ def train_here(config, *more, **flags):
     train_countdown.main(*checks.check(parser(), ["--config", str(config), *map(str, more), *words(flags)]))
 
 
+@pytest.fixture(scope="session")
+def train(tiny_model, tiny_data):
+    """Trains the tiny recipe in this process, as small as SMALL says, in a folder."""
+
+    def run(output_dir, model=tiny_model, data=tiny_data, **flags):
+        paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
+        train_here(ROOT / "configs" / "tiny_cpu.yaml", **SMALL | flags | paths)
+
+    return run
+
+
+def reader_of(folder):
+    """What the reader of completions is given on the page of a run."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def same_weights(folder, other):
+    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
     """What a command prints, once it has ended well."""
     run = subprocess.run(
@@ -217,11 +245,6 @@ def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
     )
     assert run.returncode == 0, run.stdout[-4000:]
     return run.stdout
-
-
-def train(output_dir, model, data, launcher=(sys.executable,), **flags):
-    """A run of the tiny recipe, as small as SMALL says, in a process of its own; returns what it prints."""
-    return run_to_end([*launcher, *training_command(output_dir, model, data, **flags)])
 
 
 # The tiny recipe, small: 8 completions of 2 prompts a step, 16 tokens each

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT, wait_until, words
@@ -83,7 +84,6 @@ def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, *
     on_cpu = launcher_config(folder, strategy)[1]
     settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
     settings |= {"output_dir": folder / "run"} | flags
-    environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # ninja, for DeepSpeed
     port = free_port()
     launchers = []
     for machine in range(machines):
@@ -101,8 +101,9 @@ def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, *
     return Run(folder / "run", "".join(consoles))
 
 
-def start(command, console, environment):
-    """A command in a process group of its own, which writes to the file `console`."""
+def start(command, console, environment=ENVIRONMENT):
+    """A command in a process group of its own, which writes to the file `console`, and finds ninja, for DeepSpeed."""
+    environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with console.open("w") as file:
         return subprocess.Popen(
             [str(word) for word in command],
@@ -114,21 +115,53 @@ def start(command, console, environment):
         )
 
 
-def await_(condition, process, console):
-    """Waits for a condition while a process runs, which writes to the file `console`."""
-
-    def holds():
-        done = condition()
-        assert done or process.poll() is None, console.read_text(errors="replace")[-4000:]
-        return done
-
-    return wait_until(holds)
-
-
 def end(process):
     """Ends what start() has started, with all that it has started itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+class Started:
+    """A run in a process group of its own, with its console in a file."""
+
+    def __init__(self, command, console):
+        self.console = console
+        self.process = start(command, console)
+
+    def text(self):
+        return self.console.read_text(errors="replace")
+
+    def await_(self, condition):
+        """Waits for a condition while the run goes on."""
+
+        def holds():
+            done = condition()
+            assert done or self.process.poll() is None, self.text()[-4000:]
+            return done
+
+        return wait_until(holds)
+
+    def await_step(self, step):
+        """Waits until the console has the line of that step, or of a later one."""
+        found = re.compile(r"step +(\d+)/")
+        self.await_(lambda: max(map(int, found.findall(self.text())), default=0) >= step)
+
+    def workers(self):
+        """The processes that train, without their launcher."""
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return [member for member in family if any("train_countdown.py" in word for word in member.cmdline()[:3])]
+
+    def wait(self):
+        """The status, once all that was started has ended."""
+        status = self.process.wait(timeout=PATIENCE)
+        wait_until(self.has_ended)
+        return status
+
+    def has_ended(self):
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
 
 
 def free_port():

@@ -2,8 +2,6 @@
 
 import builtins
 
-import pytest
-
 from r1zero import ask
 
 
@@ -24,20 +22,3 @@ def test_problems_are_asked_for_answered_and_judged(tiny_model, monkeypatch, cap
         ["--model", str(tiny_model), "--max_completion_length", "2", "--task", "none", "--temperature", "0", "hello"]
     )
     assert capsys.readouterr().out.startswith("hello")
-
-
-@pytest.mark.parametrize(
-    ("text", "task", "columns"),
-    [
-        ("3 5 7 -> 16", "countdown", {"nums": [3, 5, 7], "target": 16}),
-        (" 3,5 = 8 ", "countdown", {"nums": [3, 5], "target": 8}),
-        ("37*48", "multiply", {"product": "1776"}),
-    ],
-)
-def test_problems_are_read(text, task, columns):
-    assert ask.read_problem(text, task).columns == columns
-
-
-def test_wrong_problem_is_refused_before_the_model_is_read(tmp_path):
-    with pytest.raises(SystemExit, match="r1zero.ask: found '3 -> 4', wanted"):
-        ask.main(["--model", str(tmp_path), "3 -> 4"])

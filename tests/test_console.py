@@ -1,11 +1,8 @@
 """The console's lines, and the warnings that save a run, each from the readings that call for it."""
 
 import io
-import json
 from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tqdm import tqdm
 from transformers import TrainerState
@@ -58,13 +55,6 @@ HEALTHY_COURSES = {
 @pytest.mark.parametrize("course", HEALTHY_COURSES.values(), ids=HEALTHY_COURSES)
 def test_healthy_run_is_left_in_peace(course):
     assert warned(course) == []
-
-
-@pytest.mark.parametrize("completion", ["so 16", [{"role": "assistant", "content": "so 16"}]], ids=["text", "chat"])
-def test_a_whole_completion_is_shown_with_its_problem_and_verdict(completion):
-    row = {"step": 3, "prompt": "p", "completion": completion, "countdown_reward": 1.0, "target": 16, "gold": None}
-    line, *shown, last = console.completion_lines(row).splitlines()
-    assert shown == ["countdown_reward: 1.0", "target: 16", "completion:", "so 16"] and line == last == "-" * 80
 
 
 @pytest.fixture
@@ -149,22 +139,3 @@ def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_i
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
-
-
-def test_time_and_cost_of_a_resumed_run_go_on(started, clock, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 50, "train_seconds": 100.0}))
-    run = started(step=50, price_per_hour=3600.0)
-    clock.seconds += 10
-    assert "left 0m40s  cost 110.00 of 150.00" in log(run, 60, reward=0.5)[0]
-    assert json.loads((tmp_path / "metrics.json").read_text())["train_seconds"] == 110.0
-
-
-def test_completion_of_the_newest_table_is_shown_every_so_many_steps(started, tmp_path):
-    made, args, state, lines = started(show_every=4)
-    (tmp_path / "completions").mkdir()
-    for step in (2, 4, 6, 8):
-        table = pa.Table.from_pylist([{"completion": f"at {step}"}, {"completion": "another"}])
-        pq.write_table(table, tmp_path / "completions" / f"completions_{step:05d}.parquet")
-    for state.global_step in range(12):
-        made.on_step_begin(args, state, None)
-    assert [line.splitlines()[-2] for line in lines] == ["at 4", "at 8"]

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from r1zero.grading.arithmetic import solves_countdown
-from r1zero.tasks.countdown import (
-    CELL_METRICS,
-    cells,
-    draw_problems,
-    make_splits,
-    problem_id,
-    solve,
-    split_source,
-)
+from r1zero.tasks.countdown import CELL_METRICS, cells, draw_problems, make_splits, problem_id, solve, split_source
 
 ASKED = Namespace(
     num_operands=[3, 4],

@@ -1,4 +1,4 @@
-"""Runs that end early, and go on: signals with every kind of launcher, SIGKILL at random moments, a full disk, NaN.
+"""Runs that end early, and go on: signals with every kind of launcher, SIGKILL at random moments, NaN.
 
 bash tests/run.sh --all tests/test_endings.py
 MOMENTS=20 bash tests/run.sh --all tests/test_endings.py -k random_moments -s
@@ -7,18 +7,14 @@ MOMENTS=20 bash tests/run.sh --all tests/test_endings.py -k random_moments -s
 import os
 import random
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
-import torch
-from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, train_here, training_command, wait_until
-from launches import accelerate, await_, end, start
+from conftest import ENVIRONMENT, run_to_end, same_weights, train_here, training_command
+from launches import accelerate, end
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
@@ -43,59 +39,6 @@ def command(tmp_path, tiny_model, tiny_data):
         return [*accelerate(tmp_path, launcher, processes), *script]
 
     return words
-
-
-class Started:
-    """A run in a process group of its own, with its console in a file."""
-
-    def __init__(self, command, console):
-        self.console = console
-        environment = ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-        self.process = start(command, console, environment)
-
-    def text(self):
-        return self.console.read_text(errors="replace")
-
-    def await_step(self, step):
-        """Waits until the console has the line of that step, or of a later one."""
-        found = re.compile(r"step +(\d+)/")
-        await_(lambda: max(map(int, found.findall(self.text())), default=0) >= step, self.process, self.console)
-
-    def workers(self):
-        """The processes that train, without their launcher."""
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return [member for member in family if any("train_countdown.py" in word for word in member.cmdline()[:3])]
-
-    def wait(self):
-        """The status, once all that was started has ended."""
-        status = self.process.wait(timeout=PATIENCE)
-        wait_until(self.has_ended)
-        return status
-
-    def has_ended(self):
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return True
-
-
-@pytest.fixture
-def begin(tmp_path):
-    """Starts a command; whatever is left of it is ended with the test."""
-    started = []
-
-    def run(command):
-        started.append(Started(command, tmp_path / f"console{len(started)}"))
-        return started[-1]
-
-    yield run
-    for one in started:
-        end(one.process)
-
-
-def same_weights(folder, other):
-    found, expected = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 SENDERS = {
@@ -140,32 +83,6 @@ def test_signal_saves_a_checkpoint_from_which_the_run_goes_on_exactly(begin, com
         else:
             run_to_end(words)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
-
-
-SLOW_REWARD = """
-import time
-
-def slow_reward(completions, **columns):
-    if len(completions) == 8:  # of training, and not of the check before
-        time.sleep(6)
-    return [float(row) for row in range(len(completions))]
-"""
-
-
-@pytest.mark.slow
-def test_second_ctrl_c_stops_at_once_and_an_echo_of_the_first_does_not(begin, command, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW_REWARD)
-    reward = f"{tmp_path}/slow.py:slow_reward"
-    run = begin(command("run", max_steps=10**6, save_steps=1, reward_funcs=reward))
-    run.await_step(1)
-    run.process.send_signal(signal.SIGINT)
-    run.process.send_signal(signal.SIGINT)  # as a launcher does
-    time.sleep(stopping.ECHO + 0.5)
-    assert run.process.poll() is None
-    run.process.send_signal(signal.SIGINT)
-    assert run.wait() == stopping.AT_ONCE
-    assert "stopped at once in step 2: --resume_from_checkpoint auto goes on from checkpoint-1" in run.text()
-    assert "Traceback" not in run.text()
 
 
 BAD_ON_ONE = """
@@ -237,25 +154,6 @@ def test_run_killed_at_random_moments_ends_as_an_uninterrupted_one(begin, comman
     run_to_end(command("whole", launcher, **flags))
     print(f"\n{launcher}: {MOMENTS} kills, {unsealed} of them in a save, {passed_over} checkpoints passed over")
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap makes the small disk")
-def test_full_disk_ends_the_run_in_order_with_the_last_checkpoint_whole(command, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    kept = tmp_path / "kept"  # what is on the disk is gone with it
-    run = command("disk/run", max_steps=50, save_steps=1, save_total_limit=2)  # which has room until others take it
-    others = f"while [ ! -e {disk}/run/checkpoint-3 ]; do sleep 0.05; done; cat /dev/zero >{disk}/others"
-    inside = f"({others}) 2>/dev/null & {' '.join(map(str, run))}; status=$?; cp -r {disk}/run {kept}; exit $status"
-    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(30 << 20), "--tmpfs", str(disk), "bash", "-c", inside]
-    ended = subprocess.run(small, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
-    text = ended.stdout + ended.stderr
-    assert ended.returncode == 1 and "Traceback" not in text, text[-4000:]
-    (line,) = [line for line in text.splitlines() if line.startswith("train_countdown.py: ")]
-    assert "cannot be written to in step" in line and "free 6 MB for a checkpoint" in line
-    name = re.search(r"goes on from (checkpoint-\d+)", line)[1]
-    assert checkpoints.faults(kept / name) == []
 
 
 def new_stopping():

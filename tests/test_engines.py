@@ -1,9 +1,7 @@
 """A model as the evaluation reads it, and what the engines generate with it."""
 
 import gc
-import multiprocessing
 import shutil
-import signal
 import weakref
 from types import SimpleNamespace
 
@@ -50,11 +48,6 @@ def test_a_folder_is_known_by_its_name_and_a_checkpoint_by_its_runs_before_it(ti
     assert model.ends == sorted({5, 7, model.tokenizer.eos_token_id}), "wherever either file says"
 
 
-def test_a_model_of_the_hub_is_known_by_its_commit(cached_model):
-    model = engines.read_model("somebody/something")
-    assert (model.name, model.written) == ("something", cached_model.name)
-
-
 class TestTransformers:
     def test_a_lora_adapter_is_its_merged_model(self, tiny_model, prompts, tmp_path):
         torch.manual_seed(0)
@@ -90,72 +83,18 @@ class TestTransformers:
             gc.enable()
 
 
-# In vLLM's place, in 0.30's names and signatures as far as they are used; the prompt [0] ends its process
-STAND_IN = """
-import os
-from types import SimpleNamespace
-
-import torch
-from transformers import AutoModelForCausalLM
-
-
-class SamplingParams:
-    def __init__(self, *, temperature, max_tokens, seed, stop_token_ids, detokenize):
-        assert type(seed) is int and type(stop_token_ids) is list
-        self.max_tokens = max_tokens
-
-
-class LLM:
-    def __init__(self, model, *, dtype, seed, max_model_len, trust_remote_code, **settings):
-        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-
-    def generate(self, prompts, sampling_params, *, use_tqdm=True):
-        for prompt, params in zip(prompts, sampling_params, strict=True):
-            if prompt["prompt_token_ids"] == [0]:
-                os.kill(os.getpid(), 9)
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            output = self.model.generate(ids, do_sample=False, max_new_tokens=params.max_tokens)
-            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(output[0, ids.size(1) :].tolist()))])
-"""
-
-
-class TestVLLM:
-    @pytest.fixture
-    def engine(self, tiny_model, tmp_path, monkeypatch):
-        (tmp_path / "vllm.py").write_text(STAND_IN)
-        monkeypatch.syspath_prepend(tmp_path)
-        return engines.vllm_engine(engines.read_model(str(tiny_model)), SimpleNamespace(**FLAGS | {"n": 2}), STATE)
-
-    def test_gives_the_same_completions_in_a_process_that_ends_with_its_model(self, engine, tiny_model, prompts):
-        model = engines.read_model(str(tiny_model))
-        ids = model.tokenizer(prompts[:3])["input_ids"]
-        with pytest.raises(KeyboardInterrupt), engine as generate:
-            found = generate(ids, list(range(6)))
-            assert len(multiprocessing.active_children()) == 1
-            raise KeyboardInterrupt
-        assert multiprocessing.active_children() == []
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        expected = generated(tiny_model, prompts[:3])
-        assert [up_to_end(row, model.ends) for row in found] == [row for row in expected for _ in range(2)]
-
-    def test_process_that_is_killed_ends_the_wait_for_it(self, engine):
-        """As the system does if memory is short."""
-        with pytest.raises(ChildProcessError, match="process ended with status -9: its error"), engine as generate:
-            generate([[0]], [0, 1])
-
-    @pytest.mark.parametrize(
-        ("device", "processes", "settings"),
-        [
-            ("cuda", 1, {"gpu_memory_utilization": 0.9}),
-            ("cuda", 2, {"gpu_memory_utilization": 0.9, "device_ids": [1]}),
-            ("cpu", 2, {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}),
-        ],
-    )
-    def test_each_process_has_an_engine_on_its_own_card(self, tiny_model, device, processes, settings):
-        state = SimpleNamespace(device=torch.device(device), num_processes=processes, local_process_index=1)
-        model = engines.read_model(str(tiny_model))
-        model.longest = 9
-        found = engines.vllm_settings("folder", model, SimpleNamespace(**FLAGS), state)
-        common = {"model": "folder", "dtype": "float32", "seed": 0, "max_model_len": 21, "trust_remote_code": False}
-        assert found == common | settings
+@pytest.mark.parametrize(
+    ("device", "processes", "settings"),
+    [
+        ("cuda", 1, {"gpu_memory_utilization": 0.9}),
+        ("cuda", 2, {"gpu_memory_utilization": 0.9, "device_ids": [1]}),
+        ("cpu", 2, {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}),
+    ],
+)
+def test_each_process_has_an_engine_of_vllm_on_its_own_card(tiny_model, device, processes, settings):
+    state = SimpleNamespace(device=torch.device(device), num_processes=processes, local_process_index=1)
+    model = engines.read_model(str(tiny_model))
+    model.longest = 9
+    found = engines.vllm_settings("folder", model, SimpleNamespace(**FLAGS), state)
+    common = {"model": "folder", "dtype": "float32", "seed": 0, "max_model_len": 21, "trust_remote_code": False}
+    assert found == common | settings

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, each_case
-from launches import accelerate, await_, end, start
+from conftest import PATIENCE, each_case
+from launches import accelerate
 
 import rewards
 from r1zero import tiny_model as tiny
 from r1zero.evaluate import checks, command, engines
-from r1zero.intervals import pass_at_k
+from r1zero.intervals import accuracy_interval, pass_at_k, wilson
 
 SMALL = {"limit": 24, "batch_size": 8, "max_completion_length": 12}
 
@@ -259,22 +259,6 @@ def holding_reward(completions, nums, target, log_extra=None, **kwargs):
 EIGHT = {"limit": 32, "batch_size": 4, "temperature": 1.0, "n": 2, "reward_funcs": "holding:holding_reward"}
 
 
-@pytest.fixture
-def launched(tmp_path):
-    """Start an evaluation in one process, or in several by accelerate; give it and the file that it writes to."""
-    started = []
-
-    def launch(processes, flags):
-        console = tmp_path / f"console{len(started)}"
-        launcher = accelerate(tmp_path, "ddp", processes) if processes > 1 else [sys.executable]
-        started.append(start([*launcher, "-m", "r1zero.evaluate", *flags], console, ENVIRONMENT))
-        return started[-1], console
-
-    yield launch
-    for process in started:
-        end(process)
-
-
 @pytest.mark.parametrize(
     ("processes", "number"),
     [
@@ -283,17 +267,18 @@ def launched(tmp_path):
     ],
 )
 def test_interrupted_and_resumed_is_as_if_uninterrupted(
-    launched, processes, number, tiny_model, problems, tmp_path, monkeypatch
+    begin, processes, number, tiny_model, problems, tmp_path, monkeypatch
 ):
     (tmp_path / "holding.py").write_text(HOLDING)
     (tmp_path / "hold").touch()
     data = shutil.copy(problems, tmp_path / "test.parquet")
-    process, console = launched(processes, words([tiny_model], data, tmp_path, **EIGHT))
+    launcher = accelerate(tmp_path, "ddp", processes) if processes > 1 else [sys.executable]
+    started = begin([*launcher, "-m", "r1zero.evaluate", *words([tiny_model], data, tmp_path, **EIGHT)])
     parts = tmp_path / "model" / "parts"
-    await_(lambda: len(list(parts.glob("*.parquet"))) == 2 * processes, process, console)
-    os.killpg(process.pid, number)  # as a terminal does
-    assert process.wait(timeout=PATIENCE) == 1
-    output = console.read_text()
+    started.await_(lambda: len(list(parts.glob("*.parquet"))) == 2 * processes)
+    os.killpg(started.process.pid, number)  # as a terminal does
+    assert started.process.wait(timeout=PATIENCE) == 1
+    output = started.text()
     assert output.count("stopped; what is done stays: the same command goes on from there") == 1, output[-4000:]
     assert processes > 1 or "Traceback" not in output, "a launcher has its own"
     assert not (tmp_path / "model" / "completions.parquet").exists()
@@ -314,18 +299,6 @@ def test_engine_that_has_ended_ends_the_evaluation_with_a_line(tiny_model, probl
     monkeypatch.setattr(engines, "transformers_engine", engine)
     with pytest.raises(SystemExit, match="^r1zero.evaluate: vLLM's process ended with status -9; what is done stays"):
         run(tiny_model, problems, tmp_path)
-
-
-def test_wrong_numbers_are_refused(capsys):
-    for flags, said in (
-        ({"n": 0}, "--n: 0, wanted at least 1"),
-        ({"seed": -1}, "argument --seed: -1, wanted at least 0"),
-        ({"n": 4}, "--temperature 0 with --n 4: wanted above 0"),
-        ({"temperature": "nan"}, "--temperature nan with --n 1: wanted above 0"),
-    ):
-        with pytest.raises(SystemExit):
-            command.parse(words(["model"], "data", "out", **flags))
-        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 class TestRefusals:
@@ -386,3 +359,31 @@ class TestRefusals:
         (tmp_path / "own.py").write_text(OWN_REWARDS)
         os.utime(model / "model.safetensors")  # as if it had been trained on
         assert "holds an evaluation with weights_written 20" in refused([model], **flags)
+
+
+# Intervals and pass@k against published numbers and counts
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n):
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+# Newcombe 1998, table I
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
+)
+def test_interval_of_single_completions_is_wilsons(right, of, low, high):
+    assert accuracy_interval(np.array([1] * right + [0] * (of - right)), 1) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(right / of, of) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_interval_of_several_completions_is_as_wide_as_the_problems_differ():
+    rng = np.random.default_rng(0)
+    right = rng.binomial(8, rng.beta(1, 1, 500))  # (problems,)
+    resampled = rng.choice(right, (4000, 500)).mean(1) / 8
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert accuracy_interval(right, 8) == pytest.approx((low, high), abs=0.004)

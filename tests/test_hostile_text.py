@@ -126,11 +126,6 @@ def is_harmless(text, longest=LONGEST):
     return text.replace("\n", "").replace("\t", "").isprintable() and len(text) <= escapes * (longest + 100)
 
 
-def in_one(found):
-    """What scored() has returned for single texts as it would return it for all of them at once."""
-    return {name: [each[name][0] for each in found] for name in found[0]}
-
-
 def put_stand_ins(patch):
     """Computer algebra that decides nothing, and no sandbox. Their time is bounded: see their own tests."""
     patch.setattr(algebra, "ask_helper", lambda pairs: [None] * len(pairs))

@@ -1,12 +1,11 @@
-"""A push of a LoRA adapter to vLLM leaves the base weights as they were, and settings that part the two are refused.
+"""A push of a LoRA adapter to vLLM leaves the base weights as they were.   bash tests/run.sh tests/test_lora.py"""
 
-bash tests/run.sh tests/test_lora.py
-"""
-
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import each_case
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -121,30 +120,12 @@ def test_base_is_merged_without_a_copy_if_it_needs_none(tiny_model, monkeypatch,
     assert dtype == torch.bfloat16 or drift < 1e-6
 
 
-def test_model_without_adapter_is_left_as_it_is():
-    model = torch.nn.Linear(2, 2)
-    lora.keep_base_exact(model)
-    assert "merge_adapter" not in vars(model)
-
-
-@pytest.mark.parametrize(
-    ("settings", "error"),
-    [
-        ({}, None),  # as the recipes have it
-        ({"use_peft": False, "lora_dropout": 0.05}, None),
-        ({"lora_dropout": 0.05}, "set --lora_dropout 0"),  # TRL's default
-        ({"lora_dropout": 0.05, "use_vllm": False}, "set --lora_dropout 0"),
-        ({"lora_dropout": 0.05, "disable_dropout": True}, None),
-        ({"load_in_4bit": True}, "set --load_in_4bit false, or --use_vllm false"),
-        ({"load_in_8bit": True}, "set --load_in_8bit false, or --use_vllm false"),
-        ({"load_in_4bit": True, "use_vllm": False}, None),  # never merged
-    ],
-)
-def test_settings_that_part_generation_from_training_are_refused(settings, error):
+@each_case("lora_settings.tsv")
+def test_settings_that_part_generation_from_training_are_refused(case):
     values = {"use_peft": True, "lora_dropout": 0.0, "disable_dropout": False, "use_vllm": True}
-    values |= {"load_in_4bit": False, "load_in_8bit": False} | settings
+    values |= {"load_in_4bit": False, "load_in_8bit": False} | json.loads(case["settings"])
     errors = lora.setting_errors(SimpleNamespace(**values))
-    assert errors == [] if error is None else len(errors) == 1 and error in errors[0]
+    assert len(errors) == bool(case["error"]) and case["error"] in "".join(errors)
 
 
 @pytest.mark.parametrize(("name", "is_folder"), [("base", True), ("Qwen/Qwen2.5-0.5B", False)])

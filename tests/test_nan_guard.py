@@ -6,13 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, train_here
 from safetensors.torch import load_file
 
 from r1zero.training import nan_guard
 from r1zero.training.reward_functions import Scorer
 
-TINY = ROOT / "configs" / "tiny_cpu.yaml"
 OWN = """
 calls = 0
 
@@ -23,30 +21,25 @@ def own_reward(completions, **columns):
 """
 
 
-QUIET = SMALL | {"eval_strategy": "no", "eval_on_start": False, "max_steps": 3, "save_steps": 1}
+QUIET = {"eval_strategy": "no", "eval_on_start": False, "max_steps": 3, "save_steps": 1}
 
 
 @pytest.fixture
-def paths(tmp_path, tiny_model, tiny_data):
-    return {"output_dir": tmp_path / "run", "model_name_or_path": tiny_model, "data_dir": tiny_data}
-
-
-@pytest.fixture
-def train(paths, capsys):
-    """Three steps with a checkpoint after each, which end early; the line that says why, and the run's folder."""
+def ended(train, tmp_path, capsys):
+    """Three steps with a checkpoint after each, which end early; the line that says why."""
 
     def run(**flags):
         with pytest.raises(SystemExit) as ended:
-            train_here(TINY, **QUIET | flags | paths)
+            train(tmp_path / "run", **QUIET | flags)
         assert ended.value.code == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_countdown.py")]
-        return line, paths["output_dir"]
+        return line
 
     return run
 
 
 @pytest.mark.parametrize("spoiled", ["loss", "gradient"])
-def test_step_that_would_spoil_the_weights_is_not_taken(train, monkeypatch, spoiled):
+def test_step_that_would_spoil_the_weights_is_not_taken(ended, tmp_path, monkeypatch, spoiled):
     from trl import GRPOTrainer
 
     compute_loss, steps = GRPOTrainer.compute_loss, []
@@ -62,7 +55,7 @@ def test_step_that_would_spoil_the_weights_is_not_taken(train, monkeypatch, spoi
         return loss + (weight.flatten()[0] * 0).sqrt()  # the gradient of a root at 0 is infinite
 
     monkeypatch.setattr(GRPOTrainer, "compute_loss", spoil)
-    line, folder = train()
+    line, folder = ended(), tmp_path / "run"
     assert steps == [0, 1]
     assert "the norm of the gradient is nan, in step 2" in line and line.endswith("goes on from checkpoint-1")
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "checkpoint-1/model.safetensors").values())
@@ -78,15 +71,14 @@ def test_step_that_would_spoil_the_weights_is_not_taken(train, monkeypatch, spoi
         ("1 / 0", "own_reward raised ZeroDivisionError (division by zero), see above"),
     ],
 )
-def test_reward_that_cannot_be_trained_with_ends_the_run(train, tmp_path, bad, said):
+def test_reward_that_cannot_be_trained_with_ends_the_run(ended, tmp_path, bad, said):
     (tmp_path / "mine.py").write_text(OWN.format(bad=bad))
-    assert said in train(reward_funcs=f"{tmp_path}/mine.py:own_reward")[0]
+    assert said in ended(reward_funcs=f"{tmp_path}/mine.py:own_reward")
 
 
-def test_stop_on_nan_false_goes_on(tmp_path, paths):
+def test_stop_on_nan_false_goes_on(train, tmp_path):
     (tmp_path / "mine.py").write_text(OWN.format(bad="float('nan')"))
-    own = {"reward_funcs": f"{tmp_path}/mine.py:own_reward", "stop_on_nan": False}
-    train_here(TINY, **QUIET | own | paths)
+    train(tmp_path / "run", **QUIET, reward_funcs=f"{tmp_path}/mine.py:own_reward", stop_on_nan=False)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 3
 
 

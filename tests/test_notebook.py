@@ -22,11 +22,6 @@ def as_python(cell):
     return re.sub(r"^%cd (.*)$", r"cd('\1')", cell, flags=re.MULTILINE)
 
 
-def test_its_cells_can_be_read():
-    for cell in CODE:
-        compile(as_python(cell), "cell", "exec")
-
-
 def copy_of_the_project(folder):
     """A repository with the files of this one as they are now, to be cloned."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]

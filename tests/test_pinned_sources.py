@@ -4,6 +4,7 @@ import inspect
 import re
 
 import yaml
+from conftest import parser
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from trl import GRPOConfig
 from trl.kernels import chunked_logprob
@@ -11,6 +12,7 @@ from trl.trainer import grpo_trainer, utils
 
 from r1zero import ROOT
 from r1zero.estimate import memory
+from r1zero.preflight import settings as setting_checks
 from r1zero.report import console
 
 SOURCE = inspect.getsource(grpo_trainer)
@@ -38,3 +40,12 @@ def test_buffers_and_tiles_of_the_memory_estimate_are_those_of_the_libraries():
     assert (memory.BUCKET, memory.LIVE) == (zero.reduce_bucket_size, zero.max_live_parameters)
     assert memory.TILE_TOKENS == chunked_logprob.TOKEN_CHUNK_SIZE
     assert memory.TILE_ENTRIES == utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
+def test_choices_are_texts_that_trl_knows():
+    known = vars(parser().parse_known_args([])[0])
+    for name, hint in setting_checks.TYPES.items():
+        choices = getattr(hint, "__args__", ())
+        if isinstance(known[name], str) and choices:
+            assert known[name] in choices
+            assert [choice for choice in choices if f'"{choice}"' not in SOURCE] == []

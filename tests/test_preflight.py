@@ -28,16 +28,11 @@ from r1zero.preflight import hardware
 from r1zero.preflight import model as of_models
 from r1zero.preflight.machine import Machine, Strategy, read_strategy
 from r1zero.report import run_folder
-from r1zero.training import checkpoints, reward_functions
+from r1zero.training import checkpoints
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
 OWN_REWARD = """
-def short_reward(completions, limit, log_extra=None, log_metric=None, **columns):
-    log_extra("answer", [completion[:5] for completion in completions])
-    log_metric("length", 3.0)
-    return [float(len(completion) < most) for completion, most in zip(completions, limit)]
-
 def fussy_reward(completions, **columns):
     return [float(completion[0] == "a") for completion in completions]
 
@@ -132,7 +127,8 @@ def test_the_recipe_itself_passes_and_flags_override_it(check, capsys):
 
 def test_estimate_that_is_printed_is_handed_on_to_stand_beside_what_the_run_takes(check, capsys):
     _, training_args, *_ = check("--use_cpu", "false")
-    assert training_args.estimated_memory == pytest.approx(max(peaks(capsys.readouterr().out).values()), abs=0.06)
+    found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(?:update|evaluation|generation)", capsys.readouterr().out)
+    assert training_args.estimated_memory == pytest.approx(max(map(float, found)), abs=0.06)
 
 
 @each_case("before_a_run.tsv", "flags")
@@ -151,13 +147,6 @@ def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch,
         assert [line.split("/")[-1].split(",")[0].split()[0] for line in lines] == ["train.parquet", "test.parquet"]
     else:
         assert len(lines) == 1, lines
-
-
-@pytest.mark.parametrize(
-    "flags", ["--data_dir nowhere --model_name_or_path no/where --save_steps 42", "--beta -1 --seed -1 --top_p 2"]
-)
-def test_all_errors_are_listed_at_once(errors, flags):
-    assert len(errors(*flags.split())) == 3
 
 
 def test_held_out_data_with_more_columns_is_refused(error, tmp_path, tiny_data):
@@ -231,12 +220,6 @@ class TestRightAnswers:
 
 
 class TestRewards:
-    def test_of_a_user_work_with_the_users_own_columns(self, check, own_data, capsys):
-        flags = ("--data_dir", own_data, "--reward_funcs", "mine:short_reward")
-        (function,) = check(*flags)[3]
-        assert "an epoch of 300 problems" in capsys.readouterr().out
-        assert reward_functions.score(function, ["", ""], ["ab", "abc"], {"limit": [3, 3]})[0] == [1.0, 0.0]
-
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
@@ -321,13 +304,6 @@ class TestDryRun:
         "disk: 0.02 GB for 3 checkpoints at once and the final model\n"
     )
 
-    def test_says_the_plan_and_makes_nothing(self, check, tmp_path, capsys):
-        with pytest.raises(SystemExit) as ended:
-            check("--dry_run")
-        assert ended.value.code == 0
-        assert capsys.readouterr().out == self.TINY_PLAN.format(rows="228 steps an epoch of 913 problems")
-        assert os.listdir(tmp_path) == []
-
     def test_of_a_fresh_clone_says_what_would_be_made_and_the_plan_without_it(self, plan, tmp_path):
         _, said, *lines, last = plan()
         assert said == (
@@ -336,13 +312,6 @@ class TestDryRun:
         assert "\n".join(lines) + "\n" == self.TINY_PLAN.format(rows="the number of problems is not known yet")
         assert last == "models/tiny is not here: its shape is taken from r1zero/estimate"
         assert os.listdir(tmp_path) == []
-
-    def test_takes_the_shape_of_a_model_that_cannot_be_had_and_a_run_does_not(self, plan, tiny_data):
-        flags = ("--config", TINY, "--model_name_or_path", "Qwen/Qwen2.5-0.5B", "--save_strategy", "no")
-        lines = plan(*flags, "--data_dir", tiny_data)
-        assert lines[1].startswith("model: 494,032,768 parameters")
-        with pytest.raises(SystemExit, match="type hf download Qwen/Qwen2.5-0.5B"):
-            checks.check(parser(), [*map(str, flags), "--data_dir", str(tiny_data)])
 
 
 NUMBERS = {"no": 0, "one": 1, "two": 2, "four": 4, "eight": 8}
@@ -355,17 +324,11 @@ def line_of(lines, start):
     return found[0] if found else None
 
 
-def peaks(line):
-    """The GiB of a plan's or a header's phases, as a dict."""
-    found = re.findall(r"([\d.]+)(?: GiB)? in (?:the )?(update|evaluation|generation)", line)
-    return {phase: float(size) for size, phase in found}
-
-
 class TestAnotherMachine:
     """--dry_run --gpus N --gpu_memory G, in a folder without data or models, and without the hub."""
 
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-    def test_of_the_header_has_a_plan_with_the_memory_of_header_and_table(self, path, plan):
+    def test_of_the_header_has_a_plan_that_fits(self, path, plan):
         of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
         gpus, gigabytes = NUMBERS[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
@@ -375,20 +338,7 @@ class TestAnotherMachine:
             return
         estimate = line_of(lines, "memory a card, estimate in GiB")
         assert f"of {gigabytes * 1e9 / 2**30:.1f}" in estimate
-        (header,) = re.findall("# Hardware: .*", path.read_text())
-        docs = (ROOT / "docs" / "recipes.md").read_text()
-        row = rf"^\| `{re.escape(path.name)}` \| (\w+) of (\d+) GB \| `(\w+)\.yaml` \| (.*) \|$"
-        (first, *more) = re.findall(row, docs, re.MULTILINE)
-        sizes = dict(zip(("update", "evaluation", "generation"), map(float, first[3].split(" | ")), strict=True))
-        assert peaks(header) == sizes == pytest.approx(peaks(estimate), abs=0.55)
-        assert first[:2] == (header.split()[2], f"{gigabytes:g}") and f"accelerate/{first[2]}.yaml" in lines[0]
         assert line_of(lines, "will not fit") is None
-        for count, gigabytes, strategy, gib in more:
-            machine = ("--gpus", NUMBERS[count], "--gpu_memory", gigabytes, "--strategy", strategy)
-            lines = plan("--config", path, *machine)
-            estimate = peaks(line_of(lines, "memory a card, estimate in GiB"))
-            assert list(estimate.values()) == pytest.approx(list(map(float, gib.split(" | "))), abs=0.55)
-            assert line_of(lines, "will not fit") is line_of(lines, "batch: ") is None
 
     def test_needs_no_recipe_and_says_what_does_not_fit(self, plan):
         lines = plan("--gpus", 8, "--gpu_memory", 80)

@@ -1,24 +1,32 @@
-"""preprocess.py's commands on small sizes: the files, what is printed, what is refused."""
+"""preprocess.py's commands on small sizes: the files, what is printed, what is refused.
+
+Problems in words are fixtures written by hand in the real sets' columns.
+"""
 
 import json
 import re
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ENVIRONMENT, FIXTURES, each_case, run_to_end
+from conftest import FIXTURES, each_case
 
 import preprocess
+from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable
 
 SCHEMA = ["nums", "target", "data_source", "prompt", "ability", "reward_model", "extra_info"]
 TWO = [([1, 2, 30], 33), ([1, 2, 40], 43)]
 
 
-def prepare(task, folder, *flags):
-    """preprocess.py on a task; returns the rows of train and test."""
-    preprocess.main([task, "--local_dir", str(folder), *map(str, flags)])
+def read(folder):
+    """Return the rows of train and test."""
     return [pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")]
+
+
+def prepare(task, folder, *flags):
+    """Run preprocess.py on a task; return the rows of train and test."""
+    preprocess.main([task, "--local_dir", str(folder), *map(str, flags)])
+    return read(folder)
 
 
 def write_source(path, problems):
@@ -45,16 +53,6 @@ class TestCountdown:
         assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
         assert f"  prompt:\n{row['prompt']}\n" in output
 
-    @pytest.mark.parametrize("split", ["unique", "tinyzero"])
-    def test_source_is_split_as_asked(self, tmp_path, split):
-        problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 20)]
-        source = write_source(tmp_path / "set.parquet", problems)
-        flags = ("--source", source, "--split", split, "--train_size", 8, "--test_size", 2)
-        made = prepare("countdown", tmp_path, *flags)
-        train, test = ([(row["nums"], row["target"]) for row in rows] for rows in made)
-        assert sorted(train + test) == problems and (len(train), len(test)) == (8, 2)
-        assert (train + test == problems) == (split == "tinyzero")
-
 
 # Drawn, all that exist, and longer than a machine word
 @pytest.mark.parametrize(("digits", "sizes"), [((2, 2), (3000, 1000)), ((1, 1), (44, 1)), ((18, 17), (1, 1))])
@@ -73,8 +71,7 @@ def test_products_are_right_different_and_disjoint(tmp_path, digits, sizes):
 
 
 def test_mixture_has_equal_parts_and_none_in_the_columns_of_other_tasks(data):
-    tables = [pq.read_table(data / "mixture" / f"{split}.parquet") for split in ("train", "test")]
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = sum(read(data / "mixture"), [])
     sources = [row["data_source"] for row in rows]
     assert sources.count("countdown") == sources.count("x_r1_750") == len(rows) / 2 > 4
     for row in rows:
@@ -87,8 +84,8 @@ def test_problem_that_one_part_of_a_mixture_holds_out_is_in_no_train(tmp_path):
         words = f"--train_size 400 --test_size 60 --max_number 9 --num_operands 3 --seed {seed}"
         prepare("countdown", tmp_path / str(seed), *words.split())
     preprocess.main(["mixture", *(str(tmp_path / name) for name in "01"), "--local_dir", str(tmp_path / "both")])
-    prompts = [pq.read_table(tmp_path / f"both/{split}.parquet")["prompt"].to_pylist() for split in ("train", "test")]
-    assert len(prompts[0]) > 200 and not set(prompts[0]) & set(prompts[1])
+    train, test = ({row["prompt"] for row in rows} for rows in read(tmp_path / "both"))
+    assert len(train) > 200 and not train & test
 
 
 @each_case("refused_preprocess.tsv", "arguments")
@@ -107,10 +104,74 @@ def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypa
     assert not list(tmp_path.glob("data/*"))
 
 
-def test_characters_that_the_output_lacks_are_printed_as_python_writes_them(tmp_path):
-    """An output that knows Latin alone loses neither the files nor the example."""
-    problems = [json.dumps({"question": f"\u4e00 + {n}?", "answer": f"#### {n}"}) for n in range(9)]
-    (tmp_path / "own.jsonl").write_text("\n".join(problems))
-    command = [sys.executable, "preprocess.py", "gsm8k", "--source", tmp_path / "own.jsonl", "--local_dir", tmp_path]
-    output = run_to_end(command, ENVIRONMENT | {"PYTHONIOENCODING": "latin-1"})
-    assert r"\u4e00 + " in output and (tmp_path / "test.parquet").is_file()
+# Problems in words
+
+GOLDS = {
+    "x_r1_750": r"42|\frac{1}{2}|\left\{-2, 2\right\}|x^2+2x+1|8|2\sqrt{2}|9\pi|\text{east}|0.25",
+    "gsm8k": "31|25000|-5|4.5|28",  # the numbers after the hashes
+}
+
+
+@pytest.mark.parametrize("task", GOLDS)
+def test_golds_are_extracted_and_prompts_are_text_that_the_completion_goes_on_from(data, task):
+    rows = sum(read(data / task), [])
+    assert {row["solution"] for row in rows} == set(GOLDS[task].split("|"))
+    for row in rows:
+        assert row["prompt"].startswith("A conversation between User and Assistant.") and "\nUser: " in row["prompt"]
+        assert row["prompt"].endswith("\nAssistant: Let me solve this step by step. <think>")
+
+
+def test_eurus_may_give_its_prompt_as_a_chat():
+    row = {"ability": "math", "data_source": "numina", "reward_model": {"ground_truth": "5"}}
+    chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "What is 2+3?"}]
+    for prompt in ("What is 2+3?", chat):
+        assert TEXT_TASKS["eurus"].read(row | {"prompt": prompt}) == TextProblem("What is 2+3?", "5", "math", "numina")
+    with pytest.raises(Unusable, match="neither math nor code"):
+        TEXT_TASKS["eurus"].read(row | {"prompt": chat, "ability": "poetry"})
+
+
+def test_unusable_rows_and_repeated_problems_are_dropped_and_counted(tmp_path, capsys):
+    train, test = prepare("math", tmp_path / "a", "--source", FIXTURES / "x_r1_750.jsonl", "--test_size", 2)
+    assert len(train) == 7 and len(test) == 2
+    output = capsys.readouterr().out
+    assert "test.parquet: 2 of the 12 rows of train; dropped 2 without a box that has content; " in output
+    assert "train.parquet: 7 of the 12 rows" in output and "dropped 3 that came before or stand in test" in output
+    rows = [{"problem": text, "solution": r"\boxed{1}"} for text in ("a", "b", "c", "", None)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, test = prepare("math", tmp_path / "b", "--source", tmp_path / "set.jsonl")
+    assert len(train + test) == 3 and "dropped 2 without a problem" in capsys.readouterr().out
+
+
+def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(tmp_path, long_model, capsys):
+    flags = ("--source", FIXTURES / "eurus.jsonl", "--tokenizer", long_model, "--test_size", 1)
+    rows = sorted(sum(prepare("eurus", tmp_path, *flags), []), key=lambda row: str(row["solution"]))
+    assert [row["solution"] for row in rows] == ["2x+2", "32", "540", None, None]
+    for row in rows:
+        assert (row["tests"] is None) == (row["ability"] == "math")
+        assert row["reward_model"]["ground_truth"] == (row["solution"] or row["tests"])
+        assert ("```python" in row["prompt"]) == (row["ability"] == "code")
+    assert {row["data_source"] for row in rows if row["tests"]} == {"taco", "apps"}
+    output = capsys.readouterr().out
+    for what in ("a unit in the gold", "a box in the gold", "an empty gold", "empty or unreadable tests"):
+        assert f"rows with {what}" in output
+    assert "1 prompts over 1,000 tokens" in output
+
+
+def test_chat_prompt_keeps_the_problems_braces(tmp_path):
+    train, test = prepare("math", tmp_path, "--source", FIXTURES / "x_r1_750.jsonl", "--template", "chat")
+    (row,) = [row for row in train + test if "sqrt" in row["prompt"]]
+    assert row["prompt"].startswith("<|im_start|>system\n") and r"\boxed{your answer}" in row["prompt"]
+    assert "<|im_start|>user\nWhat is $\\sqrt{8}$ in simplest form?<|im_end|>" in row["prompt"]
+    assert row["prompt"].endswith("<|im_start|>assistant\nLet me solve this step by step. <think>")
+
+
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_own_test_split_is_used_and_kept_out_of_train(tmp_path, held_out):
+    lines = (FIXTURES / "gsm8k.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / f"{held_out}.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(SystemExit, match=rf"has the splits \['{held_out}'\], wanted train"):
+        prepare("gsm8k", tmp_path / "data", "--source", tmp_path)
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    train, test = prepare("gsm8k", tmp_path / "data", "--source", tmp_path)
+    assert {row["solution"] for row in test} == {"31", "25000"}
+    assert {row["solution"] for row in train} == {"-5", "4.5", "28"}

@@ -1,13 +1,11 @@
 """The threads of a process on the CPU: whose number counts, and each process's share of the cores."""
 
 import os
-import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from conftest import ROOT, run_to_end
 
 from r1zero import processes
 
@@ -60,9 +58,6 @@ def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, core
     [
         pytest.param(OF_TORCHRUN, launcher({"OMP_NUM_THREADS": "1"}), id="a user's 1, before the launcher"),
         pytest.param(OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num_cpu_threads_per_process", "1"]), id="a flag"),
-        pytest.param(
-            OF_ACCELERATE, launcher(command=[*LAUNCHER, "--num-cpu-threads-per-process=1"]), id="other dashes"
-        ),
         pytest.param(OF_ACCELERATE | {"OMP_NUM_THREADS": "3"}, launcher(), id="another number than a launcher's 1"),
         pytest.param({"OMP_NUM_THREADS": "1"}, launcher(), id="a user's 1, before python alone"),
         pytest.param(OF_ACCELERATE, None, id="a launcher that has ended"),
@@ -72,16 +67,3 @@ def test_processes_share_the_cores_if_nobody_has_chosen(start, environment, core
 def test_number_that_is_not_the_launchers_own_stays(start, environment, parent):
     assert start(environment, parent) == 1
     assert os.environ.get("OMP_NUM_THREADS") == environment.get("OMP_NUM_THREADS")
-
-
-@pytest.mark.slow
-def test_accelerate_launch_gives_one_process_all_cores(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import torch\nfrom r1zero import processes\nprocesses.take_threads()\nprint(torch.get_num_threads())\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("OMP_NUM_THREADS", None)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    config = ["--config_file", ROOT / "configs" / "accelerate" / "single.yaml"]
-    assert run_to_end([*launch, *config, script], environment).splitlines()[-1] == str(processes.cores())

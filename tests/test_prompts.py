@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,16 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import preprocess
 from r1zero import tiny_model as tiny
-from r1zero.tasks import countdown, multiplication, word_problems
-from r1zero.tasks.prompts import drop_long_prompts, fill_template, load_tokenizer, render_template
+from r1zero.tasks import countdown
+from r1zero.tasks.prompts import fill_template, load_tokenizer, render_template
 
 FORMS = ("base", "chat")
-PROMPTS = {  # {prompt: what it says of its format}
-    countdown.PROMPT: "in <answer> </answer> tags",
-    multiplication.PROMPT: "<answer> RESULT_NUMBER </answer>.",
-    word_problems.MATHS: r"<think> reasoning process here </think> The answer is \boxed{your answer}.",
-    word_problems.CODE: "```python\nprogram here\n```",
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +42,6 @@ def test_countdowns_prompts_are_tinyzeros_to_the_letter():
         f"and then provides the user with the answer.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         "<|im_start|>assistant\nLet me solve this step by step.\n<think>"
     )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_prompt_says_its_format_and_ends_in_the_turn_that_the_model_goes_on_from(form):
-    for prompt, says in PROMPTS.items():
-        template = render_template(prompt, form)
-        assert says in template
-        assert template.endswith(prompt.beginning) and template.endswith("<think>")
 
 
 def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
@@ -132,12 +117,3 @@ def test_data_that_was_written_with_two_bos_is_refused(tmp_path, tiny_model, tin
     flags = {"model_name_or_path": model, "output_dir": tmp_path / "run", "dry_run": True}
     with pytest.raises(SystemExit, match=re.escape(f"begin with {tiny.END_OF_TEXT} twice")):
         train_here(ROOT / "configs" / "tiny_cpu.yaml", data_dir=tmp_path, **flags)
-
-
-def test_prompts_up_to_the_limit_are_kept_in_order_and_longer_ones_counted(tokenizer):
-    template = render_template(countdown.PROMPT, "base")
-    rows = [{"prompt": fill_template(template, numbers=[1] * k, target=9)} for k in (3, 4, 3, 5, 3)]
-    counts = Counter()
-    kept = list(drop_long_prompts(iter(rows), tokenizer, 9, counts))  # three numbers are 9 tokens
-    assert kept == [rows[0], rows[2], rows[4]] and counts == {"prompts over 9 tokens": 2}
-    assert list(drop_long_prompts(iter(rows), tokenizer, None, counts)) == rows

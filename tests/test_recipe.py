@@ -1,18 +1,15 @@
 """A run's settings: YAML, then flags, then the batch for its processes.   bash tests/run.sh tests/test_recipe.py"""
 
 import copy
-import inspect
 import math
 import os
 
 import pytest
 import yaml
-from conftest import ROOT, parser, settings
-from trl.trainer import grpo_trainer
+from conftest import ROOT, each_case, parser, settings
 
 from r1zero import schedule
 from r1zero.preflight import recipe
-from r1zero.preflight import settings as setting_checks
 
 CONFIGS = ROOT / "configs"
 TINY = CONFIGS / "tiny_cpu.yaml"
@@ -48,42 +45,14 @@ def test_dataclasses_are_those_that_trls_own_parser_makes(flags):
             assert str(getattr(ours, name)) == str(value), name
 
 
-def test_help_is_the_parsers(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        recipe.read_flags(parser(), ["--help"])
-    assert stopped.value.code == 0 and "--completions_per_step" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", ["- a\n- list", "a: [1", "", "just words", "a: 1\na: 2", None])
-def test_file_that_is_no_mapping_is_refused(tmp_path, text):
-    if text is not None:
-        (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(SystemExit, match=r"x.yaml is not a readable YAML mapping:"):
-        settings(config=tmp_path / "x.yaml")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["learning_rate: 1e-6", "learning_rate: 1", "eval_steps: null", "save_steps: 0.25"]
-    + ["lora_target_modules: all-linear", "reward_weights: [1, 0.5]", "model_init_kwargs: {use_cache: false}"],
-)
-def test_what_transformers_takes_is_left_alone(text):
-    assert setting_checks.errors(yaml.safe_load(text), parser().dataclass_types) == []
-
-
-def test_renamed_settings_are_none_here_and_lead_to_those_that_are():
-    known = vars(parser().parse_known_args([])[0])
-    assert not known.keys() & recipe.RENAMED.keys()
-    assert {meant for meant in recipe.RENAMED.values() if " " not in meant} <= known.keys()
-
-
-def test_choices_are_texts_that_trl_knows():
-    known, source = vars(parser().parse_known_args([])[0]), inspect.getsource(grpo_trainer)
-    for name, hint in setting_checks.TYPES.items():
-        choices = getattr(hint, "__args__", ())
-        if isinstance(known[name], str) and choices:
-            assert known[name] in choices
-            assert [choice for choice in choices if f'"{choice}"' not in source] == []
+@pytest.mark.parametrize("name", RECIPES)
+def test_keys_of_recipes_are_known_and_values_have_their_type(name):
+    """In the classes of TRL, on the CPU in float32, since they check the hardware."""
+    path = CONFIGS / f"{name}.yaml"
+    for arguments in recipe.build(parser(), settings("--use_cpu", "--bf16", "false", config=path)):
+        for key, value in yaml.safe_load(path.read_text()).items():
+            if hasattr(arguments, key) and isinstance(value, (int, float)) and key not in ("bf16", "use_cpu"):
+                assert getattr(arguments, key) == value
 
 
 class TestBatch:
@@ -102,52 +71,17 @@ class TestBatch:
             assert schedule.span(values) == said.get("steps_per_generation", 1), "optimizer steps on one generation"
             assert recipe.batch_errors(values, processes) == []
 
-    @pytest.mark.parametrize(
-        ("name", "processes", "batch", "made"),
-        [
-            ("qwen2.5-7b", 8, (4, 8), 256),
-            ("qwen2.5-7b", 16, (4, 4), 256),
-            ("qwen2.5-3b", 1, (8, 32), 256),
-            ("qwen2.5-1.5b-lora-24gb", 3, (4, 22), 264),
-            ("tiny_cpu", 1, (64, 1), 64),
-            ("tiny_cpu", 2, (32, 1), 64),
-            ("tiny_cpu", 3, (20, 1), 60),
-        ],
-    )
-    def test_is_accumulated_and_is_smaller_a_device_only_if_need_be(self, name, processes, batch, made):
-        values = settings(config=CONFIGS / f"{name}.yaml", processes=None)
-        wanted, by = values.completions_per_step, f"groups of {values.num_generations} and {processes} processes"
-        said = []
-        if made != wanted:
-            said = [f"batch: {made} completions a step, the nearest to {wanted} that {by} divide"]
-        if batch[0] in (20, 32):
-            said.append(f"batch: per_device_train_batch_size is {batch[0]} and not 64, to divide into {by}")
-        assert recipe.fit(values, processes) == said
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
-
-    @pytest.mark.parametrize(
-        ("text", "flags", "processes", "batch"),
-        [
-            pytest.param("", "--per_device_train_batch_size 4", 1, (4, 16), id="a smaller batch a device"),
-            pytest.param("", "--gradient_accumulation_steps 3", 1, (64, 3), id="accumulation by a flag"),
-            pytest.param("gradient_accumulation_steps: 3", "", 1, (64, 3), id="accumulation by the YAML"),
-            pytest.param("completions_per_step: null", "", 1, (64, 1), id="neither"),
-            pytest.param("completions_per_step: 200", "", 1, (64, 3), id="a number that is no multiple"),
-            pytest.param(
-                "completions_per_step: 32\nsteps_per_generation: null\ngeneration_batch_size: 192", "", 2, (16, 1),
-                id="a generation of a size that is given",
-            ),
-        ],
-    )  # fmt: skip
-    def test_follows_what_is_given(self, own, text, flags, processes, batch):
-        values = settings(*flags.split(), config=own(text), processes=processes)
-        assert (values.per_device_train_batch_size, values.gradient_accumulation_steps) == batch
-
-    @pytest.mark.parametrize("flags", [("--per_device_train_batch_size", 16), ("--completions_per_step", 256)])
-    def test_keeps_the_optimizer_steps_of_a_generation_if_it_is_accumulated(self, flags):
-        values = settings(*flags)
-        assert (values.gradient_accumulation_steps, values.steps_per_generation) == (4, 16)
-        assert schedule.span(values) == 4
+    @each_case("batches.tsv")
+    def test_follows_from_what_is_given_and_is_smaller_a_device_only_if_need_be(self, own, case):
+        """The tiny recipe, unless one is named. said: the parts of the lines, none for no line."""
+        config = CONFIGS / f"{case['recipe']}.yaml" if case["recipe"] else own(case["yaml"].replace(" / ", "\n"))
+        values = settings(*case["flags"].split(), config=config, processes=None)
+        said = " ... ".join(recipe.fit(values, int(case["processes"])))
+        assert bool(said) == bool(case["said"])
+        assert [part for part in case["said"].split(" ... ") if part not in said] == []
+        batch = (values.per_device_train_batch_size, values.gradient_accumulation_steps)
+        assert batch == (int(case["batch"]), int(case["accumulation"]))
+        assert schedule.span(values) == float(case["span"] or schedule.span(values))
 
     @pytest.mark.parametrize(
         ("rows", "processes", "group", "size"),

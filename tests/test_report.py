@@ -1,4 +1,4 @@
-"""report.html of a run and the comparison of several, as files and in a browser."""
+"""report.html of a run and the comparison of several."""
 
 import html
 import json
@@ -10,13 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import each_case
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
+from conftest import each_case, reader_of
 
-from r1zero.report import charts, page, run_folder
-from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions, visible
+from r1zero.report import page, run_folder
+from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
 from r1zero.report.run_folder import TABLES_BEFORE
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
@@ -89,12 +86,6 @@ def text_of(path):
     return html.unescape(path.read_text(encoding="utf-8"))
 
 
-def reader(folder):
-    """What the page's reader of completions is given."""
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
-
-
 def test_page_holds_everything_and_asks_for_nothing(run):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") == 2 and HOSTILE not in text
@@ -138,33 +129,11 @@ def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_
     assert re.search(r"<th colspan=\"9\">Logged by the rewards</th>", text)
     assert re.search(r"<td>edit_distance</td>\s*<td>12.5</td>\s*<td>10.5</td>", text)
     assert text.count("<svg") == 3
-    assert {problem["at"]["2"]["verdict"] for problem in reader(folder)["problems"]} == {""}
+    assert {problem["at"]["2"]["verdict"] for problem in reader_of(folder)["problems"]} == {""}
     (folder / "README.md").write_text("[None](https://huggingface.co/None)")
     page.complete_card(folder / "README.md", metrics, "models/tiny")
     card = (folder / "README.md").read_text()
     assert "| mean reward | -0.050 | 0.150 |" in card and card.startswith("`models/tiny`\n")
-
-
-def test_table_compares_the_evaluations_that_metrics_json_names(tmp_path):
-    """Of a run without one before its first step, whose best model was saved."""
-    folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
-    run = page.read(folder)
-    run.metrics["before"] = run.metrics["after"] = run_folder.evaluations(run.history)[1] | {"n": 3}
-    header, *rows = page.before_and_after(run)
-    assert header[1:] == ("first evaluation (step 4)", "after (step 4)") and ("edit_distance", "11.5", "11.5") in rows
-
-
-def test_folder_that_is_no_run_or_whose_files_cannot_be_read_is_named(tmp_path, run):
-    (tmp_path / "empty").mkdir()
-    broken = [tmp_path / "empty"]
-    for name, text in (("config.yaml", "[1"), ("metrics.json", ""), ("trainer_state.json", "[]")):
-        broken.append(shutil.copytree(run, tmp_path / name))
-        (broken[-1] / name).write_text(text)
-    for folder in broken:
-        for words in ([folder], [run, folder, "--output", tmp_path / "page.html"]):
-            with pytest.raises(SystemExit, match=f"^r1zero.report: {folder} is not the folder of a run.*$"):
-                page.main(list(map(str, words)))
-    assert not (tmp_path / "page.html").exists()
 
 
 def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compared(tmp_path, wide, capsys):
@@ -184,7 +153,7 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
     assert ">edit_distance</text>" in text and "['mine:spelling']" in text
 
 
-# The completions, and the charts
+# The completions
 
 TABLES = TABLES_BEFORE | {"length": ("", "", [])}
 TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
@@ -248,99 +217,3 @@ def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{cut} is left out of the page, as it cannot be read (")
     assert second == f"{other} is left out of the page, as it cannot be read (it lacks completion)"
-
-
-TRAINED = [{"step": step, "reward": 0.1 * step, "accuracy": 0.1, "frac_reward_zero_std": 0.5} for step in (1, 2, 3)]
-EVALUATED = [
-    {"step": 0, "eval_reward": 0.1, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": 5.0},
-    {"step": 3, "eval_reward": 0.2, "eval_frac_reward_zero_std": 1.0, "eval_edit_distance": -1.0},
-]
-HISTORY = [*TRAINED, *EVALUATED]
-
-
-def drawn(panels, groups):
-    """The visible axes of a figure."""
-    figure = charts.draw_charts(panels, groups)
-    return [axis for axis in figure.axes if axis.get_visible()]
-
-
-def test_line_stands_for_training_and_dots_for_the_held_out_set_of_what_was_logged():
-    rewards, signal = drawn(charts.COURSE, {"run": [HISTORY]})
-    assert (rewards.get_title(), signal.get_title()) == ("Reward and accuracy", "Share of groups without signal")
-    lines = [(list(line.get_xdata()), line.get_marker()) for line in rewards.lines]
-    assert lines == [([1, 2, 3], "None"), ([0, 3], "o"), ([1, 2, 3], "None")]
-    assert [text.get_text() for text in rewards.get_legend().get_texts()] == ["reward", "accuracy"]
-    assert len(signal.lines) == 1, "an evaluation has one completion a group"
-    assert signal.get_ylim() == (0, 1.02) and rewards.get_ylim()[0] == 0 and rewards.get_ylim()[1] != 1.02
-    nothing = charts.draw_charts(charts.COURSE, {"run": [[]]})
-    assert nothing is None and charts.svg(nothing) is None
-
-
-def test_groups_of_runs_have_a_colour_each_and_the_mean_of_the_steps_that_all_seeds_have():
-    other = [{**entry, "step": entry["step"] + 1} for entry in TRAINED]
-    (axis,) = drawn(charts.COURSE[:1], {"base": [HISTORY, other], "faster": [[TRAINED[0]]]})
-    base, faster, *_ = axis.lines
-    assert list(base.get_xdata()) == [2, 3] and list(faster.get_xdata()) == [1]
-    assert list(base.get_ydata()) == [0.15000000000000002, 0.25]
-    assert len({line.get_color() for line in axis.lines}) == 4, "accuracy beside the reward"
-
-
-def test_any_name_of_a_metric_can_be_drawn():
-    for name in ("cost_in_$_per_$^", "<b>&amp;</b>"):  # a formula to matplotlib, HTML to a browser
-        history = [{"step": 1, name: 2.0}]
-        text = charts.svg(charts.draw_charts(charts.own_panels([name]), {"run": [history]}))
-        assert text.startswith("<svg") and "<b>" not in text
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def opened(run):
-    """A browser with the page of the run in it."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    flags = "headless no-sandbox disable-gpu no-first-run window-size=1280,1000 disable-quic disable-component-update"
-    for flag in f"{flags} disable-background-networking disable-sync".split():
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.get((run / "report.html").as_uri())
-    yield driver
-    errors = driver.get_log("browser")
-    driver.quit()
-    assert errors == []
-
-
-def test_page_opens_at_the_last_step_with_the_text_in_full(opened):
-    assert opened.title == "mine", "no text of a completion is run"
-    pane = opened.find_element(By.ID, "text")
-    assert "step 8: numbers [3, 7, 5], target 16" in pane.text
-    assert "answer 3*7-5, which is 16" in pane.text and "reward 1" in pane.text
-    rows = opened.find_elements(By.CSS_SELECTOR, "#grid tr")[1:]
-    buttons = [row.find_elements(By.TAG_NAME, "button") for row in rows]
-    signs = [[button.text for button in row] for row in buttons]
-    assert signs == [["✗", "✗", "✓"], ["✓", "✗", "✗"], ["·", "·", "·"]]
-    colours = {button.text: button.value_of_css_property("background-color") for row in buttons for button in row}
-    assert len(set(colours.values())) == 3
-    buttons[1][0].click()
-    assert pane.find_element(By.TAG_NAME, "pre").get_property("textContent") == visible(completion(0, 1))
-    assert pane.find_element(By.TAG_NAME, "mark").text == "correct"
-
-
-def test_filters_and_orders_show_what_they_say(opened):
-    def shown(**chosen):
-        opened.refresh()
-        for what, value in chosen.items():
-            Select(opened.find_element(By.ID, what)).select_by_value(value)
-        names = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#grid td.name")]
-        return [re.search(r"\[.*\]", name)[0] for name in names]
-
-    first, second, third = ASKED
-    assert shown(step="2", filter="all") == [first, second, third]
-    assert shown(step="2", filter="wrong") == [second, third] and shown(step="2", filter="gained") == [first]
-    assert shown(step="2", filter="changed") == [first] and shown(step="2", filter="lost") == [second]
-    longest = sorted(range(3), key=lambda i: -len(completion(8, i)))
-    assert shown(order="longest") == [list(ASKED)[i] for i in longest]

@@ -165,20 +165,6 @@ class TestScorer:
         _, found, _ = logged_by(own_reward, completions=["Wait.", "", "ok"])
         assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
 
-    def test_notes_the_metrics_of_a_users_function_alone(self):
-        def own_reward(prompts, completions, completion_ids, trainer_state, log_extra, log_metric):
-            log_extra("verdict", ["wrong"])
-            log_metric("letters", trainer_state.global_step)
-            return [0.0]
-
-        for function, names, columns in (
-            (own_reward, {"letters"}, {}),
-            (rewards.multiplication_reward, set(), {"product": ["7"]}),
-        ):
-            scorer = Scorer(function)
-            scorer(["p"], ["c"], log_metric=lambda *_: None, **columns)
-            assert scorer.own_metrics == names and scorer.__name__ == function.__name__
-
     def test_scores_as_its_task_says(self, monkeypatch):
         """What trains is the worth in rewards.py, and not a copy of it."""
         monkeypatch.setitem(rewards.boxed_math_reward.task.worth, "correct", 7.0)

@@ -1,20 +1,25 @@
-"""Each reward case by case; hostile texts are in test_hostile_text.py.   bash tests/run.sh tests/test_rewards.py
+"""Each reward, and each count of a text, case by case; hostile texts are in test_hostile_text.py.
 
-The cases stand in tests/cases/rewards.tsv, with completions, what is given with them, and what is expected as JSON.
+The cases stand in tests/cases/rewards.tsv and behaviours.tsv, with texts and what is expected as JSON.
+bash tests/run.sh tests/test_rewards.py
 """
 
+import ast
 import json
+import operator
+import re
 from collections import defaultdict
+from fractions import Fraction
 from statistics import mean
 
 import pytest
 from conftest import each_case
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_behaviours import by_python
 
 from r1zero.grading import algebra
 from r1zero.grading.arithmetic import exact_value, tokenize
+from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, PHRASES, count_behaviours, equations, name_mistake
 from r1zero.grading.extract import last_box, python_block
 from rewards import boxed_math_reward, countdown_reward, multiplication_reward
 
@@ -134,3 +139,46 @@ def test_value_agrees_with_pythons_parser(expression):
         nums = [int(token) for token in tokens if token.isdigit()]
         assert score(answer(expression), nums, expected) == 1.0
         assert score(answer(expression), nums, expected + 1) == 0.1
+
+
+@each_case("behaviours.tsv")
+def test_text_is_counted(case):
+    text, expected = json.loads(case["text"]), json.loads(case["expected"])
+    counts = count_behaviours(text)
+    assert tuple(counts) == BEHAVIOURS
+    match case["kind"]:
+        case "phrases":
+            assert {name: counts[name] for name in PHRASES if counts[name]} == expected
+        case "equations":
+            assert equations(text) == expected
+            assert (counts["equations"], counts["true_equations"]) == (len(expected), sum(expected.values()))
+        case "answer_multiplies":
+            assert counts["answer_multiplies"] == expected
+        case "mistake":
+            assert name_mistake(text, 12) == expected and expected in MISTAKES
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=80) | st.text(alphabet="0123456789+-*/() .=\n", max_size=80))
+@example("1+1=2" * 3)
+def test_true_equations_of_any_text_are_true(text):
+    for equation, is_true in equations(text).items():
+        left, right = equation.split("=")
+        assert (by_python(left) == by_python(right)) == is_true
+
+
+def by_python(side):
+    """The value of an expression or a decimal number by Python's own parser, as a Fraction."""
+    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+    def walk(node):
+        if isinstance(node, ast.BinOp):
+            return operators[type(node.op)](walk(node.left), walk(node.right))
+        if isinstance(node, ast.UnaryOp):
+            return -walk(node.operand) if isinstance(node.op, ast.USub) else walk(node.operand)
+        return Fraction(node.value)
+
+    if "." in side:
+        return Fraction(side)
+    whole = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", side)  # Python has no 007
+    return walk(ast.parse(whole, mode="eval").body)

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 from types import SimpleNamespace
@@ -46,27 +45,6 @@ def test_after_is_the_evaluation_of_the_model_that_is_saved():
         args = SimpleNamespace(**vars(GENERATION) | {"load_best_model_at_end": is_best})
         assert run_folder.run_metrics(state, args, 8, train_seconds=1.0)["after"]["step"] == step
         assert run_folder.needs_evaluation(state, args) != is_best
-
-
-@pytest.mark.parametrize(
-    ("steps", "completions"),
-    [
-        ([1, 2, 3, 4], 128),
-        ([2, 4], 128),
-        ([3], 128),  # a generation begun
-        ([], 0),
-    ],
-)
-def test_completions_of_a_generation_count_once(steps, completions):
-    state = TrainerState(log_history=[training(step, 10.0) for step in steps])
-    metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=2.04)
-    expected = {"before": None, "after": None, "steps": max(steps, default=0), "train_seconds": 2.0}
-    assert metrics == expected | {
-        "completions": completions,
-        "completion_tokens": 10 * completions,
-        "phases": {},
-        "extremes": {},
-    }
 
 
 def test_extremes_are_those_of_all_steps_and_evaluations_beside_the_estimate():
@@ -125,23 +103,6 @@ def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path,
         f"since the run began: {tmp_path}/model.safetensors has other contents, or is gone",
         f"since the run began: {tmp_path}/test.parquet has other contents, or is gone",
     ]
-
-
-def test_weights_in_the_hubs_cache_are_found_and_those_that_are_not_there_left_out(tmp_path, monkeypatch):
-    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == []
-    (tmp_path / "model.safetensors").touch()
-    monkeypatch.setattr(run_folder, "snapshot_download", lambda name, **source: str(tmp_path))
-    assert run_folder.weight_files({"model_name_or_path": "some/model"}) == [tmp_path / "model.safetensors"]
-
-
-def test_resumed_run_has_taken_its_share_of_the_time_before(tmp_path, capsys):
-    assert run_folder.seconds_before(tmp_path, 4) == 0.0, "a run from its beginning"
-    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 8, "train_seconds": 100.0}))
-    assert [run_folder.seconds_before(tmp_path, step) for step in (0, 4, 8, 12)] == [0, 50, 100, 100]
-    assert capsys.readouterr().out == ""
-    (tmp_path / "metrics.json").write_text("{")
-    assert run_folder.seconds_before(tmp_path, 4) == 0
-    assert "metrics.json cannot be read (" in capsys.readouterr().out
 
 
 def test_folder_is_claimed_whatever_link_leads_there(tmp_path):

@@ -1,4 +1,4 @@
-"""setup.sh, train.sh and Slurm's script on machines that stand-ins play. Nothing is installed or trained."""
+"""setup.sh, train.sh and Slurm's script on machines that stand-ins play, and the locks. Nothing is installed."""
 
 import json
 import re
@@ -184,3 +184,10 @@ class TestLocks:
         assert self.locked("torch-cpu")["torch"] == {f"{pins['torch']}+cpu"}
         oldest, newest = re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", (ROOT / "setup.sh").read_text()).groups()
         assert project["requires-python"] == f">=3.{oldest},<3.{int(newest) + 1}"
+
+
+def test_package_imports_no_script_above_it():
+    """`python -m r1zero.report` works in any folder, where the scripts are not."""
+    for path in (ROOT / "r1zero").rglob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), flags=re.MULTILINE)
+        assert not {"rewards", "preprocess", "train_countdown"} & set(imports), path

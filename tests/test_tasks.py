@@ -48,16 +48,6 @@ def test_recipe_trains_two_steps(tmp_path, long_model, data, recipe, task, colum
     assert set(columns.split()) <= set(table) and len(table["completion"]) == 4
 
 
-def test_code_without_bubblewrap_trains_only_if_that_is_allowed(tmp_path, long_model, data, no_bubblewrap):
-    paths = {"model_name_or_path": long_model, "data_dir": data / "eurus", "output_dir": tmp_path / "run"}
-    settings = SMALL | paths | {"max_steps": 1, "eval_strategy": "no", "eval_on_start": False}
-    recipe = ROOT / "configs" / "eurus_r1_distill_1.5b.yaml"
-    with pytest.raises(SystemExit, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
-        train_here(recipe, **settings)
-    train_here(recipe, **settings, allow_unsandboxed_code=True)
-    assert (tmp_path / "run" / "metrics.json").is_file()
-
-
 @pytest.mark.slow
 def test_rewards_work_in_trls_own_script(tmp_path, long_model, data):
     """The functions unchanged, by their dotted names, on a set that TRL loads itself."""

@@ -10,10 +10,9 @@ import pytest
 import torch
 from conftest import words
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from r1zero import tiny_model as tiny
-from r1zero.estimate import model_shapes
 from r1zero.grading.arithmetic import solves_countdown
 from r1zero.muon import Muon
 from r1zero.tasks.countdown import problem_id
@@ -74,27 +73,6 @@ def test_prompt_is_nine_tokens_each_number_one_and_any_text_is_encoded(rows, tok
     assert all(len(tokenizer(str(number))["input_ids"]) == 1 for number in range(100))
     for text in ("Hällo wörld", "x = 1.5 🙂\n\n\t 123456", "<think> no yes </think>", ""):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_plan_of_a_fresh_clone_has_the_shape_that_is_made(tiny_model):
-    made, planned = AutoModelForCausalLM.from_pretrained(tiny_model).config, model_shapes.config_of("models/tiny")
-    assert {size: getattr(planned, size) for size in model_shapes.SIZES} == {
-        size: getattr(made, size) for size in model_shapes.SIZES
-    }
-
-
-def test_settings_that_do_not_do_end_in_one_line(tmp_path, tiny_model):
-    (tmp_path / "list.yaml").write_text("- 1")
-    for arguments, message in (
-        (["--stepz", "3"], "found --stepz 3: no such setting; --help lists them all"),
-        (["--config", str(tmp_path / "list.yaml")], "the settings cannot be read .*must contain a YAML"),
-        (
-            ["--output_dir", str(tiny_model), "--data_dir", str(tiny_model.parent / "data")],
-            ".*is there already: remove",
-        ),
-    ):
-        with pytest.raises(SystemExit, match=f"^r1zero.tiny_model: {message}"):
-            tiny.main(arguments)
 
 
 def test_the_seed_decides_the_warm_up(tmp_path, tiny_data):

@@ -1,21 +1,17 @@
-"""Training without padding against TRL's own trainer: the same losses, gradients, weights and metrics.
-
-bash tests/run.sh tests/test_trimmed_trainer.py
-"""
+"""Training without padding is that of TRL's own trainer.   bash tests/run.sh tests/test_trimmed_trainer.py"""
 
 import json
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, SMALL, train_here
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from r1zero.training import trainer as trimmed_trainer
 
 pytestmark = pytest.mark.gpu  # there too, if there is one
 
-TINY = ROOT / "configs" / "tiny_cpu.yaml"
 LONG = {  # completions of random text, of which some end early, as the reward below wants
     "use_cpu": not torch.cuda.is_available(),
     "max_steps": 2,
@@ -35,7 +31,7 @@ MEANS_OVER_MICRO_BATCHES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/
 
 
 @pytest.fixture
-def both(tmp_path, tiny_model, tiny_data, monkeypatch):
+def both(tmp_path, train, monkeypatch):
     """Trains with padding and without; returns the logged steps and the final weights of both."""
     monkeypatch.chdir(ROOT)
 
@@ -43,8 +39,7 @@ def both(tmp_path, tiny_model, tiny_data, monkeypatch):
         found = []
         for trim in (False, True):
             folder = tmp_path / str(trim)
-            paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": folder}
-            train_here(TINY, **SMALL | LONG | paths | flags, trim_padding=trim)
+            train(folder, **LONG | flags, trim_padding=trim)
             history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
             name = "adapter_model" if flags.get("use_peft") else "model"
             steps = [entry for entry in history if "grad_norm" in entry]
@@ -141,7 +136,7 @@ def test_rows_without_a_signal_change_no_weight_with(both, flags):
     assert_equal(*both(**FEW_SIGNALS | flags), (*MEANS_OVER_MICRO_BATCHES, "grad_norm"))
 
 
-def test_rows_without_a_signal_are_not_computed(tmp_path, tiny_model, tiny_data, monkeypatch):
+def test_rows_without_a_signal_are_not_computed(tmp_path, train, monkeypatch):
     """Four rows of sixteen have one; the entropy is that of their tokens."""
     monkeypatch.chdir(ROOT)
     computed = []
@@ -154,8 +149,7 @@ def test_rows_without_a_signal_are_not_computed(tmp_path, tiny_model, tiny_data,
         return found
 
     monkeypatch.setattr(trimmed_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", seen)
-    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path}
-    train_here(TINY, **SMALL | LONG | FEW_SIGNALS | paths | {"log_completions": True})
+    train(tmp_path, **LONG | FEW_SIGNALS | {"log_completions": True})
     rows, entropies, tokens = map(sum, zip(*computed, strict=True))
     assert rows == 4, "and none of the second step"
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
@@ -164,7 +158,7 @@ def test_rows_without_a_signal_are_not_computed(tmp_path, tiny_model, tiny_data,
     assert any(advantages[:4]) and advantages[4:] == [0.0] * 12
 
 
-def test_no_pass_is_wider_than_its_rows_need(tmp_path, tiny_model, tiny_data, monkeypatch):
+def test_no_pass_is_wider_than_its_rows_need(tmp_path, train, monkeypatch):
     """Counted in the passes themselves: fewer tokens than rows times the longest completion."""
     monkeypatch.chdir(ROOT)
     shapes = []
@@ -175,6 +169,5 @@ def test_no_pass_is_wider_than_its_rows_need(tmp_path, tiny_model, tiny_data, mo
         return compute(self, model, input_ids, attention_mask, *args, **kwargs)
 
     monkeypatch.setattr(trimmed_trainer.GRPOTrainer, "_get_per_token_logps_and_entropies", seen)
-    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path}
-    train_here(TINY, **SMALL | LONG | paths | {"max_steps": 1})
+    train(tmp_path, **LONG | {"max_steps": 1})
     assert shapes and all(full for *_, full in shapes), "no column of padding alone"

@@ -1,28 +1,34 @@
-"""Training and evaluation with a real vLLM, which computes on the CPU: as without it, and as one process does.
+"""Training and evaluation with a real vLLM on the CPU: as without it, and as one process does.   bash tests/vllm.sh"""
 
-bash tests/vllm.sh
-"""
-
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, parser, run_to_end, settings, words
-from launches import COMPLETIONS, assert_same, distance, end, free_port, start
+from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, settings, words
+from launches import COMPLETIONS, SMALL, accelerate, assert_same, distance, end, free_port, start
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from test_evaluate import words as of_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
-from r1zero.preflight import check as checks
+from r1zero.evaluate import command
 from r1zero.preflight import hardware
 
-pytestmark = pytest.mark.vllm
+IS_HERE = any(found.version.endswith("+cpu") for found in distributions(name="vllm"))  # one for GPUs computes nothing
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not IS_HERE, reason="needs a vLLM for the CPU: bash tests/vllm.sh")]
 RECIPES = ROOT / "configs"
 
 
@@ -45,10 +51,7 @@ def warming_up(tmp_path_factory):
 
 
 class TestProcesses:
-    """Two steps from the same weights, each completion sampled by its place in the group: stand_in/engine.py.
-
-    LoRA is in test_vllm_lora.py.
-    """
+    """Two steps from the same weights, each completion sampled by its place in the group: stand_in/engine.py."""
 
     @pytest.fixture(scope="class")
     def alone(self, launch_tiny):
@@ -98,16 +101,6 @@ class TestProcesses:
         assert_agree(run.history)
         assert_same(run, alone, tiny_model)
 
-    def test_engine_computes_in_the_type_of_the_update_whatever_the_checkpoint(
-        self, launch_tiny, tiny_model, tmp_path
-    ):
-        model = shutil.copytree(tiny_model, tmp_path / "model")
-        config = json.loads((model / "config.json").read_text()) | {"dtype": "float16"}
-        (model / "config.json").write_text(json.dumps(config))
-        run = launch_tiny("single", processes=1, use_vllm=True, bf16=True, max_steps=1, model_name_or_path=model)
-        assert run.said("engine computes in") == ["torch.bfloat16"]
-        assert_agree(run.history, atol=0.1)
-
 
 class TestLearning:
     """The embedded default after a part of its warm-up: GRPO is to teach it patience, as it does without vLLM."""
@@ -137,14 +130,12 @@ class TestLearning:
         folder = tmp_path_factory.mktemp("learned") / "run"
         return folder, self.train(base, folder)
 
-    def test_accuracy_and_length_rise_on_held_out_problems(self, run):
+    def test_accuracy_and_length_rise_while_engine_and_trainer_agree(self, run):
         metrics = json.loads((run[0] / "metrics.json").read_text())
         before, after = metrics["before"], metrics["after"]
         # Measured: 12.5 to 28.9 %; one accuracy of 256 has a standard error of at most 0.031
         assert after["accuracy"] > before["accuracy"] + 0.06
         assert after["mean_completion_tokens"] > 1.3 * before["mean_completion_tokens"]
-
-    def test_engine_and_trainer_agree_while_the_weights_change(self, run):
         history = [entry for entry in run[1] if "sampling/sampling_logp_difference/max" in entry]
         assert len(history) == self.STEPS // 4, "one generation for four steps"
         assert_agree(history)
@@ -157,20 +148,11 @@ class TestLearning:
         expected, found = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "run"))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
-    @pytest.fixture(scope="class")
-    def expected(self, run, base, tmp_path_factory):
-        """The texts of transformers: a dict of each model's folder to a list."""
-        return self.evaluate([base[0], run[0]], base, tmp_path_factory.mktemp("expected"), backend="transformers")
-
     def evaluate(self, models, base, output_dir, processes=1, **flags):
         """Greedy texts of models on the first 96 problems: a dict of each model's folder to a list."""
         flags |= {"data": base[1] / "test.parquet", "limit": 96, "max_completion_length": 128}
-        launcher = yaml.safe_load((RECIPES / "accelerate" / "ddp.yaml").read_text()) | {"use_cpu": True}
-        output_dir.mkdir(exist_ok=True)
-        (output_dir / "ddp.yaml").write_text(yaml.safe_dump(launcher))
-        launch = ["-m", "accelerate.commands.launch", "--config_file", output_dir / "ddp.yaml"]
-        launch += ["--num_processes", processes, "--main_process_port", free_port()]
-        command = [sys.executable, *launch, "-m", "r1zero.evaluate", "--model", *models]
+        output_dir.mkdir()
+        command = [*accelerate(output_dir, "ddp", processes), "-m", "r1zero.evaluate", "--model", *models]
         run_to_end([*command, *words(flags | {"output_dir": output_dir})])
         texts = {}
         for model in models:
@@ -178,26 +160,22 @@ class TestLearning:
             texts[model] = table["completion"].to_pylist()
         return texts
 
-    def test_evaluation_of_two_models_by_two_processes_gives_the_texts_of_transformers(
-        self, run, base, expected, tmp_path
-    ):
+    def test_evaluation_of_two_models_by_two_processes_gives_the_texts_of_transformers(self, run, base, tmp_path):
         models = [base[0], run[0]]
+        expected = self.evaluate(models, base, tmp_path / "expected", backend="transformers")
         assert expected[models[0]] != expected[models[1]]
-        found = self.evaluate(models, base, tmp_path, processes=2, backend="vllm", batch_size=48)
-        assert found == expected
+        assert self.evaluate(models, base, tmp_path / "found", processes=2, backend="vllm", batch_size=48) == expected
 
 
 class TestServer:
     """On a CPU a server generates, and takes no new weights, which travel between GPUs alone."""
 
     @pytest.fixture(scope="class")
-    def server(self, tiny_model, tiny_data, tmp_path_factory):
-        """URL of a server that is started as the run says it is to be, and the run's flags."""
-        port = free_port()
-        flags = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path_factory.mktemp("run")}
-        flags |= {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
-        flags = ["--config", str(RECIPES / "tiny_cpu.yaml"), *words(flags)]
-        values = settings(*flags[2:])
+    def server(self, tiny_model, tmp_path_factory):
+        """URL of a server that is started as the run says it is to be."""
+        flags = {"model_name_or_path": tiny_model, "use_vllm": True, "vllm_mode": "server"}
+        flags |= {"vllm_server_host": "127.0.0.1", "vllm_server_port": free_port()}
+        values = settings(*words(flags))
         # Compiling is left out, which takes longer than all that is asked here
         command = f"PATH={Path(sys.executable).parent}:$PATH {hardware.serve_command(values)} --enforce-eager"
         console = tmp_path_factory.mktemp("server") / "console"
@@ -207,23 +185,90 @@ class TestServer:
             while hardware.answer(f"{url}/health")[0] != 200:
                 assert process.poll() is None, console.read_text()[-4000:]
                 time.sleep(0.5)
-            yield url, flags
+            yield url
         finally:
             end(process)
 
     def test_it_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(self, server, tiny_model, tiny_data):
-        url, _ = server
-        assert hardware.takes_weights(url)
+        assert hardware.takes_weights(server)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         prompt = tokenizer(pq.read_table(tiny_data / "test.parquet")["prompt"][0].as_py(), return_tensors="pt")
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         expected = model.generate(**prompt, do_sample=False, max_new_tokens=12)[0].tolist()
-        client = VLLMClient(base_url=url)
+        client = VLLMClient(base_url=server)
         found = client.generate(prompt["input_ids"].tolist(), n=1, temperature=0.0, max_tokens=12)
         assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
-        with pytest.raises(NotImplementedError, match="needs a CUDA device"):
-            client.init_communicator(device=torch.device("cpu"))
 
-    def test_training_says_so_in_one_line_before_it_starts(self, server):
-        with pytest.raises(SystemExit, match="vllm_mode is server, which gets its weights from a GPU"):
-            checks.check(parser(), server[1])
+
+@pytest.mark.parametrize(
+    ("dtype", "nearest"),
+    [pytest.param("float32", 1e-4, id="float32"), pytest.param("bfloat16", 0.1, id="bfloat16, 8 bits of a number")],
+)
+def test_engine_and_trainer_agree_at_every_push_and_the_base_stays(tmp_path, tiny_model, tiny_data, dtype, nearest):
+    flags = SMALL | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
+    flags |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
+    flags |= {"dtype": dtype, "bf16": dtype == "bfloat16", "use_vllm": True, "learning_rate": 1e-2, "max_steps": 6}
+    command = [sys.executable, "tests/stand_in/adapter.py", "--config", "configs/tiny_cpu.yaml", *words(flags)]
+    console = run_to_end(command)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    pushes = [entry for entry in history if "sampling/sampling_logp_difference/max" in entry]
+    assert len(pushes) == 6
+    assert pushes[-1]["kl"] > 1e-2, "the adapter has taken the model well away from its base"
+    for entry in pushes:
+        assert entry["sampling/sampling_logp_difference/max"] < nearest
+        assert entry["sampling/sampling_logp_difference/mean"] < nearest / 10
+    if dtype == "bfloat16":  # float32 moves by 1e-7, which is why it has no copy
+        assert re.findall(r"base weights that moved: (\d+) of", console) == ["0"]
+
+
+def test_evaluation_of_an_adapter_gives_the_texts_of_transformers(tiny_model, tiny_data, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    texts = []
+    for backend in ("vllm", "transformers"):
+        flags = {"limit": 12, "max_completion_length": 24, "backend": backend}
+        command.main(of_evaluation([tmp_path / "adapter"], tiny_data / "test.parquet", tmp_path / backend, **flags))
+        table = pq.read_table(tmp_path / backend / "adapter" / "completions.parquet")
+        texts.append(table["completion"].to_pylist())
+    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+
+
+STOPPED = "r1zero.evaluate: stopped; what is done stays"
+SIGNALS = {  # {what: (whether vLLM gets it and not the evaluation, the signal, what is said)}
+    "Ctrl-C": (False, signal.SIGINT, STOPPED),
+    "SIGTERM": (False, signal.SIGTERM, STOPPED),
+    "the evaluation is killed": (False, signal.SIGKILL, ""),
+    "vLLM is killed": (True, signal.SIGKILL, "vLLM's process ended with status -9: its error"),
+}
+
+
+@pytest.mark.parametrize("case", SIGNALS.values(), ids=SIGNALS)
+def test_signal_while_the_engine_starts_ends_all(begin, tiny_model, tiny_data, tmp_path, case):
+    """All processes, with one line, or none if the evaluation itself is killed."""
+    to_vllm, number, said = case
+    flags = of_evaluation([tiny_model], tiny_data / "test.parquet", tmp_path, backend="vllm")
+    run = begin([sys.executable, "-m", "r1zero.evaluate", *flags])
+    starting = []
+
+    def engine_starts():
+        for child in psutil.Process(run.process.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                if any("libtorch" in mapped.path for mapped in child.memory_maps()):
+                    starting.append(child)
+        return starting
+
+    run.await_(engine_starts)
+    descendants = psutil.Process(run.process.pid).children(recursive=True)
+    if to_vllm:
+        starting[0].send_signal(number)
+    elif number == signal.SIGINT:
+        os.killpg(run.process.pid, number)  # as a terminal does
+    else:
+        run.process.send_signal(number)
+    assert run.process.wait(timeout=PATIENCE) == (1 if said else -number)
+    assert psutil.wait_procs(descendants, timeout=PATIENCE)[1] == []
+    lines = run.text().splitlines()
+    after = lines[lines.index("vllm in float32 on 1 x cpu") + 1 :]
+    assert len(after) == bool(said) and all(said in line for line in after), after

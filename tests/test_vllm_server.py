@@ -1,17 +1,16 @@
 """A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed."""
 
+import functools
 import http.server
-import json
 import shlex
 import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, parser, settings
+from conftest import parser, settings
 from test_machine import TINY
 from trl import GRPOConfig, ModelConfig
-from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from r1zero.preflight import check as checks
 from r1zero.preflight import hardware
@@ -24,29 +23,13 @@ def values(*flags, config=TINY):
 
 
 @pytest.fixture
-def server():
-    """Starts a server on this machine that has `pages`, a dict of path to (status, JSON); returns its URL."""
-    started = []
-
-    def start(pages):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                status, body = pages.get(self.path.partition("?")[0], (404, None))
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *_):
-                pass
-
-        started.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=started[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{started[-1].server_port}"
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
+def server(tmp_path):
+    """URL of a server on this machine whose pages are the files of tmp_path."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as started:
+        threading.Thread(target=started.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{started.server_port}"
+        started.shutdown()
 
 
 def stopped(*flags):
@@ -56,21 +39,21 @@ def stopped(*flags):
     return str(ended.value).splitlines()
 
 
-def info(transfer):
-    return 200, {"vllm_config": {"weight_transfer_config": transfer}}
+TAKES = '{"vllm_config": {"weight_transfer_config": {"backend": "nccl"}}}'
 
 
-def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, capsys):
-    url = server({"/health": (200, None), "/server_info": info({"backend": "nccl"})})
-    hardware.await_server(values("--vllm_server_base_url", f"{url}/"))
-    host, port = url.removeprefix("http://").split(":")
+def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, tmp_path, capsys):
+    (tmp_path / "health").touch()
+    (tmp_path / "server_info").write_text(TAKES)
+    hardware.await_server(values("--vllm_server_base_url", f"{server}/"))
+    host, port = server.removeprefix("http://").split(":")
     hardware.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
     assert capsys.readouterr().out == "", "nothing was waited for"
 
 
 @pytest.mark.parametrize("listens", [True, False], ids=["one that answers otherwise", "nobody"])
 def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, listens):
-    port = server({}).rpartition(":")[2] if listens else "9"
+    port = server.rpartition(":")[2] if listens else "9"
     what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", port, "--vllm_server_timeout", 0)
     assert f"no vLLM server answered at http://127.0.0.1:{port} in 0 s (--vllm_server_timeout)" in what
     assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {port} " in line
@@ -79,20 +62,20 @@ def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, lis
 def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
     seconds = []
     monkeypatch.setattr(hardware.time, "sleep", seconds.append)
-    up = json.dumps(info({"backend": "nccl"})[1]).encode()
-    monkeypatch.setattr(hardware, "answer", lambda url: (200, up) if len(seconds) >= 3 else (None, b""))
+    monkeypatch.setattr(hardware, "answer", lambda url: (200, TAKES.encode()) if len(seconds) >= 3 else (None, b""))
     hardware.await_server(values())
     assert len(seconds) == 3
     assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
 
 
-@pytest.mark.parametrize(
-    "pages", [{}, {"/server_info": info(None)}], ids=["no development mode", "no weight transfer"]
-)
-def test_server_that_takes_no_weights_is_refused(server, pages):
-    url = server({"/health": (200, None)} | pages)
-    what, line = stopped("--vllm_server_base_url", url)
-    assert f"the vLLM server at {url} takes no new weights" in what
+@pytest.mark.parametrize("transfer", [None, '{"vllm_config": {"weight_transfer_config": null}}'])
+def test_server_that_takes_no_weights_is_refused(server, tmp_path, transfer):
+    """Without the development mode, or without a transfer of weights."""
+    (tmp_path / "health").touch()
+    if transfer:
+        (tmp_path / "server_info").write_text(transfer)
+    what, line = stopped("--vllm_server_base_url", server)
+    assert f"the vLLM server at {server} takes no new weights" in what
     assert "start it with VLLM_SERVER_DEV_MODE=1 vllm serve" in line
 
 
@@ -112,47 +95,14 @@ def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_
     assert asked == ["server"]
 
 
-class TestServeCommand:
-    @staticmethod
-    def flags(words):
-        """The flags of a command, each with the value that follows it."""
-        pairs = {}
-        for word, value in zip(words, [*words[1:], "--"], strict=True):
-            if word.startswith("--"):
-                pairs[word] = None if value.startswith("--") else value
-        return pairs
-
-    def test_is_that_of_trl_but_for_images_and_what_is_vllms_default(self):
-        """TRL's own command ends with 2.0, and listens on every address."""
-        recipe = ROOT / "configs" / "qwen2.5-1.5b.yaml"
-        variable, *ours = shlex.split(hardware.serve_command(values(config=recipe)))
-        assert variable == "VLLM_SERVER_DEV_MODE=1" and ours[:3] == ["vllm", "serve", "Qwen/Qwen2.5-1.5B"]
-        trls = build_command(
-            ScriptArguments("Qwen/Qwen2.5-1.5B", host="127.0.0.1", dtype="bfloat16", max_model_len=1280)
-        )
-        ours, trls = self.flags(ours), self.flags(trls)
-        assert ours.pop("--seed") == "42", "which TRL leaves at vLLM's 0"
-        assert ours.items() <= trls.items()
-        assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= ours.keys()
-        left_out = {"--enable-scale-out", "--model-impl", "--uvicorn-log-level", "--kv-cache-dtype"}
-        left_out |= {"--tensor-parallel-size", "--data-parallel-size", "--gpu-memory-utilization"}
-        assert trls.keys() - ours.keys() <= left_out
-
-    def test_has_the_type_seed_and_address_of_the_run(self):
-        flags = "--bf16 true --seed 7 --vllm_server_host 10.0.0.2".split()
-        for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
-            found = self.flags(shlex.split(hardware.serve_command(values(*given))))
-            assert tuple(found[name] for name in ("--dtype", "--seed", "--host")) == expected
-
-    @pytest.mark.vllm
-    def test_is_one_that_vllm_knows(self):
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        _, _, _, *words = shlex.split(hardware.serve_command(values()))
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
-        assert args.weight_transfer_config.backend == "nccl" and args.host == "127.0.0.1"
-        assert args.seed == 0, "that of the tiny recipe"
+def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():
+    """Its flags are those of TRL's own, which ends with 2.0; tests/test_vllm.py starts one."""
+    flags = "--bf16 true --seed 7 --vllm_server_host 10.0.0.2".split()
+    for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
+        variable, *words = shlex.split(hardware.serve_command(values(*given)))
+        assert variable == "VLLM_SERVER_DEV_MODE=1" and words[:3] == ["vllm", "serve", "models/tiny"]
+        assert tuple(words[words.index(name) + 1] for name in ("--dtype", "--seed", "--host")) == expected
+        assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= set(words)
 
 
 @pytest.fixture

@@ -13,21 +13,12 @@ from safetensors.torch import load_file  # noqa: E402
 from r1zero.training import lora  # noqa: E402
 
 keep_base_exact, models = lora.keep_base_exact, []
-
-
-def remember(model):
-    keep_base_exact(model)
-    models.append(model)
-
-
-lora.keep_base_exact = remember
+lora.keep_base_exact = lambda model: keep_base_exact(model) or models.append(model)
 runpy.run_path(str(ROOT / "train_countdown.py"), run_name="__main__")
 
 (model,) = models
-saved = load_file(Path(model.get_base_model().name_or_path) / "model.safetensors")
-moved = []
+saved, moved = load_file(Path(model.get_base_model().name_or_path) / "model.safetensors"), 0
 for name, weight in model.named_parameters():
     name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-    if not weight.requires_grad and not torch.equal(weight, saved[name].to(weight.dtype)):
-        moved.append(name)
-print(f"\nbase weights that moved: {len(moved)} of {len(saved)}")
+    moved += not weight.requires_grad and not torch.equal(weight, saved[name].to(weight.dtype))
+print(f"\nbase weights that moved: {moved} of {len(saved)}")
