@@ -54,7 +54,7 @@ class ScriptArguments:
     tokens_per_pass: int = setting(16_384, "Most tokens of a forward pass, padding included; with trim_padding.")
     drop_finished: bool = setting(True, "Drop completions that have ended, if transformers generates.")
     stop_on_nan: bool = setting(True, "End the run if a gradient or a reward is NaN or infinite.")
-    price_per_hour: float | None = setting(None, "Price of a card an hour, to say what the run costs.")
+    price_per_hour: float | None = setting(None, "Price of all cards an hour, to say what the run costs.")
     show_every: int = setting(20, "Optimizer steps between two whole completions on the console; 0 for none.")
     prepare: str | None = setting(None, "What python runs to make the recipe's missing data or model.")
 

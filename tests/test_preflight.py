@@ -348,7 +348,7 @@ class TestAnotherMachine:
         ]
         assert line_of(lines, "steps: ").startswith("steps: 256 completions of 32 prompts"), "shared"
         lines = plan("--gpu", "h100", "--gpus", 2, "--price_per_hour", 2.5)
-        assert lines[1].startswith("planned for 2 H100s of 80 GB") and "for 2 cards at" in line_of(
+        assert lines[1].startswith("planned for 2 H100s of 80 GB") and "at 2.5 an hour" in line_of(
             lines, "time: at least"
         )
         lines = plan("--config", GPU_RECIPE, "--gpus", 1, "--gpu_memory", 24)

@@ -128,7 +128,13 @@ def test_what_prepares_is_no_rank_of_the_run(monkeypatch):
 def test_recipe_makes_its_problems_and_its_model_and_trains_on(tmp_path, tiny_model):
     """With random weights in the place of the pretrained ones. Its second start finds both made."""
     warm = f"-m r1zero.warm_start --model {tiny_model} --output_dir models/SmolLM2-135M-warm --searches 8"
-    flags = SMALL | {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "prepare": f"{warm} --max_steps 2"}
+    flags = SMALL | {
+        "max_steps": 1,
+        "save_steps": 1,
+        "eval_steps": 1,
+        "bf16": True,
+        "prepare": f"{warm} --max_steps 2",
+    }
     printed = run_to_end([*TRAIN, *words(flags)], cwd=tmp_path)
     assert "8 searches, " in printed and "wrote models/SmolLM2-135M-warm" in printed
     assert re.search(r"processor: multiplies matrices \S+ times as fast in bfloat16 as in float32", printed)

@@ -102,9 +102,7 @@ def time_line(able, values, model, rows, held_out, longest, strategy):
         return "time: not known, as the number of steps is not; --max_steps gives one"
     time = f"{60 * least:,.1f} minutes" if least < 1 else f"{least:,.1f} hours"
     if values.price_per_hour:
-        cards, price = strategy.processes, values.price_per_hour
-        plural = "s" if cards > 1 else ""
-        time += f", and a cost of {least * cards * price:,.2f} for {cards} card{plural} at {price:g} an hour"
+        time += f", and a cost of {least * values.price_per_hour:,.2f} at {values.price_per_hour:g} an hour"
     rate = f"{able['operations'] / 1e12:,.3g} TFLOPS"
     source = f"{rate} measured here"
     if math.isfinite(able["bytes"]):

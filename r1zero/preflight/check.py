@@ -148,10 +148,11 @@ def plan_lines(values, shape, rows, longest, machine):
         able = {"operations": rate, "bytes": math.inf}
     if able:
         lines.append(plan.time_line(able, values, shape.parameters, *rows, longest, machine.strategy))
-    if machine.is_here and values.use_cpu and in_bf16:
+    if machine.is_here and values.use_cpu and (in_bf16 or shape.parameters.num_parameters() > 10**8):
         speed = hardware.bfloat16_speed()
-        advice = "" if speed > 1 else ": pass --bf16 false"
-        lines.append(f"processor: multiplies matrices {speed:.1f} times as fast in bfloat16 as in float32{advice}")
+        advice = "" if in_bf16 == (speed > 1) else f": pass --bf16 {str(not in_bf16).lower()}"
+        if in_bf16 or advice:
+            lines.append(f"processor: multiplies matrices {speed:.2g} times as fast in bfloat16 as in float32{advice}")
     if shape.tokenizer is None:
         lines.append(f"{values.model_name_or_path} is not here: its shape is taken from r1zero/estimate")
     elif shape.tokenizer.pad_token is None:

@@ -54,8 +54,8 @@ def why_unseen(on_the_cpu=ON_THE_CPU):
 
 def product_rate(dtype):
     """Return the operations a second (float) of this processor's matrix products in a torch.dtype."""
-    matrix = torch.ones(1024, 1024, dtype=dtype)
-    return 2 * 1024**3 / min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=3))
+    matrix = torch.ones(512, 512, dtype=dtype)
+    return 2 * 512**3 / min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=3))
 
 
 def bfloat16_speed():
