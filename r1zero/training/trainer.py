@@ -26,9 +26,9 @@ SAVED = 0.25  # least share of the tokens that packing must save
 class TrimmedGRPOTrainer(GRPOTrainer):
     """Trains like GRPOTrainer, and computes no padding and no row without a signal.
 
-    It also sorts the rows of one optimizer step into its micro-batches by length. `entropy`, `kl` and `clip_ratio/*`
-    are means over micro-batches of means over tokens, so they then weigh tokens a little differently. If the loss
-    itself is such a mean, the micro-batches stay as TRL drew them.
+    It also sorts the rows of one optimizer step into its micro-batches, by length or by prompt. `entropy`, `kl` and
+    `clip_ratio/*` are means over micro-batches of means over tokens, so they then weigh tokens a little differently.
+    If the loss itself is such a mean, the micro-batches stay as TRL drew them.
 
     tokens_per_pass: the most tokens that one forward pass computes, padding included. A longer row has its own pass.
     """
@@ -99,6 +99,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     def dealt_by_length(self, micro_batches):
         """Return the micro-batches with the rows of each optimizer step sorted into them by completion length.
 
+        Rows of one prompt stand together if that saves much.
+
         micro_batches: list of dicts of tensors (B, ...), all those of a generation, in order.
         """
         together = min(self.args.gradient_accumulation_steps, len(micro_batches))
@@ -116,9 +118,15 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         for first in range(0, len(micro_batches), together):
             window = micro_batches[first : first + together]
             lengths = torch.cat([batch["completion_mask"].sum(1) for batch in window])
+            has_signal = torch.ones_like(lengths, dtype=torch.bool)
             if self.leaves_rows_out:  # rows without a signal last, in micro-batches of their own
-                lengths = lengths * (torch.cat([batch["advantages"] for batch in window]) != 0)
-            for rows in lengths.argsort(descending=True).chunk(together):
+                has_signal = torch.cat([batch["advantages"] for batch in window]) != 0
+            order = (lengths * has_signal).argsort(descending=True)
+            prompts = [torch.cat([batch[name] for batch in window]) for name in ("prompt_ids", "prompt_mask")]
+            packs = self.packs(order[: has_signal.sum()].tolist(), *prompts, lengths.tolist())
+            if packs:
+                order[: has_signal.sum()] = torch.tensor([row for pack in packs for row in pack], device=order.device)
+            for rows in order.chunk(together):
                 dealt.append({name: pick(rows, [batch[name] for batch in window]) for name in window[0]})
         return dealt
 
@@ -151,7 +159,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         completions = lengths.tolist()
 
         logps, entropies = [], []
-        packs = self.packs(order.tolist(), input_ids, attention_mask, prompt_length, completions)
+        packs = self.packs(
+            order.tolist(), input_ids[:, :prompt_length], attention_mask[:, :prompt_length], completions
+        )
         if packs:
             order = torch.tensor([row for pack in packs for row in pack], device=order.device)
             sizes = [packed_length(pack, prompts, completions) for pack in packs]
@@ -184,17 +194,17 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         back = torch.cat([order, left_out]).argsort()
         return torch.cat(logps)[back], torch.cat(entropies)[back] if compute_entropy else None, None
 
-    def packs(self, rows, input_ids, attention_mask, prompt_length, completions):
+    def packs(self, rows, prompt_ids, prompt_mask, completions):
         """Return lists of rows with one prompt, each for one sequence, from the longest; [] if they save too little.
 
-        rows: from the longest completion to the shortest; completions: the tokens of each row.
+        rows: from the longest completion to the shortest; prompt_ids, prompt_mask: (B, P); completions: the tokens of
+        each row.
         """
         config = self.model.config.get_text_config()
         has_full_attention = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         if self.gathers_weights or config._attn_implementation != "sdpa" or not has_full_attention or not rows:
             return []
-        mask = attention_mask[:, :prompt_length]
-        prompts, prompt_of_row = mask.sum(1).tolist(), first_of_each(input_ids[:, :prompt_length], mask)[1].tolist()
+        prompts, prompt_of_row = prompt_mask.sum(1).tolist(), first_of_each(prompt_ids, prompt_mask)[1].tolist()
         longest = min(self.tokens_per_pass, PACKED * config.hidden_size)
         packs, open_packs = [], {}
         for row in rows:
