@@ -43,7 +43,7 @@ def read(path):
 
 
 def test_weights_change_and_all_files_of_a_run_are_there(run, tiny_model):
-    folder, console = run
+    folder, console, _ = run
     before, after = load_file(tiny_model / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}

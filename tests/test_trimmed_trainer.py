@@ -107,7 +107,8 @@ def test_a_prompt_computed_once_changes_nothing(both, monkeypatch, flags):
     assert_equal(
         *both(**one | flags), MEANS_OVER_MICRO_BATCHES, 5e-6
     )  # Adam makes steps of the rounding of keys' biases, which do nothing
-    assert max(map(len, sequences)) > 1 and max(map(max, sequences)) > 1
+    assert max(map(max, sequences)) > 1
+    assert max(map(len, sequences)) > 1 or "gradient_accumulation_steps" in flags, "a micro-batch has one prompt"
 
 
 @pytest.mark.slow

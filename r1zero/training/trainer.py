@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch.nn.functional import pad
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
 
 from r1zero.schedule import ROWS
 from r1zero.training.generation import first_of_each
@@ -244,7 +245,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 places.append((number, slice(start, end - 1)))
         sees = (owners[:, None] == owners[:, :, None]) | (owners[:, None] == 0)  # (B, queries, keys)
         sees &= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), profiling_context(self, "_get_per_token_logps_and_entropies"):
             output = model(
                 input_ids=ids, attention_mask=sees[:, None], position_ids=positions, labels=labels, fused_lm_head=True
             )
