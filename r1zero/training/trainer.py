@@ -174,16 +174,21 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                     logps.append(pad(output.log_probs[number : number + 1, place], missing))
                     if compute_entropy:
                         entropies.append(pad(output.entropy[number : number + 1, place], missing))
-        for rows in [] if packs else self.chunks(order.tolist(), prompts, completions):
-            width = max(1, completions[rows[0]])
-            first = prompt_length - max(prompts[row] for row in rows)
-            columns = slice(first, prompt_length + width)
-            found, entropy, _ = compute(
-                model, input_ids[rows, columns], attention_mask[rows, columns], width, compute_entropy=compute_entropy
-            )
-            logps.append(pad(found, (0, logits_to_keep - width)))
-            if compute_entropy:
-                entropies.append(pad(entropy, (0, logits_to_keep - width)))
+        else:
+            for rows in self.chunks(order.tolist(), prompts, completions):
+                width = max(1, completions[rows[0]])
+                first = prompt_length - max(prompts[row] for row in rows)
+                columns = slice(first, prompt_length + width)
+                found, entropy, _ = compute(
+                    model,
+                    input_ids[rows, columns],
+                    attention_mask[rows, columns],
+                    width,
+                    compute_entropy=compute_entropy,
+                )
+                logps.append(pad(found, (0, logits_to_keep - width)))
+                if compute_entropy:
+                    entropies.append(pad(entropy, (0, logits_to_keep - width)))
         if len(left_out):
             # The ratio of a row that is left out is 1, its loss 0
             old = self._updated.get("old_per_token_logps")
@@ -205,7 +210,11 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         has_full_attention = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         if self.gathers_weights or config._attn_implementation != "sdpa" or not has_full_attention or not rows:
             return []
-        prompts, prompt_of_row = prompt_mask.sum(1).tolist(), first_of_each(prompt_ids, prompt_mask)[1].tolist()
+        prompts = prompt_mask.sum(1).tolist()
+        most = (1 - SAVED) * sum(prompts[row] + completions[row] for row in rows)
+        if sum(completions[row] for row in rows) >= most:  # even without any prompt
+            return []
+        prompt_of_row = first_of_each(prompt_ids, prompt_mask)[1].tolist()
         longest = min(self.tokens_per_pass, PACKED * config.hidden_size)
         packs, open_packs = [], {}
         for row in rows:
@@ -215,7 +224,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 packs.append(pack)
             pack.append(row)
         sizes = [packed_length(pack, prompts, completions) for pack in packs]
-        if sum(sizes) > (1 - SAVED) * sum(prompts[row] + completions[row] for row in rows):
+        if sum(sizes) > most:
             return []
         return [packs[number] for number in sorted(range(len(packs)), key=sizes.__getitem__, reverse=True)]
 
