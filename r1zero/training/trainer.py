@@ -79,10 +79,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         if not (self.model.training and self.leaves_rows_out):
             return super()._compute_loss(model, inputs)
         self._updated = inputs
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self._updated = None
+        loss = super()._compute_loss(model, inputs)
+        self._updated = None
         # TRL's entropy is a mean over all tokens: make it one over those that were computed
         counts = torch.stack([inputs["completion_mask"].sum(), self._computed_tokens]).float()
         tokens, computed = self.accelerator.reduce(counts, reduction="sum").tolist()
@@ -160,6 +158,12 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         completions = lengths.tolist()
 
         logps, entropies = [], []
+
+        def add(found, entropy):
+            missing = (0, logits_to_keep - found.size(1))
+            logps.append(pad(found, missing))
+            entropies.append(pad(entropy, missing) if compute_entropy else None)
+
         packs = self.packs(
             order.tolist(), input_ids[:, :prompt_length], attention_mask[:, :prompt_length], completions
         )
@@ -170,25 +174,14 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 rows = [packs[number] for number in numbers]
                 output, places = self.compute_packed(model, input_ids, prompt_length, rows, prompts, completions)
                 for number, place in places:
-                    missing = (0, logits_to_keep - (place.stop - place.start))
-                    logps.append(pad(output.log_probs[number : number + 1, place], missing))
-                    if compute_entropy:
-                        entropies.append(pad(output.entropy[number : number + 1, place], missing))
+                    add(output.log_probs[number : number + 1, place], output.entropy[number : number + 1, place])
         else:
             for rows in self.chunks(order.tolist(), prompts, completions):
                 width = max(1, completions[rows[0]])
                 first = prompt_length - max(prompts[row] for row in rows)
                 columns = slice(first, prompt_length + width)
-                found, entropy, _ = compute(
-                    model,
-                    input_ids[rows, columns],
-                    attention_mask[rows, columns],
-                    width,
-                    compute_entropy=compute_entropy,
-                )
-                logps.append(pad(found, (0, logits_to_keep - width)))
-                if compute_entropy:
-                    entropies.append(pad(entropy, (0, logits_to_keep - width)))
+                inputs = (model, input_ids[rows, columns], attention_mask[rows, columns], width)
+                add(*compute(*inputs, compute_entropy=compute_entropy)[:2])
         if len(left_out):
             # The ratio of a row that is left out is 1, its loss 0
             old = self._updated.get("old_per_token_logps")
