@@ -7,7 +7,7 @@ from conftest import each_case
 
 import rewards
 from r1zero.grading.behaviours import BEHAVIOURS
-from r1zero.training.reward_functions import Scorer, resolve, score, table_of
+from r1zero.training.reward_functions import Scorer, resolve, score
 
 OWN = '''
 def spelling(completions, word, log_extra=None, log_metric=None, **kwargs):
@@ -21,9 +21,6 @@ def spelling(completions, word, log_extra=None, log_metric=None, **kwargs):
     return [None if own is None else float(ok) for own, ok in zip(word, right)]
 
 def countdown_reward(completions, **kwargs):
-    return [0.0 for _ in completions]
-
-async def later(completions, **kwargs):
     return [0.0 for _ in completions]
 '''
 
@@ -51,16 +48,10 @@ def logged_by(function, completions, **columns):
 
 
 class TestResolve:
-    # Beside the data, in the current folder, in a folder of it, a path, and a file that has the name of ours
+    # Beside the data, in a folder of the current one, a path, and a file that has the name of ours
     @pytest.mark.parametrize(
         ("place", "name"),
-        [
-            ("data/mine", "mine"),
-            ("here/mine", "mine"),
-            ("here/lib/mine", "lib.mine"),
-            ("here/deep/mine", "deep/mine.py"),
-        ]
-        + [("data/rewards", "rewards")],
+        [("data/mine", "mine"), ("here/lib/mine", "lib.mine"), ("here/mine", "mine.py"), ("data/rewards", "rewards")],
     )
     def test_own_function_is_found(self, folder, place, name):
         path = folder / f"{place}.py"
@@ -69,18 +60,13 @@ class TestResolve:
         (function,) = resolve([f"{name}:spelling"], folder / "data")
         given, metrics, table = logged_by(function, completions=["a", "b", "c"], word=["a", "x", None])
         assert given == [1.0, 0.0, None] and metrics["letters"] == [1.0]
-        columns = table_of(function)
+        columns = Scorer(function).table
         assert table[columns.verdict] == ["correct", "wrong", None] and table[columns.answer] == ["a", "b", "c"]
         assert table["shape"] == [1, 1, 1] and len(table) == 3
 
-    def test_own_function_may_be_async(self, folder):
-        (folder / "data" / "mine.py").write_text(OWN)
-        (function,) = resolve(["mine:later"], folder / "data")
-        assert logged_by(function, completions=["a", "b"])[0] == [0.0, 0.0]
-
-    def test_installed_package_and_file_that_imports_its_neighbours_are_found(self, folder):
+    def test_installed_package_and_async_function_whose_file_imports_its_neighbours_are_found(self, folder):
         (folder / "data" / "a_neighbour.py").write_text("WORTH = 7.0")
-        text = "from a_neighbour import WORTH\ndef mine(completions, **kwargs):\n    return [WORTH] * len(completions)"
+        text = "from a_neighbour import WORTH\nasync def mine(completions, **kwargs):\n    return [WORTH]"
         (folder / "data" / "worth.py").write_text(text)
         installed, mine = resolve(["trl.rewards:think_format_reward", "worth:mine"], folder / "data")
         assert installed.__name__ == "think_format_reward" and score(mine, ["p"], ["c"], {}) == ([7.0], [None])
@@ -107,27 +93,20 @@ def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_i
     assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
 
 
-def spelling(completions, word, log_extra, log_metric, verdicts=("correct", "wrong", None), **kwargs):
-    log_extra("verdict", verdicts)
-    return [1.0, 0.0, None]
+def test_verdicts_of_a_users_function_become_accuracy_unless_it_logs_that_itself():
+    def spelling(completions, log_extra, log_metric, is_own=False, **kwargs):
+        log_extra("verdict", ["correct", "wrong", None])
+        if is_own:
+            log_metric("accuracy", 0.5)
+        return [1.0, 0.0, None]
 
-
-class TestVerdictsOfAUsersFunction:
-    def test_become_accuracy_in_training(self):
-        given, metrics, _ = logged_by(spelling, completions=["wait", "b", "c"], word=["wait", "x", None])
-        assert given == [1.0, 0.0, None]
-        assert metrics["accuracy"] == [1.0, 0.0] and metrics["format_rate"] == [1.0, 1.0]
-        assert metrics["accuracy/spelling"] == [1.0, 0.0], "another task has a row of the batch"
-        assert metrics["behaviours/restarts"] == [1, 0] and metrics["behaviours_correct/restarts"] == [1]
-
-    def test_do_not_count_twice_where_the_function_logs_its_accuracy_itself(self):
-        def exact(completions, log_extra, log_metric, **kwargs):
-            log_extra("verdict", ["correct"])
-            log_metric("accuracy", 1.0)
-            return [1.0]
-
-        metrics = logged_by(exact, completions=["a"])[1]
-        assert metrics["accuracy"] == [1.0] and "format_rate" not in metrics
+    given, metrics, _ = logged_by(spelling, completions=["wait", "b", "c"])
+    assert given == [1.0, 0.0, None]
+    assert metrics["accuracy"] == [1.0, 0.0] and metrics["format_rate"] == [1.0, 1.0]
+    assert metrics["accuracy/spelling"] == [1.0, 0.0], "another task has a row of the batch"
+    assert metrics["behaviours/restarts"] == [1, 0] and metrics["behaviours_correct/restarts"] == [1]
+    metrics = logged_by(spelling, completions=["wait", "b", "c"], is_own=True)[1]
+    assert metrics["accuracy"] == [0.5] and "format_rate" not in metrics
 
 
 class TestScorer:
@@ -164,12 +143,6 @@ class TestScorer:
 
         _, found, _ = logged_by(own_reward, completions=["Wait.", "", "ok"])
         assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
-
-    def test_scores_as_its_task_says(self, monkeypatch):
-        """What trains is the worth in rewards.py, and not a copy of it."""
-        monkeypatch.setitem(rewards.boxed_math_reward.task.worth, "correct", 7.0)
-        given, _, _ = logged_by(rewards.boxed_math_reward, completions=[r"\boxed{2}"], solution=["2"])
-        assert given == rewards.boxed_math_reward([r"\boxed{2}"], ["2"]) == [7.0]
 
 
 def test_numbers_of_every_kind_and_none_are_taken():

@@ -89,12 +89,15 @@ def own_function(name, data_dir):
 
 def load_module(name, data_dir):
     """Load a user's module: path.py, or a name beside the data, in this folder, or installed. Raises ValueError."""
-    path = find_file(name, data_dir)
+    paths = [Path(name)]
+    if not name.endswith(".py"):
+        in_folder = f"{name.replace('.', '/')}.py"
+        paths = [path for path in (Path(data_dir, in_folder), Path(in_folder)) if path.is_file()]
     try:
-        if path is None:
+        if not paths:
             return importlib.import_module(name)
-        sys.path.append(str(path.parent.resolve()))  # last, so that the file's neighbours hide nothing of ours
-        return load_file(path, f"reward_file_{path.stem}")
+        sys.path.append(str(paths[0].parent.resolve()))  # last, so that the file's neighbours hide nothing of ours
+        return load_file(paths[0], f"reward_file_{paths[0].stem}")
     except Exception as error:  # a user's file may raise anything
         raise ValueError(
             f"reward_funcs names {name}, which cannot be imported ({type(error).__name__}: {error}): give "
@@ -102,36 +105,20 @@ def load_module(name, data_dir):
         ) from error
 
 
-def find_file(name, data_dir):
-    """Return the Path of a user's file, or None if the name is an installed package's."""
-    if name.endswith(".py"):
-        return Path(name)
-    for folder in (Path(data_dir), Path()):
-        path = folder / f"{name.replace('.', '/')}.py"
-        if path.is_file():
-            return path
-    return None
-
-
-def table_of(function):
-    """Return the Table of a reward function: its columns in the table of completions. Some may be missing there."""
-    if hasattr(function, "task"):
-        return function.task.table
-    answer, verdict, problem = (f"{function.__name__}_{column}" for column in ("answer", "verdict", "problem"))
-    return Table(answer, verdict, (problem,))
-
-
 # Scores
 
 
-def score(function, prompts, completions, columns, ids=None, log_extra=None, log_metric=None, state=None):
+def ignore(*_):
+    """Stand for log_extra and log_metric if nothing is to be logged."""
+
+
+def score(function, prompts, completions, columns, ids=None, log_extra=ignore, log_metric=ignore, state=None):
     """Return B rewards (float) and B Verdicts of B completions. Both are None in rows of other tasks.
 
     columns: {name: B values} of the data without the prompt; ids: B lists of the completions' tokens; log_extra,
     log_metric, state: as TRL's trainer gives them to a reward function. The verdicts are all None if a user's function
-    logs none. Raises ValueError unless there are B rewards and B verdicts, and whatever the function raises.
+    logs none. Raises ValueError unless there are B numbers and B verdicts, and whatever the function raises.
     """
-    log_extra, log_metric = log_extra or ignore, log_metric or ignore
     if hasattr(function, "task"):
         task = function.task
         given = tuple(read_column(columns, name) for name in task.columns)
@@ -142,10 +129,8 @@ def score(function, prompts, completions, columns, ids=None, log_extra=None, log
     name, metrics, table = function.__name__, set(), {}
 
     def see_metric(metric, value):
-        if not hasattr(value, "__float__"):
-            raise ValueError(f"{name} logged the metric {metric} with {value!r}, wanted a number")
         metrics.add(metric)
-        log_metric(metric, value)
+        log_metric(metric, float(value))
 
     if state is None:
         from transformers import TrainerState  # here, as it takes a second
@@ -162,18 +147,21 @@ def score(function, prompts, completions, columns, ids=None, log_extra=None, log
     )
     if inspect.iscoroutine(given):  # of an async function
         given = asyncio.run(given)
-    rewards, verdicts = as_rewards(name, given, len(completions)), own_verdicts(name, table, len(completions))
+    rewards = [None if reward is None else float(reward) for reward in given]
+    if len(rewards) != len(completions):
+        raise ValueError(f"{name} returned {len(rewards)} rewards for {len(completions)} completions")
     for column, values in table.items():
         if len(values) != len(completions):
             raise ValueError(f"{name} logged {len(values)} values of {column} for {len(completions)} completions")
         log_extra(f"{name}_{column}" if column in OWN_COLUMNS else column, values)
+    verdicts, nothing = [], [None] * len(completions)
+    for status, answer in zip(table.get("verdict", nothing), table.get("answer", nothing), strict=True):
+        if status not in (*STATUSES, None):
+            raise ValueError(f"{name} logged the verdict {status!r}: wanted one of {STATUSES}, or None")
+        verdicts.append(status and Verdict(answer, status))
     if "accuracy" not in metrics:
         log_rates(log_metric, name.removesuffix("_reward"), verdicts)
     return rewards, verdicts
-
-
-def ignore(*_):
-    """Stand for log_extra and log_metric if nothing is to be logged."""
 
 
 def read_column(columns, name):
@@ -183,35 +171,6 @@ def read_column(columns, name):
     if name not in columns:
         raise ValueError(f"found the columns {sorted(columns)}, wanted {name}")
     return columns[name]
-
-
-def as_rewards(name, given, size):
-    """Return a function's result as a list of `size` numbers or None. Raises ValueError for any other result."""
-    if isinstance(given, (dict, str)) or not hasattr(given, "__iter__"):
-        raise ValueError(f"{name} returned {given!r}, wanted a list with a number or None for each completion")
-    found = list(given)
-    if len(found) != size:
-        raise ValueError(f"{name} returned {len(found)} rewards for {size} completions")
-    for reward in found:
-        if reward is not None and not hasattr(reward, "__float__"):
-            raise ValueError(f"{name} returned {reward!r} in its list, wanted numbers or None")
-    return found
-
-
-def own_verdicts(name, table, size):
-    """Return `size` Verdicts, or Nones, from the columns that a user's function has logged (table: a dict).
-
-    Raises ValueError unless a column of verdicts holds `size` STATUSES, or None in rows of another task.
-    """
-    statuses = table.get("verdict", [None] * size)
-    answers = table.get("answer", [None] * size)
-    for what, values in (("verdicts", statuses), ("answers", answers)):
-        if len(values) != size:
-            raise ValueError(f"{name} logged {len(values)} {what} for {size} completions: log one for each")
-    for status in statuses:
-        if status not in (*STATUSES, None):
-            raise ValueError(f"{name} logged the verdict {status!r}: wanted one of {STATUSES}, or None")
-    return [status and Verdict(answer, status) for status, answer in zip(statuses, answers, strict=True)]
 
 
 class Scorer:
@@ -225,7 +184,8 @@ class Scorer:
     def __init__(self, function):
         functools.update_wrapper(self, function)  # its name is the metric's name
         self.function = function
-        self.table = table_of(function)
+        answer, verdict, problem = (f"{function.__name__}_{column}" for column in ("answer", "verdict", "problem"))
+        self.table = function.task.table if hasattr(function, "task") else Table(answer, verdict, (problem,))
         self.own_metrics = set()  # names that a user's function has logged
         self.is_guarded = False  # whether nan_guard handles faults after all processes have their rewards
         self.fault = None  # what went wrong in the last batch, as a line
@@ -235,9 +195,9 @@ class Scorer:
         """Return the reward for a right format alone, None if the function does not give it."""
         return self.task.worth.get(WRONG) if hasattr(self, "task") else None
 
-    def __call__(self, prompts, completions, completion_ids=None, log_extra=None, log_metric=None, **columns):
+    def __call__(self, prompts, completions, completion_ids=None, log_extra=ignore, log_metric=ignore, **columns):
         try:
-            rewards = self.score(prompts, completions, completion_ids, log_extra, log_metric or ignore, columns)
+            rewards = self.score(prompts, completions, completion_ids, log_extra, log_metric, columns)
         except Exception as error:  # a user's function may raise anything
             if not self.is_guarded:
                 raise
