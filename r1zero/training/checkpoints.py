@@ -54,25 +54,19 @@ class Sealer(TrainerCallback):
             raise Complete
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save and state.is_world_process_zero:
-            assert_room(Path(args.output_dir))
+        saved = by_step(args.output_dir) if control.should_save and state.is_world_process_zero else []
+        if not saved:
+            return  # preflight has estimated the first one
+        needed, free = size(saved[-1]), shutil.disk_usage(args.output_dir).free
+        if free < needed:
+            found = f"a checkpoint takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+            raise OSError(errno.ENOSPC, found, args.output_dir)
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(Path(args.output_dir, f"checkpoint-{state.global_step}"))
         PartialState().wait_for_everyone()  # --ddp_timeout bounds it, not NCCL's own 10 minutes
-
-
-def assert_room(output_dir):
-    """Raise OSError if the disk has less space than the newest checkpoint takes."""
-    saved = by_step(output_dir)
-    if not saved:
-        return  # preflight has estimated the first one
-    needed, free = size(saved[-1]), shutil.disk_usage(output_dir).free
-    if free < needed:
-        found = f"a checkpoint takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
-        raise OSError(errno.ENOSPC, found, str(output_dir))
 
 
 def by_step(output_dir):
@@ -123,13 +117,19 @@ def choose(values, strategy, steps=None):
     if not given:
         return Choice()
     output_dir = Path(values.output_dir or "trainer_output")
+    found = Choice()
     if given.lower() in ("true", "1", "yes", "auto"):
-        found = newest_sound(output_dir, strategy.processes)
+        for checkpoint in reversed(by_step(output_dir)):
+            wrong = faults(checkpoint, strategy.processes)
+            if not wrong:
+                found.checkpoint = checkpoint
+                break
+            found.notices.append(f"{checkpoint} is damaged and passed over: {'; '.join(wrong)}")
         if found.checkpoint is None and given.lower() != "auto":
             how = "leave out --resume_from_checkpoint, or pass --resume_from_checkpoint auto, to start"
             found.errors.append(f"{output_dir} holds no sound checkpoint to resume from: {how}")
     else:
-        found = Choice(Path(given))
+        found.checkpoint = Path(given)
         wrong = faults(found.checkpoint, strategy.processes)
         if wrong:
             how = "name an earlier one, or pass --resume_from_checkpoint auto for the newest sound one"
@@ -184,18 +184,6 @@ def as_plain(value):
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     return getattr(value, "value", value)
-
-
-def newest_sound(output_dir, processes):
-    """Return the Choice of the newest sound checkpoint. processes: of this run (int)."""
-    found = Choice()
-    for checkpoint in reversed(by_step(output_dir)):
-        wrong = faults(checkpoint, processes)
-        if not wrong:
-            found.checkpoint = checkpoint
-            break
-        found.notices.append(f"{checkpoint} is damaged and passed over: {'; '.join(wrong)}")
-    return found
 
 
 def check_processes(found, strategy):
@@ -257,23 +245,18 @@ def lacking(checkpoint, processes):
         processes = max(2, processes)
     if saved < processes:
         wrong.append(f"the random state of {saved} of {processes} processes")
-    if list(checkpoint.glob("global_step*")):
-        return wrong + lacking_of_deepspeed(checkpoint, max(saved, processes))
-    if not list(checkpoint.glob("optimizer*")):  # a file, or FSDP's folder
-        wrong.append("no optimizer")
+    if not list(checkpoint.glob("global_step*")):
+        has_optimizer = list(checkpoint.glob("optimizer*"))  # a file, or FSDP's folder
+        return wrong if has_optimizer else [*wrong, "no optimizer"]
+    # DeepSpeed's folder, which `latest` names, has the optimizer of each process
+    latest = checkpoint / "latest"
+    if not latest.is_file():
+        return [*wrong, "no file latest with the name of DeepSpeed's folder"]
+    folder = checkpoint / latest.read_text().strip()
+    found, wanted = len(list(folder.glob("*optim_states.pt"))), max(saved, processes)
+    if found < wanted:
+        wrong.append(f"{folder.name} has the optimizer of {found} of {wanted} processes")
     return wrong
-
-
-def lacking_of_deepspeed(checkpoint, processes):
-    """Return what DeepSpeed's folder lacks (list[str]): `latest` names it, and each process has an optimizer there."""
-    try:
-        folder = checkpoint / (checkpoint / "latest").read_text().strip()
-    except OSError:
-        return ["no file latest with the name of DeepSpeed's folder"]
-    found = len(list(folder.glob("*optim_states.pt")))
-    if found < processes:
-        return [f"{folder.name} has the optimizer of {found} of {processes} processes"]
-    return []
 
 
 def saved_by(checkpoint):
