@@ -54,7 +54,11 @@ class Client:
         self.lock = threading.Lock()
 
     def ask(self, pairs):
-        """Return the verdict on each pair: see ask_helper."""
+        """Return whether each pair of LaTeX answers is equal, in bounded time, from any thread.
+
+        pairs: list of (gold, answer). Returns a list of True, False, or None for a pair that was not decided in its
+        time. Raises RuntimeError if the helper does not work.
+        """
         seconds = BATCH_SECONDS * math.ceil(len(pairs) / 64)
         with self.lock:
             for _ in range(2):  # start a helper that has died since, say for want of memory, once more
@@ -79,9 +83,10 @@ class Client:
 
     def start(self):
         """Start the helper, in a session of its own: Ctrl-C must reach it through this process alone."""
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "r1zero.grading.algebra"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *python_path()])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -92,10 +97,8 @@ class Client:
     def stop(self):
         """Kill the helper and its workers, if this process started them."""
         if self.process is not None and self.owner == os.getpid():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
                 with contextlib.suppress(BrokenPipeError):  # it did not read its last batch to the end
@@ -104,22 +107,8 @@ class Client:
 
 
 CLIENT = Client()
+ask_helper = CLIENT.ask
 atexit.register(CLIENT.stop)
-
-
-def ask_helper(pairs):
-    """Return whether each pair of LaTeX answers is equal, in bounded time, from any thread.
-
-    pairs: list of (gold, answer). Returns a list of True, False, or None for a pair that was not decided in its time.
-    Raises RuntimeError if the helper does not work.
-    """
-    return CLIENT.ask(pairs)
-
-
-def python_path():
-    """Return the folders in the environment variable PYTHONPATH."""
-    listed = os.environ.get("PYTHONPATH", "")
-    return listed.split(os.pathsep) if listed else []
 
 
 def read_line(process, seconds):
@@ -247,49 +236,41 @@ class Pool:
         self.compare = compare
         self.workers = [Worker(compare) for _ in range(size)]
 
-    def busy(self):
-        """Return the workers that have a pair to compare."""
-        return [worker for worker in self.workers if worker.position is not None]
-
     def replace(self, worker):
         """Put a fresh worker in the place of one that hangs or is dead."""
         worker.kill()
         self.workers[self.workers.index(worker)] = Worker(self.compare)
 
-    def assign(self, waiting, pairs, limit, end):
-        """Give each idle worker the next position of `waiting` (deque), for `limit` seconds at most, until `end`."""
-        now = time.monotonic()
-        for worker in self.workers:
-            if worker.position is None and waiting and now < end:
-                worker.position = waiting.popleft()
-                worker.deadline = min(now + limit, end)
-                worker.pipe.send(pairs[worker.position])
+    def try_each(self, pairs, positions, limit, end, listening):
+        """Compare the pairs at some positions, each for `limit` seconds at most, until `end`.
 
-    def collect(self):
-        """Wait until the next deadline. Return the first verdicts until then as a dict {position: verdict}."""
-        verdicts = {}
-        at_work = {worker.pipe: worker for worker in self.busy()}
-        next_deadline = min(worker.deadline for worker in at_work.values())
-        left = max(0, next_deadline - time.monotonic())
-        for pipe in connection.wait(list(at_work), timeout=left + 0.001):
-            worker = at_work[pipe]
-            try:
-                verdicts[worker.position] = pipe.recv()
-                worker.position = None
-            except EOFError:  # it died, say of a stack overflow in C
-                verdicts[worker.position] = False
-                self.replace(worker)
-        return verdicts
-
-    def replace_overdue(self):
-        """Replace the workers whose time is over. Return the positions of their pairs."""
-        overran = []
-        now = time.monotonic()
-        for worker in self.busy():
-            if now > worker.deadline:
-                overran.append(worker.position)
-                self.replace(worker)
-        return overran
+        Returns {position: verdict}, without those that were not begun, and the positions that overran.
+        """
+        verdicts, overran, waiting = {}, [], collections.deque(positions)
+        while True:
+            now = time.monotonic()
+            for worker in self.workers:
+                if worker.position is not None and now > worker.deadline:
+                    overran.append(worker.position)
+                    self.replace(worker)
+            now = time.monotonic()
+            for worker in self.workers:
+                if worker.position is None and waiting and now < end:
+                    worker.position, worker.deadline = waiting.popleft(), min(now + limit, end)
+                    worker.pipe.send(pairs[worker.position])
+            at_work = {worker.pipe: worker for worker in self.workers if worker.position is not None}
+            if not at_work:
+                return verdicts, overran
+            left = max(0, min(worker.deadline for worker in at_work.values()) - time.monotonic())
+            for pipe in connection.wait(list(at_work), timeout=left + 0.001):
+                worker = at_work[pipe]
+                try:
+                    verdicts[worker.position] = pipe.recv()
+                    worker.position = None
+                except EOFError:  # it died, say of a stack overflow in C
+                    verdicts[worker.position] = False
+                    self.replace(worker)
+            listening()
 
 
 def judge(pairs, seconds, pool, listening):
@@ -298,28 +279,11 @@ def judge(pairs, seconds, pool, listening):
     Returns a list of True, False, or None for undecided. listening() raises SystemExit if the parent has gone.
     """
     end = time.monotonic() + seconds
-    verdicts = {}  # of position
-
-    def try_each(positions, limit):
-        overran, waiting = [], collections.deque(positions)
-        while True:
-            overran += pool.replace_overdue()
-            pool.assign(waiting, pairs, limit, end)
-            if not pool.busy():
-                return overran
-            verdicts.update(pool.collect())
-            listening()
-
-    overran = try_each(range(len(pairs)), FIRST_SECONDS)
+    verdicts, overran = pool.try_each(pairs, range(len(pairs)), FIRST_SECONDS, end, listening)
     left = end - time.monotonic()
     if overran and left > 0:
-        try_each(overran, left * len(pool.workers) / len(overran))
+        verdicts |= pool.try_each(pairs, overran, left * len(pool.workers) / len(overran), end, listening)[0]
     return [verdicts.get(position) for position in range(len(pairs))]
-
-
-def worker_count():
-    """Return this process's share of the machine's cores, at most MOST_WORKERS."""
-    return min(share_of_cores(), MOST_WORKERS)
 
 
 def serve():
@@ -336,7 +300,7 @@ def serve():
         if os.getppid() != parent or select.select([0], [], [], 0)[0]:  # within a batch, only the end of stdin comes
             sys.exit()  # multiprocessing ends the workers
 
-    pool = Pool(worker_count())
+    pool = Pool(min(share_of_cores(), MOST_WORKERS))
     print("ready", file=out, flush=True)
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
