@@ -245,7 +245,7 @@ def test_endless_program_is_ended_and_leaves_no_open_files_threads_or_children(s
         return len(os.listdir("/proc/self/fd")), threading.active_count(), "".join(map(Path.read_text, children))
 
     before, endless = holdings(), programs("endless")
-    monkeypatch.setattr(sandbox, "workers", lambda: len(endless))  # all at a time
+    monkeypatch.setattr(sandbox, "share_of_cores", lambda: len(endless))  # all at a time
     shut_in.seconds = 1.5
     assert share_of_each(shut_in, endless, ("", "done")) == dict.fromkeys(endless, 0.0)
     assert share(shut_in, "import time\ntime.sleep(0.1)", *[("", "")] * 100) < 0.5, "the time is for all of its tests"

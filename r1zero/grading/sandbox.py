@@ -145,7 +145,7 @@ class Sandbox:
         first = min(self.seconds, self.batch_seconds / BATCH / 2)
         stop = threading.Event()
         # bwrap's --die-with-parent means the thread that starts it: these threads outlive their tests
-        pool = ThreadPoolExecutor(workers())
+        pool = ThreadPoolExecutor(share_of_cores())
         try:
             for turn in (first, self.seconds - first):
                 seconds = min(turn, left / max(len(running), 1))
@@ -171,11 +171,6 @@ class Sandbox:
                 attempt.passed += right
                 attempt.ended += 1
         return spent
-
-
-def workers():
-    """Return how many tests run at a time: one a core, divided among the processes of a distributed run."""
-    return share_of_cores()
 
 
 @functools.cache
@@ -235,8 +230,7 @@ def filter_program(machine):
     column, architecture = MACHINES[machine]
     permission_denied = (RETURN, 0, 0, REFUSE | errno.EPERM)
     steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL)]
-    steps += [(LOAD, 0, 0, NUMBER)]
-    steps += [(AT_LEAST, 0, 1, X32), permission_denied]
+    steps += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, X32), permission_denied]
     for numbers in REFUSED.values():
         if numbers[column] is not None:
             steps += [(EQUAL, 0, 1, numbers[column]), permission_denied]
@@ -291,11 +285,9 @@ def run_test(program, fn_name, stdin, limit, seconds, stop, shut_in):
         status = process.poll()
     finally:
         end(process, shut_in)
-    if output is None:
-        return None, took
-    if not output.startswith(READY):
+    if output is not None and not output.startswith(READY):
         raise RuntimeError(f"a sandbox ended with exit status {status} before it ran: no memory?")
-    if status != 0:
+    if output is None or status != 0:
         return None, took
     return output[len(READY) :], took
 
@@ -305,37 +297,32 @@ def watch(process, limit, seconds, stop):
 
     Its seconds begin with its first output, the driver's READY. Raises RuntimeError if there is none.
     """
-    output, is_open = bytearray(), True
-    now = time.monotonic()
-    next_look = now + POLL
-    began, deadline = None, now + START_SECONDS
-
-    def took():
-        return 0.0 if began is None else time.monotonic() - began
-
+    output, is_ready, is_open = bytearray(), False, True
+    began = time.monotonic()
+    next_look, deadline = began + POLL, began + START_SECONDS
     poll = select.poll()  # select.select fails if a training has more than 1,024 open files
     poll.register(process.stdout, select.POLLIN)
     while time.monotonic() < deadline and not stop.is_set():
         if time.monotonic() > next_look:
             next_look = time.monotonic() + POLL
             if sum(family(process.pid).values()) > THREADS:
-                return None, took()
+                return None, time.monotonic() - began
         if is_open and poll.poll(1000 * POLL):
             chunk = os.read(process.stdout.fileno(), 1 << 16)
-            if began is None:
-                began = time.monotonic()
+            if not is_ready:
+                is_ready, began = True, time.monotonic()
                 deadline = began + seconds
             output += chunk
             if len(output) > limit:
-                return None, took()
+                break
             is_open = bool(chunk)
         if not is_open:  # it has closed its stdout: it has ended, unless it goes on without
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=POLL)
-                return bytes(output), took()
-    if began is None and not stop.is_set():
+                return bytes(output), time.monotonic() - began
+    if not is_ready and not stop.is_set():
         raise RuntimeError(f"a sandbox did not start within {START_SECONDS} s")
-    return None, took()
+    return None, time.monotonic() - began
 
 
 def family(pid):
