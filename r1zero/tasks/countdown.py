@@ -122,22 +122,6 @@ def cells(nums, target):
     return found
 
 
-def size_lines(nums, target):
-    """Return a line (str) for each count of numbers: its problems, and the share that needs * or /.
-
-    nums: N lists of ints, target: N ints.
-
-    >>> size_lines([[1, 2, 3], [2, 5, 9], [5, 7]], [6, 45, 35])
-    ['1 of 2 numbers (100.0% need * or /)', '2 of 3 numbers (50.0% need * or /)']
-    """
-    lines = []
-    for k in sorted({len(numbers) for numbers in nums}):
-        rows = [i for i, numbers in enumerate(nums) if len(numbers) == k]
-        suffice = solvable_by_sums(np.array([nums[i] for i in rows]), np.array([target[i] for i in rows]))
-        lines.append(f"{len(rows):,} of {k} numbers ({1 - suffice.mean():.1%} need * or /)")
-    return lines
-
-
 def draw_problems(rng, draws, num_operands, min_number, max_number, min_target, max_target):
     """Draw random expressions, and return as problems those whose exact value is a whole number in range.
 
@@ -200,21 +184,17 @@ def make_problems(rng, size, num_operands, min_number, max_number, min_target, m
 def make_splits(args):
     """Draw train and test, two lists of (nums, target), with equal parts of each count in args.num_operands."""
     rng = np.random.default_rng(args.seed)
+    ranges = args.min_number, args.max_number, args.min_target, args.max_target
+    parts = len(args.num_operands)
     train, test = [], []
-    for part, k in enumerate(args.num_operands):
-        n_train = part_size(args.train_size, part, len(args.num_operands))
-        n_test = part_size(args.test_size, part, len(args.num_operands))
-        ranges = args.min_number, args.max_number, args.min_target, args.max_target
+    for part, k in enumerate(args.num_operands):  # the first parts take the remainders
+        n_train = args.train_size // parts + int(part < args.train_size % parts)
+        n_test = args.test_size // parts + int(part < args.test_size % parts)
         nums, target = make_problems(rng, n_train + n_test, k, *ranges)
         problems = list(zip(nums.tolist(), target.tolist(), strict=True))
         train += problems[:n_train]
         test += problems[n_train:]
     return shuffled(train, rng), shuffled(test, rng)
-
-
-def part_size(total, part, parts):
-    """Return the size of part number `part` of `total`. The parts are equal, and the first ones take the remainder."""
-    return total // parts + int(part < total % parts)
 
 
 def shuffled(problems, rng):
@@ -298,16 +278,24 @@ def wrong_flags(args):
 def problems(args):
     """Return the problems of train and test, two lists of (columns, slots of the prompt, ground truth)."""
     splits = split_source(read_source(args.source), args) if args.source else make_splits(args)
-    found = []
-    for split in splits:
-        found.append([])
-        for nums, target in split:
-            slots = {"numbers": nums, "target": target}
-            found[-1].append(({"nums": nums, "target": target}, slots, {"target": target, "numbers": nums}))
-    return found
+    return [[example(*problem) for problem in split] for split in splits]
+
+
+def example(nums, target):
+    """Return a problem as (columns, slots of the prompt, ground truth), a dict each."""
+    truth = {"target": target, "numbers": nums}
+    return {"nums": nums, "target": target}, truth, truth
 
 
 def contents(rows):
-    """Return a line (str) on the contents of some rows."""
-    sizes = size_lines([row["nums"] for row in rows], [row["target"] for row in rows])
-    return ", ".join([f"{len(rows):,} problems", *sizes])
+    """Return a line (str) on the contents of some rows: of each count of numbers, the share that needs * or /.
+
+    >>> contents([{"nums": [1, 2, 3], "target": 6}, {"nums": [2, 5, 9], "target": 45}])
+    '2 problems, 2 of 3 numbers (50.0% need * or /)'
+    """
+    parts = [f"{len(rows):,} problems"]
+    for k in sorted({len(row["nums"]) for row in rows}):
+        own = [row for row in rows if len(row["nums"]) == k]
+        suffice = solvable_by_sums(np.array([row["nums"] for row in own]), np.array([row["target"] for row in own]))
+        parts.append(f"{len(own):,} of {k} numbers ({1 - suffice.mean():.1%} need * or /)")
+    return ", ".join(parts)
