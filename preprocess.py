@@ -133,7 +133,8 @@ def mixture(args, tokenizer):
         for folder in args.folders:
             path = Path(folder) / f"{split}.parquet"
             if not path.is_file():
-                raise ValueError(missing_part(path))
+                how = f"write it first, with preprocess.py TASK --local_dir {path.parent}"
+                raise ValueError(f"{path} does not exist: {how}")
             # These two differ in type from task to task, and no reward reads them
             table = with_texts(pq.read_table(path))
             table = table.drop_columns([name for name in ("reward_model", "extra_info") if name in table.column_names])
@@ -152,11 +153,6 @@ def mixture(args, tokenizer):
         _, first = write_rows(args.parts[split], split, rows, schema, Counter())
         print(f"{args.local_dir}/{split}.parquet: {part:,} problems of each of {' '.join(args.folders)}")
     print_example(args.local_dir, first)
-
-
-def missing_part(path):
-    """Return the error line for a part of a mixture (Path) that does not exist."""
-    return f"{path} does not exist: write it first, with preprocess.py TASK --local_dir {path.parent}"
 
 
 def add_task(tasks, name, run, text, train_size=None, test_size=1024, **defaults):

@@ -57,7 +57,9 @@ def render_template(prompt, form, tokenizer=None):
         text = asked
     elif text.count("</think>") > asked.count("</think>"):  # an empty block, for an answer without thinking
         text = asked + prompt.beginning
-    return without_second_bos(text, tokenizer)
+    if begins_with_two_bos(tokenizer(text)["input_ids"], tokenizer):  # as DeepSeek-R1-Distill's: drop the written one
+        text = text.removeprefix(tokenizer.bos_token)
+    return text
 
 
 def stamp(form, templates):
@@ -91,13 +93,6 @@ def outdated(metadata, form, tokenizer):
         if checksum(now) != found:
             places.append(place)
     return places
-
-
-def without_second_bos(text, tokenizer):
-    """Return a rendered chat without its written BOS if the tokenizer adds another, as DeepSeek-R1-Distill's does."""
-    if begins_with_two_bos(tokenizer(text)["input_ids"], tokenizer):
-        return text.removeprefix(tokenizer.bos_token)
-    return text
 
 
 def begins_with_two_bos(token_ids, tokenizer):

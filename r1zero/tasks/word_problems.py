@@ -123,26 +123,6 @@ TEXT_TASKS = {
 }
 
 
-def usable_problems(task, rows, source, counts):
-    """Yield the TextProblems of a stream of rows. Count the rows, and the unusable ones by reason.
-
-    task: a TextTask; counts: a Counter. Raises ValueError with the source's name if the first row lacks a column.
-    """
-    for place, row in enumerate(rows):
-        if place == 0:
-            check_columns(source, row, task.columns)
-        counts[ROWS_READ] += 1
-        try:
-            problem = task.read(row)
-        except Unusable as reason:
-            counts[str(reason)] += 1
-            continue
-        if (problem.problem or "").strip():
-            yield problem
-        else:
-            counts["without a problem"] += 1
-
-
 def problem_key(problem, seed=0):
     """Hash a problem (str) to 63 bits. The seed shuffles the order of the keys."""
     text = f"{seed}\n{' '.join(problem.split())}"
@@ -152,9 +132,21 @@ def problem_key(problem, seed=0):
 def examples(name, rows, source, templates, seed, counts):
     """Yield the usable rows of a stream in TinyZero's schema, each with the `key` of its problem.
 
-    name: a key of TEXT_TASKS; templates: {"maths" or "code": prompt template}; counts: as in usable_problems.
+    name: a key of TEXT_TASKS; templates: {"maths" or "code": prompt template}; counts: a Counter of the rows read, and
+    of the unusable ones by reason. Raises ValueError with the source's name if the first row lacks a column.
     """
-    for found in usable_problems(TEXT_TASKS[name], rows, source, counts):
+    task = TEXT_TASKS[name]
+    for place, row in enumerate(rows):
+        if place == 0:
+            check_columns(source, row, task.columns)
+        counts[ROWS_READ] += 1
+        try:
+            found = task.read(row)
+            if not (found.problem or "").strip():
+                raise Unusable("without a problem")
+        except Unusable as reason:
+            counts[str(reason)] += 1
+            continue
         is_code = found.ability == "code"
         columns = {"solution": None if is_code else found.gold}
         if name == "eurus":  # the one set with code, so the one with tests
