@@ -223,16 +223,10 @@ def read_arguments(argv=None):
     """Return the checked arguments. Exit with one line for a value that makes no sense."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if not args.local_dir:
-        parser.error("--local_dir is '', wanted the name of a folder")
-    if args.seed < 0:
-        parser.error(f"wanted --seed of at least 0, found {args.seed}")
     wrong = MADE[args.task].wrong_flags(args) if args.task in MADE else None
     if wrong:
         parser.error(wrong)
-    if args.max_prompt_length is not None and args.max_prompt_length < 1:
-        parser.error(f"wanted --max_prompt_length of at least 1, found {args.max_prompt_length}")
-    if args.max_prompt_length and not args.tokenizer:
+    if args.max_prompt_length is not None and not args.tokenizer:
         parser.error("--max_prompt_length counts tokens and needs --tokenizer PATH_OR_HUB_ID")
     if min(getattr(args, "train_size", 1), getattr(args, "test_size", 1)) < 1:
         parser.error("wanted --train_size and --test_size of at least 1")

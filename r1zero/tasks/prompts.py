@@ -126,7 +126,7 @@ def load_tokenizer(name):
 
 def drop_long_prompts(rows, tokenizer, max_prompt_length, counts):
     """Yield the rows whose prompt has at most max_prompt_length tokens, all if it is None. Count the others."""
-    if not max_prompt_length:
+    if max_prompt_length is None:
         yield from rows
         return
     reason = f"prompts over {max_prompt_length:,} tokens"
