@@ -157,14 +157,6 @@ def test_eurus_keeps_what_can_be_scored_and_counts_the_rest(tmp_path, long_model
     assert "1 prompts over 1,000 tokens" in output
 
 
-def test_chat_prompt_keeps_the_problems_braces(tmp_path):
-    train, test = prepare("math", tmp_path, "--source", FIXTURES / "x_r1_750.jsonl", "--template", "chat")
-    (row,) = [row for row in train + test if "sqrt" in row["prompt"]]
-    assert row["prompt"].startswith("<|im_start|>system\n") and r"\boxed{your answer}" in row["prompt"]
-    assert "<|im_start|>user\nWhat is $\\sqrt{8}$ in simplest form?<|im_end|>" in row["prompt"]
-    assert row["prompt"].endswith("<|im_start|>assistant\nLet me solve this step by step. <think>")
-
-
 @pytest.mark.parametrize("held_out", ["test", "validation"])
 def test_own_test_split_is_used_and_kept_out_of_train(tmp_path, held_out):
     lines = (FIXTURES / "gsm8k.jsonl").read_text().splitlines(keepends=True)
