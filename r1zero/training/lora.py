@@ -79,9 +79,9 @@ def target_errors(values, model):
 
 def setting_errors(values):
     """Return error lines for settings that make another model sample than is trained. values: every setting."""
-    errors = []
     if not values.use_peft:
-        return errors
+        return []
+    errors = []
     # TRL samples, computes old log-probabilities and updates in training mode: transformers draws a new dropout mask
     # for each, and vLLM has none
     if values.lora_dropout > 0 and not values.disable_dropout:
@@ -89,14 +89,11 @@ def setting_errors(values):
             f"lora_dropout is {values.lora_dropout:g}, so the model that is updated is not the one that "
             "sampled: set --lora_dropout 0 (TRL's default is 0.05)"
         )
-    if values.use_vllm and values.load_in_4bit:
-        errors.append(
-            "load_in_4bit does not go with use_vllm: TRL merges the adapter into the weights, and 4 bits round all "
-            "of it away: set --load_in_4bit false, or --use_vllm false"
-        )
-    if values.use_vllm and values.load_in_8bit:
-        errors.append(
-            "load_in_8bit does not go with use_vllm: it takes no such weights from a trainer: set --load_in_8bit "
-            "false, or --use_vllm false"
-        )
+    quantized = {
+        "load_in_4bit": "TRL merges the adapter into the weights, and 4 bits round all of it away",
+        "load_in_8bit": "it takes no such weights from a trainer",
+    }
+    for name, why in quantized.items():
+        if values.use_vllm and getattr(values, name):
+            errors.append(f"{name} does not go with use_vllm: {why}: set --{name} false, or --use_vllm false")
     return errors
