@@ -165,12 +165,6 @@ def unit_or_content(match):
     return WORDS.sub(UNIT, content)
 
 
-def leaves_arithmetic_undone(latex):
-    """Return whether an answer, after the name of a variable, has arithmetic in it that can still be carried out."""
-    text = without_units(latex)
-    return UNDONE.search(text.rpartition("=")[2]) is not None
-
-
 def equal_exactly(gold, answer):
     r"""Return whether two LaTeX answers (str) are equal: True, False, or None if text and exact numbers do not decide.
 
@@ -201,7 +195,7 @@ def equal_exactly(gold, answer):
         found = stated_number(answer)
         if found is not None:
             return found == value
-        if leaves_arithmetic_undone(answer):
+        if UNDONE.search(without_units(answer).rpartition("=")[2]):  # after the name of a variable
             return False
     for one, other in ((normal_gold, normal), (normal, normal_gold)):
         if SET.fullmatch(one) and PAIR.fullmatch(other):
