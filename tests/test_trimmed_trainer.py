@@ -27,6 +27,8 @@ LONG = {  # completions of random text, of which some end early, as the reward b
     "save_strategy": "no",
     "log_completions": False,
 }
+ONE_MICRO_BATCH = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2}
+LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
 MEANS_OVER_MICRO_BATCHES = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 
 
@@ -74,13 +76,11 @@ def test_each_loss_is_the_same_without_padding(both, loss_type):
 
 
 def test_metrics_are_the_same_where_a_step_has_one_micro_batch(both):
-    one = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2}
-    assert_equal(*both(**one))
+    assert_equal(*both(**ONE_MICRO_BATCH))
 
 
 def test_lora_is_the_same_without_padding(both):
-    lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-3}
-    assert_equal(*both(**lora), MEANS_OVER_MICRO_BATCHES)
+    assert_equal(*both(**LORA, learning_rate=1e-3), MEANS_OVER_MICRO_BATCHES)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_lora_is_the_same_without_padding(both):
     [
         pytest.param({}, id="all weights"),
         pytest.param({"gradient_accumulation_steps": 2}, id="two micro-batches"),
-        pytest.param({"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0}, id="LoRA"),
+        pytest.param(LORA, id="LoRA"),
     ],
 )
 def test_a_prompt_computed_once_changes_nothing(both, monkeypatch, flags):
@@ -102,13 +102,11 @@ def test_a_prompt_computed_once_changes_nothing(both, monkeypatch, flags):
 
     monkeypatch.setattr(trimmed_trainer, "SAVED", 0.01)
     monkeypatch.setattr(trimmed_trainer.TrimmedGRPOTrainer, "compute_packed", seen)
-    one = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2, "tokens_per_pass": 200}
-    one |= {"gradient_checkpointing": True}
-    assert_equal(
-        *both(**one | flags), MEANS_OVER_MICRO_BATCHES, 5e-6
-    )  # Adam makes steps of the rounding of keys' biases, which do nothing
+    flags = ONE_MICRO_BATCH | {"tokens_per_pass": 200, "gradient_checkpointing": True} | flags
+    # Adam makes steps of the rounding of keys' biases, which do nothing
+    assert_equal(*both(**flags), MEANS_OVER_MICRO_BATCHES, 5e-6)
     assert max(map(max, sequences)) > 1
-    assert max(map(len, sequences)) > 1 or "gradient_accumulation_steps" in flags, "a micro-batch has one prompt"
+    assert max(map(len, sequences)) > 1 or flags["gradient_accumulation_steps"] == 2, "a micro-batch has one prompt"
 
 
 @pytest.mark.slow
@@ -134,8 +132,8 @@ def test_rows_without_a_signal_change_no_weight(both, loss_type):
 @pytest.mark.parametrize(
     "flags",
     [
-        pytest.param({"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0}, id="LoRA"),
-        pytest.param({"steps_per_generation": 2, "gradient_accumulation_steps": 1, "save_steps": 2}, id="two steps"),
+        pytest.param(LORA, id="LoRA"),
+        pytest.param(ONE_MICRO_BATCH, id="two steps"),
         pytest.param({"scale_rewards": "batch", "importance_sampling_level": "sequence"}, id="GSPO"),
     ],
 )
