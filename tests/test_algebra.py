@@ -51,7 +51,7 @@ def simulated(monkeypatch):
     clock = SimpleNamespace(now=0.0)
 
     class SimulatedWorker:
-        def __init__(self, compare):
+        def __init__(self):
             self.pipe = self
             self.position = None
 

@@ -203,16 +203,16 @@ def value(expression):
 class Worker:
     """Compare one pair after another in a forked process that can be killed at any time."""
 
-    def __init__(self, compare):
+    def __init__(self):
         self.pipe, theirs = connection.Pipe()
         fork = multiprocessing.get_context("fork")
-        self.process = fork.Process(target=self.work, args=(compare, theirs), daemon=True)
+        self.process = fork.Process(target=self.work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         self.position = None  # index in the batch of the pair that it compares
         self.deadline = None
 
-    def work(self, compare, pipe):
+    def work(self, pipe):
         """Compare what comes through the pipe (in the forked process), until a signal or the closed pipe ends it."""
         import resource
 
@@ -220,7 +220,7 @@ class Worker:
         if sys.platform == "linux":  # in case the helper is killed; elsewhere the closed pipe ends it
             end_with_parent(signal.SIGKILL)
         while True:
-            pipe.send(compare(*pipe.recv()))
+            pipe.send(compare_symbolically(*pipe.recv()))
 
     def kill(self):
         """End the process, whatever it does."""
@@ -232,14 +232,13 @@ class Worker:
 class Pool:
     """Compare pairs side by side in workers. Replace a worker that takes too long or dies."""
 
-    def __init__(self, size, compare=compare_symbolically):
-        self.compare = compare
-        self.workers = [Worker(compare) for _ in range(size)]
+    def __init__(self, size):
+        self.workers = [Worker() for _ in range(size)]
 
     def replace(self, worker):
         """Put a fresh worker in the place of one that hangs or is dead."""
         worker.kill()
-        self.workers[self.workers.index(worker)] = Worker(self.compare)
+        self.workers[self.workers.index(worker)] = Worker()
 
     def try_each(self, pairs, positions, limit, end, listening):
         """Compare the pairs at some positions, each for `limit` seconds at most, until `end`.
