@@ -50,11 +50,12 @@ def memory(values, model, strategy, tokens, card):
     colocated = values.use_vllm and values.vllm_mode == "colocate"  # a vLLM server is on another card
     sleeps = colocated and values.vllm_enable_sleep_mode
     share = int(values.vllm_gpu_memory_utilization * (card or 0)) if colocated else 0
+    zero3 = strategy.deepspeed and strategy.gathers_weights
     working = working_bytes(values, model, strategy, tokens)
 
     table = [
         ("weights", sharded["weights"], ALWAYS),
-        ("gradients", sharded["gradients"], ALWAYS if is_zero3(strategy) else (*PASS, STEP)),
+        ("gradients", sharded["gradients"], ALWAYS if zero3 else (*PASS, STEP)),
         ("optimizer", sharded["optimizer"], ALWAYS),
         ("reference", reference, ALWAYS),
         ("context", int(CONTEXT), ALWAYS),
@@ -136,14 +137,9 @@ def eight_bit(values):
     return "8bit" in str(values.optim)
 
 
-def is_zero3(strategy):
-    """Return whether a Strategy is DeepSpeed's ZeRO-3 over several processes."""
-    return strategy.deepspeed and strategy.shards["weights"] > 1
-
-
 def gathered_bytes(model, strategy, number):
     """Return the bytes of sharded weights, of `number` bytes each, that a pass makes whole for a while."""
-    if strategy.shards["weights"] == 1:
+    if not strategy.gathers_weights:
         return 0
     if strategy.deepspeed:
         return min(LIVE, model.num_parameters()) * number
@@ -175,8 +171,7 @@ def rows_of_a_pass(values, strategy, rows, tokens):
     """Return how many of so many sequences of `tokens` one forward pass takes at most."""
     if not values.trim_padding:
         return rows
-    gathers_weights = strategy.shards["weights"] > 1
-    return min(rows, ROWS if gathers_weights else max(1, values.tokens_per_pass // tokens))
+    return min(rows, ROWS if strategy.gathers_weights else max(1, values.tokens_per_pass // tokens))
 
 
 def working_bytes(values, model, strategy, tokens):
@@ -240,7 +235,7 @@ def cache_bytes(values, model, strategy, tokens):
     """Return the bytes of keys and values if transformers generates. ZeRO-3 gathers the whole model for it."""
     config, number = model.config.get_text_config(), weight_bytes(values, strategy)
     a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * number
-    whole = model.num_parameters() * number if is_zero3(strategy) else 0
+    whole = model.num_parameters() * number if strategy.deepspeed and strategy.gathers_weights else 0
     return max(sequences_generated(values)) * tokens * a_token + whole
 
 
@@ -249,7 +244,9 @@ def exact_copies(values, model, strategy):
 
     Only a base of 16 bits that is pushed to vLLM has one, of every matrix with an adapter.
     """
-    if not (values.use_peft and values.use_vllm) or is_zero3(strategy) or weight_bytes(values, strategy) == 4:
+    if not (values.use_peft and values.use_vllm) or weight_bytes(values, strategy) == 4:
+        return 0
+    if strategy.deepspeed and strategy.gathers_weights:
         return 0
     return 2 * sum(weight.numel() for module in adapted_modules(model, values) for weight in module.parameters())
 
@@ -259,7 +256,7 @@ def advice(values, strategy, phase):
     update, evaluation, generation = phase == "update", phase == "evaluation", phase == "generation"
     trained, evaluated = sequences_generated(values)
     scored = min(values.per_device_eval_batch_size, ROWS) if values.trim_padding else values.per_device_eval_batch_size
-    by_tokens = values.trim_padding and strategy.shards["weights"] == 1
+    by_tokens = values.trim_padding and not strategy.gathers_weights
     own, vllm = generation and not values.use_vllm, values.use_vllm
     small_moments = values.use_peft or eight_bit(values) or "optimizer" in strategy.offload or "FSDP" in strategy.name
     options = [
@@ -278,6 +275,6 @@ def advice(values, strategy, phase):
             not values.use_peft,
             "--use_peft true --lora_target_modules all-linear --lora_dropout 0 --learning_rate 1e-5",
         ),
-        (strategy.shards["weights"] == 1, "more GPUs with configs/accelerate/zero3.yaml"),
+        (not strategy.gathers_weights, "more GPUs with configs/accelerate/zero3.yaml"),
     ]
     return ", or ".join(option for helps, option in options if helps)

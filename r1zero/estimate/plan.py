@@ -19,7 +19,7 @@ def plan_lines(values, model, rows, longest, strategy, card):
         model_line(values, model),
         machine_line(values, strategy),
     ]
-    if values.trim_padding and strategy.shards["weights"] > 1:
+    if values.trim_padding and strategy.gathers_weights:
         lines.append(
             f"passes: {ROWS} completions each, with those without a signal, as {strategy.name} gathers weights in each"
         )
@@ -119,7 +119,7 @@ def checkpoint_size(parameters, strategy):
     parameters: int; strategy: a machine.Strategy.
     """
     each = 4 + 8  # the weights and AdamW's two moments, in float32
-    if strategy.shards.get("weights", 1) > 1:
+    if strategy.gathers_weights:
         each += 4  # ZeRO-3's second copy of the weights, beside the moments, or FSDP's in one file
     elif strategy.deepspeed:
         each += 4 + 4  # that copy, and the weights it computes with

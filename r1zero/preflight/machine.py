@@ -37,6 +37,11 @@ class Strategy:
     deepspeed: bool = False
     offload: tuple = ()
 
+    @property
+    def gathers_weights(self):
+        """Whether every pass gathers the weights from all processes, so that all run the same number of passes."""
+        return self.shards["weights"] > 1
+
 
 @dataclass
 class Machine:
