@@ -69,10 +69,19 @@ def check(parser, argv):
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)
     errors += [*unavailable, *unmeasured, *model.fit_errors(values, shape, longest)]
-    if shape and "vllm_gpu_memory_utilization" not in flags.given:
-        notices += recipe.fit_vllm(values, shape.parameters, longest, machine)
-    rows = splits[0].rows if splits else None
+    rows, held_out = [file.rows for file in splits] or (None, None)
     steps = schedule.schedule(values, rows, machine.processes)["steps"]
+    planned = plan.Plan([], {}, fits=True)
+    if shape:
+        of_run = (values, shape.parameters, rows, longest, machine.strategy, machine.card)
+        planned = plan.make_plan(*of_run)
+        lowered = []
+        if "vllm_gpu_memory_utilization" not in flags.given:
+            lowered = recipe.fit_vllm(values, planned.peaks, machine.card)
+        if lowered:
+            notices += lowered
+            planned = plan.make_plan(*of_run)
+        planned.lines += machine_lines(values, shape, rows, held_out, longest, machine)
     resumed = None
     if machine.is_here and processes.is_main_process():
         choice = checkpoints.choose(values, machine.strategy, steps)
@@ -82,31 +91,25 @@ def check(parser, argv):
         notices += [f"resumes from {resumed}"] if resumed else []
 
     # The plan, then what is wrong
-    planned = plan_lines(values, shape, [file.rows for file in splits] or [None, None], longest, machine)
     if processes.is_main_process():
         if not machine.is_here:
             print(f"planned for {machine.name}, started with configs/accelerate/{machine.file.name}\n{UNCHECKED}")
-        print("\n".join([*notices, *planned]), flush=True)
-    will_fit = not any(line.startswith("will not fit") for line in planned)
+        print("\n".join([*notices, *planned.lines]), flush=True)
+    if machine.is_here and not errors:
+        try:
+            script_args, training_args, model_args = recipe.build(parser, values)
+            errors = late_errors(training_args, shape, steps)
+        except ValueError as error:  # of TRL or transformers
+            errors = [str(error)]
     if errors:
         processes.stop(f"{path} cannot run {'' if machine.is_here else 'there '}as it is", errors)
-    if values.dry_run and not machine.is_here:
-        sys.exit(0 if will_fit else 1)
-    try:
-        script_args, training_args, model_args = recipe.build(parser, values)
-    except ValueError as error:  # of TRL or transformers
-        processes.stop(f"{path} cannot run as it is", [str(error)])
-    errors = late_errors(training_args, shape, steps)
-    if errors:
-        processes.stop(f"{path} cannot run as it is", errors)
     if values.dry_run:
-        sys.exit(0 if will_fit else 1)
+        sys.exit(0 if planned.fits else 1)
     if processes.is_main_process():  # it is the one that talks to a server
         hardware.await_server(values)
     training_args.resume_from_checkpoint = agreed(resumed)
-    if not values.use_cpu:  # for the line that sets it beside what the run took
-        estimate = plan.card_memory(values, shape.parameters, longest, machine.strategy, machine.card)
-        training_args.estimated_memory = max(estimate["peaks"].values()) / plan.GIB
+    if planned.peaks:  # for the line that sets it beside what the run took
+        training_args.estimated_memory = max(planned.peaks.values()) / plan.GIB
     return script_args, training_args, model_args, functions
 
 
@@ -136,20 +139,25 @@ def late_errors(args, shape, steps):
     return errors
 
 
-def plan_lines(values, shape, rows, longest, machine):
-    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan; rows: of train and test."""
-    if shape is None:
-        return []
-    lines = plan.plan_lines(values, shape.parameters, rows[0], longest, machine.strategy, machine.card)
+def machine_lines(values, shape, rows, held_out, longest, machine):
+    """Return the lines of the plan on the least time, the processor and the tokenizer (list[str]).
+
+    shape: model.Model; rows, held_out: problems of train and test, or None; longest: tokens of the longest prompt.
+    """
+    lines = []
     in_bf16 = schedule.mixed_precision(values) == "bf16"
-    able = machine.peak and not values.use_cpu and machine.peak._asdict()
+    rate = None
     if values.use_cpu and machine.is_here:
         rate = hardware.product_rate(torch.bfloat16 if in_bf16 else torch.float32)
         able = {"operations": rate, "bytes": math.inf}
+    else:
+        able = machine.peak and not values.use_cpu and machine.peak._asdict()
     if able:
-        lines.append(plan.time_line(able, values, shape.parameters, *rows, longest, machine.strategy))
-    if machine.is_here and values.use_cpu and (in_bf16 or shape.parameters.num_parameters() > 10**8):
-        speed = hardware.bfloat16_speed()
+        model = shape.parameters
+        lines.append(plan.time_line(able, values, model, rows, held_out, longest, machine.strategy))
+    if rate and (in_bf16 or shape.parameters.num_parameters() > 10**8):
+        other = hardware.product_rate(torch.float32 if in_bf16 else torch.bfloat16)
+        speed = rate / other if in_bf16 else other / rate
         advice = "" if in_bf16 == (speed > 1) else f": pass --bf16 {str(not in_bf16).lower()}"
         if in_bf16 or advice:
             lines.append(f"processor: multiplies matrices {speed:.2g} times as fast in bfloat16 as in float32{advice}")

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import yaml
 
 from r1zero import processes, schedule
-from r1zero.estimate import memory
 from r1zero.preflight import settings
 
 CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
@@ -245,18 +244,16 @@ def fit_evaluation(values, rows, processes):
     return [f"evaluation: per_device_eval_batch_size is {most:,}, as {rows:,} held-out rows fill no more"]
 
 
-def fit_vllm(values, parameters, longest, machine):
+def fit_vllm(values, peaks, card):
     """Lower vllm_gpu_memory_utilization to what leaves a tenth of a card free in generation, if it leaves less.
 
-    parameters: the model on the meta device; longest: tokens of the longest prompt. Return what to tell the user
-    (list[str]). If that leaves vLLM less than a tenth, the setting stays, and the plan says that it will not fit.
+    peaks: of the plan.Plan; card: its bytes, or None. Return what to tell the user (list[str]). If that leaves vLLM
+    less than a tenth, the setting stays, and the plan says that it will not fit.
     """
-    if not (values.use_vllm and values.vllm_mode == "colocate" and machine.card):
+    if not (values.use_vllm and values.vllm_mode == "colocate" and card and peaks):
         return []
-    tokens = longest + values.max_completion_length
-    estimate = memory.memory(values, parameters, machine.strategy, tokens, machine.card)
-    taken = estimate["peaks"]["generation"] / machine.card
-    others = taken - estimate["parts"]["vLLM"] / machine.card
+    taken = peaks["generation"] / card
+    others = taken - values.vllm_gpu_memory_utilization
     share = math.floor(20 * (0.9 - others)) / 20
     if taken <= 0.9 or share < 0.1:
         return []
