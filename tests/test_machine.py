@@ -22,9 +22,6 @@ def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
     monkeypatch.setattr(hardware, "why_unseen", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if bf16 else (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
     properties = type("Properties", (), {"total_memory": (gib or 0) * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 

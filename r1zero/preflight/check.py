@@ -75,10 +75,8 @@ def check(parser, argv):
     if shape:
         of_run = (values, shape.parameters, rows, longest, machine.strategy, machine.card)
         planned = plan.make_plan(*of_run)
-        lowered = []
-        if "vllm_gpu_memory_utilization" not in flags.given:
-            lowered = recipe.fit_vllm(values, planned.peaks, machine.card)
-        if lowered:
+        is_open = "vllm_gpu_memory_utilization" not in flags.given
+        if is_open and (lowered := recipe.fit_vllm(values, planned.peaks, machine.card)):
             notices += lowered
             planned = plan.make_plan(*of_run)
         planned.lines += machine_lines(values, shape, rows, held_out, longest, machine)
@@ -105,8 +103,6 @@ def check(parser, argv):
         processes.stop(f"{path} cannot run {'' if machine.is_here else 'there '}as it is", errors)
     if values.dry_run:
         sys.exit(0 if planned.fits else 1)
-    if processes.is_main_process():  # it is the one that talks to a server
-        hardware.await_server(values)
     training_args.resume_from_checkpoint = agreed(resumed)
     if planned.peaks:  # for the line that sets it beside what the run took
         training_args.estimated_memory = max(planned.peaks.values()) / plan.GIB
@@ -140,11 +136,13 @@ def late_errors(args, shape, steps):
 
 
 def machine_lines(values, shape, rows, held_out, longest, machine):
-    """Return the lines of the plan on the least time, the processor and the tokenizer (list[str]).
+    """Return the lines of the plan on vLLM's server, the least time, the processor and the tokenizer (list[str]).
 
     shape: model.Model; rows, held_out: problems of train and test, or None; longest: tokens of the longest prompt.
     """
     lines = []
+    if values.use_vllm and values.vllm_mode == "server":
+        lines.append(f"server: start it with {hardware.serve_command(values)}")
     in_bf16 = schedule.mixed_precision(values) == "bf16"
     rate = None
     if values.use_cpu and machine.is_here:
