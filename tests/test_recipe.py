@@ -69,7 +69,8 @@ class TestBatch:
             assert abs(made - wanted) <= max(wanted / 8, least / 2, least - wanted)
             assert values.per_device_train_batch_size <= said["per_device_train_batch_size"]
             assert schedule.span(values) == said.get("steps_per_generation", 1), "optimizer steps on one generation"
-            assert recipe.batch_errors(values, processes) == []
+            assert schedule.completions(values, processes) % group == 0
+            assert recipe.save_errors(values, processes) == []
 
     @each_case("batches.tsv")
     def test_follows_from_what_is_given_and_is_smaller_a_device_only_if_need_be(self, own, case):

@@ -56,7 +56,7 @@ def check(parser, argv):
     if splits:
         notices += [notice for file in splits for notice in file.notices]
         notices += recipe.fit_evaluation(values, splits[1].rows, machine.processes)
-    errors += [*hardware.errors(values, machine), *recipe.batch_errors(values, machine.processes)]
+    errors += [*hardware.errors(values, machine), *recipe.save_errors(values, machine.processes)]
     errors += [*lora.setting_errors(values), *unreadable, *row_errors(values, splits, machine.processes)]
     shape, unavailable = model.read(values, elsewhere=not machine.is_here)
     if shape is None and Path(values.model_name_or_path or "") in unmade:
