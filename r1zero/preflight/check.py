@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
 
 from r1zero import files, processes, schedule
 from r1zero.estimate import plan
@@ -110,7 +108,7 @@ def check(parser, argv):
 
 
 def late_errors(args, shape, steps):
-    """Return what Trainer would find wrong once the model is loaded (list of lines).
+    """Return what Trainer finds wrong when it starts to train, with the earlier run moved aside (list of lines).
 
     args: TrainingArguments; shape: model.Model, or None; steps: of the run, None if not known.
     """
@@ -122,7 +120,6 @@ def late_errors(args, shape, steps):
         ("optim", "optim_args"): lambda: shape and Trainer.get_optimizer_cls_and_kwargs(args, shape.parameters),
         ("lr_scheduler_type", "lr_scheduler_kwargs"): lambda: get_scheduler(args.lr_scheduler_type, *of_scheduler),
         ("use_liger_kernel",): lambda: args.use_liger_kernel and importlib.import_module("liger_kernel.transformers"),
-        ("push_to_hub",): lambda: args.push_to_hub and processes.is_main_process() and HfApi().whoami(args.hub_token),
     }
     errors = []
     for names, resolve in late.items():
@@ -168,21 +165,12 @@ def machine_lines(values, shape, rows, held_out, longest, machine):
 
 def read_rewards(values, machine):
     """Return the reward functions (list, None if one cannot be had) and the errors. On another machine, only ours."""
-    names, weights = values.reward_funcs, values.reward_weights
-    functions, errors = None, []
+    names = [name for name in values.reward_funcs if machine.is_here or ":" not in name]
+    is_allowed = values.allow_unsandboxed_code or not machine.is_here
     try:
-        functions = reward_functions.resolve(
-            names if machine.is_here else [name for name in names if ":" not in name],
-            values.data_dir,
-            values.allow_unsandboxed_code or not machine.is_here,
-        )
+        return reward_functions.resolve(names, values.data_dir, is_allowed), []
     except (ValueError, RuntimeError) as error:  # RuntimeError: no sandbox for code_reward
-        errors.append(files.one_line(error))
-    if weights is not None and len(weights) != len(names):
-        errors.append(
-            f"reward_weights has {len(weights)} numbers and reward_funcs {len(names)} names: give one weight for each"
-        )
-    return functions, errors
+        return None, [files.one_line(error)]
 
 
 def reward_errors(functions, splits, tokenizer):
@@ -287,9 +275,7 @@ def output_errors(values, shape, rows, strategy, resumed):
 
     shape: model.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
-    if values.output_dir == "":
-        return ["output_dir is '', wanted the name of a folder: pass --output_dir outputs/RUN"]
-    output = Path(values.output_dir or "trainer_output")
+    output = Path("trainer_output" if values.output_dir is None else values.output_dir)
     for name in ("model_name_or_path", "data_dir"):  # of an earlier run: it is moved aside
         given = getattr(values, name)
         if given and Path(given).is_dir() and Path(given).resolve().is_relative_to(output.resolve()):
@@ -298,8 +284,6 @@ def output_errors(values, shape, rows, strategy, resumed):
             ]
     if Path.cwd().is_relative_to(output.resolve()):
         return [f"output_dir {output} is the folder of this command, or around it: name another with --output_dir"]
-    if output.is_symlink() and not output.exists():
-        return [f"output_dir {output} is a link to {os.readlink(output)}, which does not exist: make that folder"]
     existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()
