@@ -112,7 +112,7 @@ class TestStrategy:
         assert found.name == case["name"]
         assert [found.shards[part] for part in ("weights", "gradients", "optimizer")] == json.loads(case["shards"])
 
-    def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open_or_stops_the_run(self, tmp_path, monkeypatch):
+    def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open(self, tmp_path, monkeypatch):
         path = tmp_path / "ds.json"
         variables = self.DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
         for name, value in variables.items():
@@ -123,10 +123,6 @@ class TestStrategy:
         assert DeepSpeedPlugin().zero_stage == 3, "which accelerate makes of it"
         path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
         assert read_strategy(variables | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}).name == "DeepSpeed ZeRO-1"
-        for text in ("{", "{}", None):
-            path.unlink() if text is None else path.write_text(text)
-            with pytest.raises(SystemExit, match="the launcher's DeepSpeed settings cannot be used"):
-                Machine.here()
 
 
 class TestDescribed:
