@@ -107,9 +107,6 @@ class Machine:
             if name == "single" and gpus > 1:
                 name = WITH_SEVERAL
         file = STRATEGIES / f"{name}.yaml"
-        if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in STRATEGIES.glob("*.yaml")))
-            processes.stop(f"--strategy {name} is no file of configs/accelerate", [f"pass one of {known}"])
         strategy = read_strategy(launcher_variables(file, gpus))
         if not gpus:
             return cls(strategy, file=file)

@@ -212,15 +212,6 @@ def no_safetensors_line(name, there):
     )
 
 
-def adapter_errors(name):
-    """Return weights of the LoRA adapter in a folder that are missing, pickled or cut short (list of lines)."""
-    path = Path(name, ADAPTER_WEIGHTS)
-    if not path.is_file():
-        return [f"the LoRA adapter {name} has no {ADAPTER_WEIGHTS}: name the folder of a whole checkpoint"]
-    line = broken_line(path)
-    return [line] if line else []
-
-
 # Prompts and the model together
 
 
