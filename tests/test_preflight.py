@@ -31,16 +31,6 @@ from r1zero.training import checkpoints
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
-OWN_REWARD = """
-def fussy_reward(completions, **columns):
-    return [float(completion[0] == "a") for completion in completions]
-
-def scarce_reward(completions, **columns):
-    return [1.0]
-
-def demanding_reward(completions, solution, **columns):
-    return [1.0 for completion in completions]
-"""
 
 
 @pytest.fixture
@@ -100,14 +90,6 @@ def write_data(folder, **columns):
     rows = max(map(len, columns.values()))
     for split in ("train", "test"):
         pq.write_table(pa.table({"prompt": ["Solve: "] * rows} | columns), folder / f"{split}.parquet")
-    return folder
-
-
-@pytest.fixture
-def own_data(tmp_path):
-    """A folder with a user's own problems and, beside them, own reward functions in mine.py."""
-    folder = write_data(tmp_path / "own", prompt=[f"Say little of {i}: " for i in range(300)], limit=[3] * 300)
-    (folder / "mine.py").write_text(OWN_REWARD)
     return folder
 
 
@@ -198,9 +180,10 @@ class TestRightAnswers:
         ("reward", "right", "verdict", "said"),
         [
             ("1.0", "row['word'] and 'yes'", "correct", None),
-            ("None", "'yes'", "correct", "the right answer is 'yes', and mine gives it None"),
-            ("1.0", "'yes'", "wrong", "the right answer is 'yes', and mine gives it 1.0, wanted the verdict corr"),
-            ("1.0", "42", "correct", "right_answer returned 42, wanted a text or None"),
+            ("None", "'yes'", "correct", "row 0: the right answer is 'yes', and mine gives it None"),
+            ("1.0", "'yes'", "wrong", "row 0: the right answer is 'yes', and mine gives it 1.0, wanted the verdict c"),
+            ("1.0", "42", "correct", "row 0: right_answer returned 42, wanted a text or None"),
+            ("1 / 0", "'yes'", "correct", "columns ['prompt', 'word'], with which mine cannot work (ZeroDivisionErr"),
         ],
     )
     def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, reward, right, verdict, said):
@@ -212,23 +195,7 @@ class TestRightAnswers:
         if said is None:
             assert check(*flags)[3][0].__name__ == "mine"
         else:
-            assert f"row 0: {said}" in errors(*flags)[0]
-
-
-class TestRewards:
-    @pytest.mark.parametrize(
-        ("name", "reason"),
-        [
-            ("fussy_reward", "IndexError: string index out of range"),
-            ("scarce_reward", "1 rewards for 64 completions"),
-            ("demanding_reward", "'solution'"),  # a column that is not there
-        ],
-    )
-    def test_of_a_user_that_cannot_work_are_named_with_the_error_and_the_file(self, errors, own_data, name, reason):
-        lines = errors("--data_dir", own_data, "--reward_funcs", f"mine:{name}")
-        for line, split in zip(lines, ("train", "test"), strict=True):
-            assert f"own/{split}.parquet has the columns ['prompt', 'limit']" in line
-            assert name in line and reason in line
+            assert said in errors(*flags)[0]
 
 
 def test_recipe_decides_on_mixed_precision_and_one_process_of_several_is_said(check, monkeypatch, capsys):
