@@ -81,10 +81,10 @@ def memory(values, model, strategy, tokens, card):
 
 def trained_parameters(model, values):
     """Return how many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
-    import torch  # here, as it takes a second
-
     if not values.use_peft:
         return model.num_parameters()
+    import torch  # here, as it takes a second
+
     targets = values.lora_target_modules or ["q_proj", "v_proj"]  # PEFT's own for Qwen and Llama
     if isinstance(targets, str):
         targets = [targets]

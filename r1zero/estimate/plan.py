@@ -121,7 +121,7 @@ def time_line(able, values, model, rows, held_out, longest, strategy):
         source = f"a card's peak of {rate} and {able['bytes'] / 1e9:,.0f} GB/s"
     prompts, without = f" and prompts {prompt:,}", ""
     if not longest:
-        reason = "the first run makes the data" if rows is None else "their length is not known"
+        reason = "the first run makes the data" if rows is None and values.prepare else "their length is not known"
         prompts, without = "", f" without the prompts ({reason})"
     return (
         f"time: at least {time}{without}, if completions have {completion:,} tokens{prompts}, a quarter of the most, "

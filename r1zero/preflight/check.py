@@ -141,15 +141,14 @@ def machine_lines(values, shape, rows, held_out, longest, machine):
     if values.use_vllm and values.vllm_mode == "server":
         lines.append(f"server: start it with {hardware.serve_command(values)}")
     in_bf16 = schedule.mixed_precision(values) == "bf16"
-    rate = None
+    able, rate = None, None
     if values.use_cpu and machine.is_here:
         rate = hardware.product_rate(torch.bfloat16 if in_bf16 else torch.float32)
         able = {"operations": rate, "bytes": math.inf}
-    else:
-        able = machine.peak and not values.use_cpu and machine.peak._asdict()
+    elif machine.peak and not values.use_cpu:
+        able = machine.peak._asdict()
     if able:
-        model = shape.parameters
-        lines.append(plan.time_line(able, values, model, rows, held_out, longest, machine.strategy))
+        lines.append(plan.time_line(able, values, shape.parameters, rows, held_out, longest, machine.strategy))
     if rate and (in_bf16 or shape.parameters.num_parameters() > 10**8):
         other = hardware.product_rate(torch.float32 if in_bf16 else torch.bfloat16)
         speed = rate / other if in_bf16 else other / rate
