@@ -95,12 +95,12 @@ def test_steps_and_completions_are_those_of_trl(tmp_path, tiny_model, tiny_data,
 
 
 @each_case("memory.tsv")
-def test_memory_of_a_card_is_in_parts_and_of_the_machine_in_copies_of_a_lora_base(model, case):
+def test_memory_of_a_card_is_said_in_parts_and_peaks(model, case):
     """1,543,714,304 parameters of 4 bytes are 5.75 GiB, divided by the shards of the strategy."""
     changed = values(**json.loads(case["changed"]))
-    lines = plan.plan_lines(changed, model, 327_680, 256, STRATEGIES[case["strategy"]], 80 * memory.GIB)
-    lines = [line.removeprefix("memory a card, estimate in GiB: ") for line in lines if line.startswith("memory")]
-    assert " / ".join(lines) == case["said"]
+    planned = plan.make_plan(changed, model, 327_680, 256, STRATEGIES[case["strategy"]], 80 * memory.GIB)
+    (line,) = [line for line in planned.lines if line.startswith("memory")]
+    assert line == f"memory a card, estimate in GiB: {case['said']}"
 
 
 def small_model(dtype="float32", **shape):
@@ -187,15 +187,9 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, g
         assert 1 <= parts["evaluation"] / peak_bytes(score, tmp_path / "evaluation.json") <= 2
 
 
-@each_case("memory_advice.tsv", "changed")
-def test_what_helps_a_phase_that_does_not_fit_is_offered_and_nothing_else(case):
-    advice = memory.advice(values(**json.loads(case["changed"])), STRATEGIES[case["strategy"]], case["phase"])
-    assert [option for option in case["offered"].split(", ") if option not in advice] == []
-    assert [option for option in case["not offered"].split(", ") if option in advice] == []
-
-
 def test_plan_says_steps_model_machine_memory_and_disk(model):
-    steps, parameters, machine, _, disk = plan.plan_lines(values(), model, 327_680, 256, ONE, 80 * memory.GIB)
+    planned = plan.make_plan(values(), model, 327_680, 256, ONE, 80 * memory.GIB)
+    steps, parameters, machine, _, disk = planned.lines
     assert steps == (
         "steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; 10,240 steps an epoch of "
         "327,680 problems, 500 steps and 128,000 completions in this run"
@@ -205,17 +199,19 @@ def test_plan_says_steps_model_machine_memory_and_disk(model):
     )
     assert machine == "machine: one process; vLLM in the same processes, tensor parallel 1"
     assert disk == "disk: 61.75 GB for 3 checkpoints at once and the final model"
-    fits = plan.plan_lines(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
-    assert any(line.startswith("will not fit in update: try a smaller --per_device_train") for line in fits)
-    server = plan.plan_lines(values(vllm_mode="server"), model, 327_680, 256, ONE, None)
-    assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in server[2]
+    smaller = plan.make_plan(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
+    assert any(line.startswith("will not fit in update: try a smaller --per_device_train") for line in smaller.lines)
+    assert planned.fits and not smaller.fits
+    server = plan.make_plan(values(vllm_mode="server"), model, 327_680, 256, ONE, None)
+    assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in server.lines[2]
 
 
 def test_plan_says_what_is_not_known_before_the_data_is_there(model):
-    steps, _, _, card, _ = plan.plan_lines(values(), model, None, 0, ONE, 80 * memory.GIB)
+    steps, _, _, card, _ = plan.make_plan(values(), model, None, 0, ONE, 80 * memory.GIB).lines
     assert steps.endswith("; the number of problems is not known yet, 500 steps and 128,000 completions in this run")
     assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
-    steps, *_ = plan.plan_lines(values(max_steps=-1, num_train_epochs=3), model, None, 0, ONE, 80 * memory.GIB)
+    endless = values(max_steps=-1, num_train_epochs=3)
+    steps, *_ = plan.make_plan(endless, model, None, 0, ONE, 80 * memory.GIB).lines
     assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
 
 

@@ -22,9 +22,6 @@ def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
     monkeypatch.setattr(hardware, "why_unseen", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if bf16 else (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
     properties = type("Properties", (), {"total_memory": (gib or 0) * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
@@ -115,7 +112,7 @@ class TestStrategy:
         assert found.name == case["name"]
         assert [found.shards[part] for part in ("weights", "gradients", "optimizer")] == json.loads(case["shards"])
 
-    def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open_or_stops_the_run(self, tmp_path, monkeypatch):
+    def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open(self, tmp_path, monkeypatch):
         path = tmp_path / "ds.json"
         variables = self.DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
         for name, value in variables.items():
@@ -126,10 +123,6 @@ class TestStrategy:
         assert DeepSpeedPlugin().zero_stage == 3, "which accelerate makes of it"
         path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
         assert read_strategy(variables | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}).name == "DeepSpeed ZeRO-1"
-        for text in ("{", "{}", None):
-            path.unlink() if text is None else path.write_text(text)
-            with pytest.raises(SystemExit, match="the launcher's DeepSpeed settings cannot be used"):
-                Machine.here()
 
 
 class TestDescribed:

@@ -15,7 +15,6 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import ROOT, each_case, parser, settings, words
 from filelock import FileLock
 from test_data import COUNTDOWN
@@ -32,16 +31,6 @@ from r1zero.training import checkpoints
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
-OWN_REWARD = """
-def fussy_reward(completions, **columns):
-    return [float(completion[0] == "a") for completion in completions]
-
-def scarce_reward(completions, **columns):
-    return [1.0]
-
-def demanding_reward(completions, solution, **columns):
-    return [1.0 for completion in completions]
-"""
 
 
 @pytest.fixture
@@ -104,14 +93,6 @@ def write_data(folder, **columns):
     return folder
 
 
-@pytest.fixture
-def own_data(tmp_path):
-    """A folder with a user's own problems and, beside them, own reward functions in mine.py."""
-    folder = write_data(tmp_path / "own", prompt=[f"Say little of {i}: " for i in range(300)], limit=[3] * 300)
-    (folder / "mine.py").write_text(OWN_REWARD)
-    return folder
-
-
 def test_the_recipe_itself_passes_and_flags_override_it(check, capsys):
     flags = ("--learning_rate", "1e-5", "--lora_r", 4, "--per_device_eval_batch_size", 300)
     script_args, training_args, model_args, functions = check(*flags)
@@ -135,7 +116,6 @@ def test_estimate_that_is_printed_is_handed_on_to_stand_beside_what_the_run_take
 def test_fault_is_told_with_what_was_found_and_what_to_type(errors, monkeypatch, tmp_path, case):
     pretend_card(monkeypatch, gib=None)
     (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("nothing")
     flags = case["flags"].split()
     if case["data"]:
         columns = COUNTDOWN | json.loads(case["data"])
@@ -166,9 +146,7 @@ def with_special_answer_tags(folder, model):
 
 def test_output_folder_without_a_name_is_refused(error):
     """As from a variable of the shell that is not set."""
-    assert (
-        error("--output_dir", "") == "  - output_dir is '', wanted the name of a folder: pass --output_dir outputs/RUN"
-    )
+    assert "output_dir . is the folder of this command" in error("--output_dir", "")
 
 
 class TestRightAnswers:
@@ -202,9 +180,10 @@ class TestRightAnswers:
         ("reward", "right", "verdict", "said"),
         [
             ("1.0", "row['word'] and 'yes'", "correct", None),
-            ("None", "'yes'", "correct", "the right answer is 'yes', and mine gives it None"),
-            ("1.0", "'yes'", "wrong", "the right answer is 'yes', and mine gives it 1.0, wanted the verdict corr"),
-            ("1.0", "42", "correct", "right_answer returned 42, wanted a text or None"),
+            ("None", "'yes'", "correct", "row 0: the right answer is 'yes', and mine gives it None"),
+            ("1.0", "'yes'", "wrong", "row 0: the right answer is 'yes', and mine gives it 1.0, wanted the verdict c"),
+            ("1.0", "42", "correct", "row 0: right_answer returned 42, wanted a text or None"),
+            ("1 / 0", "'yes'", "correct", "columns ['prompt', 'word'], with which mine cannot work (ZeroDivisionErr"),
         ],
     )
     def test_a_users_function_may_say_its_own(self, check, errors, tmp_path, reward, right, verdict, said):
@@ -216,23 +195,7 @@ class TestRightAnswers:
         if said is None:
             assert check(*flags)[3][0].__name__ == "mine"
         else:
-            assert f"row 0: {said}" in errors(*flags)[0]
-
-
-class TestRewards:
-    @pytest.mark.parametrize(
-        ("name", "reason"),
-        [
-            ("fussy_reward", "IndexError: string index out of range"),
-            ("scarce_reward", "1 rewards for 64 completions"),
-            ("demanding_reward", "'solution'"),  # a column that is not there
-        ],
-    )
-    def test_of_a_user_that_cannot_work_are_named_with_the_error_and_the_file(self, errors, own_data, name, reason):
-        lines = errors("--data_dir", own_data, "--reward_funcs", f"mine:{name}")
-        for line, split in zip(lines, ("train", "test"), strict=True):
-            assert f"own/{split}.parquet has the columns ['prompt', 'limit']" in line
-            assert name in line and reason in line
+            assert said in errors(*flags)[0]
 
 
 def test_recipe_decides_on_mixed_precision_and_one_process_of_several_is_said(check, monkeypatch, capsys):
@@ -309,7 +272,7 @@ class TestDryRun:
         assert said == (
             "not there yet: models/tiny and data/countdown_tiny; a run makes them with python -m r1zero.tiny_model"
         )
-        assert lines.pop().startswith("time: at least ")
+        assert re.match(r"time: at least \S+ \w+ without the prompts \(the first run makes the data\)", lines.pop())
         assert "\n".join(lines) + "\n" == self.TINY_PLAN.format(rows="the number of problems is not known yet")
         assert last == "models/tiny is not here: its shape is taken from r1zero/estimate"
         assert os.listdir(tmp_path) == []
@@ -358,7 +321,6 @@ class TestAnotherMachine:
     def test_says_what_cannot_run_there(self, plan):
         for flags, line in (
             ("--max_completion_length 2048", "exceed vllm_max_model_length"),
-            ("--vllm_tensor_parallel_size 3", "does not divide the 8 processes"),
             ("--gpus 0", "is for a GPU and that machine has none"),
             ("--gpu t4", "bf16 is on and 8 T4s of 80 GB, .* has no bfloat16: pass --bf16 false --fp16 true"),
         ):
@@ -372,12 +334,10 @@ class TestHardware:
     CARD = Machine(ONE, "the card", 80 * 2**30)
     MACHINES = {"card": CARD, "old": Machine(ONE, "the card", 80 * 2**30, bf16=False)}
     MACHINES |= {"none": Machine(ONE), "unseen": Machine(ONE, unseen="found a Tesla T4")}
+    MACHINES |= {"FSDP": Machine(read_strategy({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}))}
 
     @each_case("hardware.tsv", "line")
     def test_that_cannot_run_it_is_told_on_one_line(self, monkeypatch, case):
-        """With several cards transformers would wrap the model in DataParallel and take so many times the batch."""
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(case["cards"]))
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
         monkeypatch.setattr(hardware, "triton_errors", lambda: [])
         monkeypatch.setattr(hardware, "is_vllm_available", lambda: bool(case["vllm"]))
         monkeypatch.setattr(hardware, "version", lambda package: case["vllm"])
@@ -402,19 +362,6 @@ class TestHardware:
         assert lacking() == "gcc" and lacking(cc="/opt/cc") is None
         there.append("clang")
         assert lacking() is None
-
-    def test_strategy_that_does_not_go_with_a_setting_is_refused(self):
-        for flags, variables, line in (
-            ("--use_vllm true --vllm_tensor_parallel_size 3", {"WORLD_SIZE": "2"}, "to 1 or 2"),
-            ("--optim adamw_8bit", {"ACCELERATE_USE_FSDP": "true"}, "optim adamw_8bit does not work with FSDP"),
-        ):
-            (found,) = hardware.strategy_errors(settings(*flags.split()), read_strategy(variables))
-            assert line in found
-
-    def test_deepspeed_without_what_it_compiles_with_stops_a_run(self, error, monkeypatch):
-        monkeypatch.setattr(shutil, "which", lambda tool: None)
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        assert error().endswith("DeepSpeed compiles with g++ and ninja: type apt-get install g++ ninja-build")
 
 
 def test_context_of_vllm_is_its_own_unless_it_is_a_server(tiny_model):

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -180,22 +179,20 @@ class TestServer:
         command = f"PATH={Path(sys.executable).parent}:$PATH {hardware.serve_command(values)} --enforce-eager"
         console = tmp_path_factory.mktemp("server") / "console"
         process = start(["bash", "-c", command], console, ENVIRONMENT)
-        url = hardware.server_address(values)
+        url = f"http://127.0.0.1:{values.vllm_server_port}"
         try:
-            while hardware.answer(f"{url}/health")[0] != 200:
-                assert process.poll() is None, console.read_text()[-4000:]
-                time.sleep(0.5)
+            VLLMClient(base_url=url, connection_timeout=PATIENCE)  # it waits until the server is up
             yield url
         finally:
             end(process)
 
     def test_it_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(self, server, tiny_model, tiny_data):
-        assert hardware.takes_weights(server)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         prompt = tokenizer(pq.read_table(tiny_data / "test.parquet")["prompt"][0].as_py(), return_tensors="pt")
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         expected = model.generate(**prompt, do_sample=False, max_new_tokens=12)[0].tolist()
         client = VLLMClient(base_url=server)
+        assert client.get_server_info()["weight_transfer_config"]
         found = client.generate(prompt["input_ids"].tolist(), n=1, temperature=0.0, max_tokens=12)
         assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
 

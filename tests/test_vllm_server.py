@@ -1,10 +1,7 @@
-"""A vLLM server is awaited, or told how to start; vLLM's engine gets the run's type and seed."""
+"""The command of a vLLM server, and vLLM's engine, have the run's type and seed."""
 
-import functools
-import http.server
 import shlex
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -22,77 +19,13 @@ def values(*flags, config=TINY):
     return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=config)
 
 
-@pytest.fixture
-def server(tmp_path):
-    """URL of a server on this machine whose pages are the files of tmp_path."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as started:
-        threading.Thread(target=started.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{started.server_port}"
-        started.shutdown()
-
-
-def stopped(*flags):
-    """The two lines that stop a run."""
-    with pytest.raises(SystemExit) as ended:
-        hardware.await_server(values(*flags))
-    return str(ended.value).splitlines()
-
-
-TAKES = '{"vllm_config": {"weight_transfer_config": {"backend": "nccl"}}}'
-
-
-def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, tmp_path, capsys):
-    (tmp_path / "health").touch()
-    (tmp_path / "server_info").write_text(TAKES)
-    hardware.await_server(values("--vllm_server_base_url", f"{server}/"))
-    host, port = server.removeprefix("http://").split(":")
-    hardware.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
-    assert capsys.readouterr().out == "", "nothing was waited for"
-
-
-@pytest.mark.parametrize("listens", [True, False], ids=["one that answers otherwise", "nobody"])
-def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, listens):
-    port = server.rpartition(":")[2] if listens else "9"
-    what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", port, "--vllm_server_timeout", 0)
-    assert f"no vLLM server answered at http://127.0.0.1:{port} in 0 s (--vllm_server_timeout)" in what
-    assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {port} " in line
-
-
-def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
-    seconds = []
-    monkeypatch.setattr(hardware.time, "sleep", seconds.append)
-    monkeypatch.setattr(hardware, "answer", lambda url: (200, TAKES.encode()) if len(seconds) >= 3 else (None, b""))
-    hardware.await_server(values())
-    assert len(seconds) == 3
-    assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
-
-
-@pytest.mark.parametrize("transfer", [None, '{"vllm_config": {"weight_transfer_config": null}}'])
-def test_server_that_takes_no_weights_is_refused(server, tmp_path, transfer):
-    """Without the development mode, or without a transfer of weights."""
-    (tmp_path / "health").touch()
-    if transfer:
-        (tmp_path / "server_info").write_text(transfer)
-    what, line = stopped("--vllm_server_base_url", server)
-    assert f"the vLLM server at {server} takes no new weights" in what
-    assert "start it with VLLM_SERVER_DEV_MODE=1 vllm serve" in line
-
-
-def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_data, monkeypatch):
+def test_plan_says_what_starts_the_server(tmp_path, tiny_model, tiny_data, monkeypatch, capsys):
+    """TRL waits for one, and says what it lacks."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hardware, "vllm_errors", lambda *_: [])
-    monkeypatch.setattr(checks.recipe, "build", lambda *_: (None, SimpleNamespace(), None))
-    monkeypatch.setattr(checks, "late_errors", lambda *_: [])
-    asked = []
-    monkeypatch.setattr(hardware, "await_server", lambda values: asked.append(values.vllm_mode))
-    argv = f"--config {TINY} --model_name_or_path {tiny_model} --use_vllm true --vllm_mode server".split()
-    for flags in (["--data_dir", "nowhere"], ["--data_dir", str(tiny_data), "--dry_run"]):
-        with pytest.raises(SystemExit):
-            checks.check(parser(), [*argv, *flags])
-    assert asked == []
-    checks.check(parser(), [*argv, "--data_dir", str(tiny_data)])
-    assert asked == ["server"]
+    flags = f"--model_name_or_path {tiny_model} --data_dir {tiny_data} --use_vllm true --vllm_mode server --dry_run"
+    with pytest.raises(SystemExit):
+        checks.check(parser(), ["--config", str(TINY), *flags.split()])
+    assert f"\nserver: start it with VLLM_SERVER_DEV_MODE=1 vllm serve {tiny_model} " in capsys.readouterr().out
 
 
 def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():

@@ -50,11 +50,12 @@ def memory(values, model, strategy, tokens, card):
     colocated = values.use_vllm and values.vllm_mode == "colocate"  # a vLLM server is on another card
     sleeps = colocated and values.vllm_enable_sleep_mode
     share = int(values.vllm_gpu_memory_utilization * (card or 0)) if colocated else 0
+    zero3 = strategy.deepspeed and strategy.gathers_weights
     working = working_bytes(values, model, strategy, tokens)
 
     table = [
         ("weights", sharded["weights"], ALWAYS),
-        ("gradients", sharded["gradients"], ALWAYS if is_zero3(strategy) else (*PASS, STEP)),
+        ("gradients", sharded["gradients"], ALWAYS if zero3 else (*PASS, STEP)),
         ("optimizer", sharded["optimizer"], ALWAYS),
         ("reference", reference, ALWAYS),
         ("context", int(CONTEXT), ALWAYS),
@@ -78,26 +79,21 @@ def memory(values, model, strategy, tokens, card):
     return {"parts": {part: size for part, size, _ in table if size}, "peaks": peaks}
 
 
-def adapted_modules(model, values):
-    """Return the linear layers (list) of a model that get a LoRA adapter."""
+def trained_parameters(model, values):
+    """Return how many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
+    if not values.use_peft:
+        return model.num_parameters()
     import torch  # here, as it takes a second
 
     targets = values.lora_target_modules or ["q_proj", "v_proj"]  # PEFT's own for Qwen and Llama
     if isinstance(targets, str):
         targets = [targets]
-    modules = []
+    trained = 0
     for name, module in model.named_modules():
         chosen = name.rpartition(".")[2] in targets or (targets == ["all-linear"] and "lm_head" not in name)
         if isinstance(module, torch.nn.Linear) and chosen:
-            modules.append(module)
-    return modules
-
-
-def trained_parameters(model, values):
-    """Return how many parameters of a model (on any device) are trained: all, or those of the LoRA adapters."""
-    if not values.use_peft:
-        return model.num_parameters()
-    return sum(values.lora_r * (module.in_features + module.out_features) for module in adapted_modules(model, values))
+            trained += values.lora_r * (module.in_features + module.out_features)
+    return trained
 
 
 def trained_by_deepspeed(values, strategy):
@@ -123,7 +119,7 @@ def optimizer_bytes(values, model, strategy):
     An 8-bit optimizer leaves the embedding's moments in float32 (transformers), except with adapters or DeepSpeed.
     """
     trained, by_deepspeed = trained_parameters(model, values), trained_by_deepspeed(values, strategy)
-    if eight_bit(values):
+    if "8bit" in str(values.optim):
         embedding = 0 if values.use_peft or by_deepspeed else model.get_input_embeddings().weight.numel()
         moments = 2 * (trained - embedding) + 8 * embedding
     else:
@@ -131,19 +127,9 @@ def optimizer_bytes(values, model, strategy):
     return moments + (4 * trained if by_deepspeed else 0)
 
 
-def eight_bit(values):
-    """Return whether the optimizer keeps its moments in 8 bits."""
-    return "8bit" in str(values.optim)
-
-
-def is_zero3(strategy):
-    """Return whether a Strategy is DeepSpeed's ZeRO-3 over several processes."""
-    return strategy.deepspeed and strategy.shards["weights"] > 1
-
-
 def gathered_bytes(model, strategy, number):
     """Return the bytes of sharded weights, of `number` bytes each, that a pass makes whole for a while."""
-    if strategy.shards["weights"] == 1:
+    if not strategy.gathers_weights:
         return 0
     if strategy.deepspeed:
         return min(LIVE, model.num_parameters()) * number
@@ -175,8 +161,7 @@ def rows_of_a_pass(values, strategy, rows, tokens):
     """Return how many of so many sequences of `tokens` one forward pass takes at most."""
     if not values.trim_padding:
         return rows
-    gathers_weights = strategy.shards["weights"] > 1
-    return min(rows, ROWS if gathers_weights else max(1, values.tokens_per_pass // tokens))
+    return min(rows, ROWS if strategy.gathers_weights else max(1, values.tokens_per_pass // tokens))
 
 
 def working_bytes(values, model, strategy, tokens):
@@ -230,54 +215,12 @@ def working_bytes(values, model, strategy, tokens):
     }
 
 
-def sequences_generated(values):
-    """Return how many sequences a process generates at a time, in training and in an evaluation (0 without one)."""
-    evaluated = values.per_device_eval_batch_size if schedule.evaluates(values) else 0
-    return values.per_device_train_batch_size * schedule.micro_batches(values), evaluated
-
-
 def cache_bytes(values, model, strategy, tokens):
     """Return the bytes of keys and values if transformers generates. ZeRO-3 gathers the whole model for it."""
     config, number = model.config.get_text_config(), weight_bytes(values, strategy)
     a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * number
-    whole = model.num_parameters() * number if is_zero3(strategy) else 0
-    return max(sequences_generated(values)) * tokens * a_token + whole
-
-
-def exact_copies(values, model, strategy):
-    """Return the bytes of the machine's own memory, a process, for the exact copy of a LoRA base: training/lora.py.
-
-    Only a base of 16 bits that is pushed to vLLM has one, of every matrix with an adapter.
-    """
-    if not (values.use_peft and values.use_vllm) or is_zero3(strategy) or weight_bytes(values, strategy) == 4:
-        return 0
-    return 2 * sum(weight.numel() for module in adapted_modules(model, values) for weight in module.parameters())
-
-
-def advice(values, strategy, phase):
-    """Return the settings to change, cheapest first, if a card is too small for a phase of memory()'s `peaks`."""
-    update, evaluation, generation = phase == "update", phase == "evaluation", phase == "generation"
-    trained, evaluated = sequences_generated(values)
-    scored = min(values.per_device_eval_batch_size, ROWS) if values.trim_padding else values.per_device_eval_batch_size
-    by_tokens = values.trim_padding and strategy.shards["weights"] == 1
-    own, vllm = generation and not values.use_vllm, values.use_vllm
-    small_moments = values.use_peft or eight_bit(values) or "optimizer" in strategy.offload or "FSDP" in strategy.name
-    options = [
-        (own and evaluated > trained, f"--per_device_eval_batch_size below {evaluated}"),
-        (own and evaluated <= trained, "a smaller --steps_per_generation"),
-        (evaluation and not values.trim_padding, "--trim_padding true"),
-        (evaluation and by_tokens, f"--tokens_per_pass below {values.tokens_per_pass}"),
-        (evaluation and not by_tokens and scored > 1, f"--per_device_eval_batch_size below {scored}"),
-        (generation and vllm, f"--vllm_gpu_memory_utilization below {values.vllm_gpu_memory_utilization}"),
-        (not generation and vllm and not values.vllm_enable_sleep_mode, "--vllm_enable_sleep_mode true"),
-        (update and not checkpointing(values), "--activation_checkpointing true"),
-        (update and values.per_device_train_batch_size > 1, "a smaller --per_device_train_batch_size"),
-        (values.beta and not values.use_peft, "--beta 0 (no reference model)"),
-        (not small_moments, "--optim adamw_bnb_8bit"),
-        (
-            not values.use_peft,
-            "--use_peft true --lora_target_modules all-linear --lora_dropout 0 --learning_rate 1e-5",
-        ),
-        (strategy.shards["weights"] == 1, "more GPUs with configs/accelerate/zero3.yaml"),
-    ]
-    return ", or ".join(option for helps, option in options if helps)
+    whole = model.num_parameters() * number if strategy.deepspeed and strategy.gathers_weights else 0
+    sequences = values.per_device_train_batch_size * schedule.micro_batches(values)
+    if schedule.evaluates(values):
+        sequences = max(sequences, values.per_device_eval_batch_size)
+    return sequences * tokens * a_token + whole

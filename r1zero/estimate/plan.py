@@ -1,15 +1,35 @@
 """Say in words what a run will take: steps, model, machine, memory and disk. `--dry_run` ends with these lines."""
 
 import math
+from dataclasses import dataclass
 
 from r1zero import schedule
 from r1zero.estimate import hours, memory
 from r1zero.estimate.memory import GIB
 from r1zero.schedule import ROWS
 
+HELPS = {  # what to try, cheapest first, if a card is too small for a phase of memory.memory()'s `peaks`
+    "update": "a smaller --per_device_train_batch_size, --beta 0, --optim adamw_bnb_8bit, LoRA, or more GPUs",
+    "evaluation": "a smaller --tokens_per_pass, or a smaller --per_device_eval_batch_size",
+    "generation": "a lower --vllm_gpu_memory_utilization; without vLLM a smaller --per_device_eval_batch_size or "
+    "--steps_per_generation",
+}
 
-def plan_lines(values, model, rows, longest, strategy, card):
-    """Return the plan as a list of lines.
+
+@dataclass
+class Plan:
+    """What a run will take.
+
+    lines: what to print (list[str]); peaks: bytes on a card (dict, {} on the CPU); fits: whether a card has them.
+    """
+
+    lines: list
+    peaks: dict
+    fits: bool
+
+
+def make_plan(values, model, rows, longest, strategy, card):
+    """Return the Plan of a run.
 
     values: every setting; model: on the meta device; rows: training problems, None if unknown; longest: tokens of the
     longest prompt, 0 if unknown; card: bytes of a card, or None.
@@ -19,16 +39,21 @@ def plan_lines(values, model, rows, longest, strategy, card):
         model_line(values, model),
         machine_line(values, strategy),
     ]
-    if values.trim_padding and strategy.shards["weights"] > 1:
+    if values.trim_padding and strategy.gathers_weights:
         lines.append(
             f"passes: {ROWS} completions each, with those without a signal, as {strategy.name} gathers weights in each"
         )
+    peaks, too_large = {}, []
     if not values.use_cpu:
-        lines += memory_lines(values, model, longest, strategy, card)
+        estimate = memory.memory(values, model, strategy, longest + values.max_completion_length, card)
+        peaks = estimate["peaks"]
+        too_large = [phase for phase, size in peaks.items() if card and size > card]
+        lines.append(memory_line(estimate, longest, card))
+        lines += [f"will not fit in {phase}: try {HELPS[phase]} (docs/recipes.md)" for phase in too_large]
     copies, needed = disk(values, model.num_parameters(), rows, strategy)
     if needed:
         lines.append(f"disk: {needed / 1e9:,.2f} GB for {copies} at once and the final model")
-    return lines
+    return Plan(lines, peaks, fits=not too_large)
 
 
 def steps_line(values, rows, strategy):
@@ -73,26 +98,13 @@ def machine_line(values, strategy):
     return f"machine: {strategy.name}{over}; {generation}"
 
 
-def card_memory(values, model, longest, strategy, card):
-    """Return what memory.memory() estimates for a run. Arguments as for plan_lines."""
-    return memory.memory(values, model, strategy, longest + values.max_completion_length, card)
-
-
-def memory_lines(values, model, longest, strategy, card):
-    """Return the lines on a card's memory, with what to change for each phase that does not fit."""
-    estimate = card_memory(values, model, longest, strategy, card)
+def memory_line(estimate, longest, card):
+    """Return the line on a card's memory. estimate: of memory.memory(); longest, card: as for make_plan."""
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in estimate["parts"].items())
     peaks = ", ".join(f"{size / GIB:.1f} in {phase}" for phase, size in estimate["peaks"].items())
     has = f"of {card / GIB:.1f}" if card else "and no card here to compare with"
     without = "" if longest else " without the prompts, whose length is not known yet"
-    lines = [f"memory a card, estimate in GiB{without}: {parts}; at most {peaks}, {has}"]
-    copies = memory.exact_copies(values, model, strategy)
-    if copies:
-        lines.append(f"memory of the machine: {copies / GIB:.1f} GiB a process for exact copies of the base weights")
-    for phase, size in estimate["peaks"].items():
-        if card and size > card:
-            lines.append(f"will not fit in {phase}: try {memory.advice(values, strategy, phase)}")
-    return lines
+    return f"memory a card, estimate in GiB{without}: {parts}; at most {peaks}, {has}"
 
 
 def time_line(able, values, model, rows, held_out, longest, strategy):
@@ -107,9 +119,13 @@ def time_line(able, values, model, rows, held_out, longest, strategy):
     source = f"{rate} measured here"
     if math.isfinite(able["bytes"]):
         source = f"a card's peak of {rate} and {able['bytes'] / 1e9:,.0f} GB/s"
+    prompts, without = f" and prompts {prompt:,}", ""
+    if not longest:
+        reason = "the first run makes the data" if rows is None and values.prepare else "their length is not known"
+        prompts, without = "", f" without the prompts ({reason})"
     return (
-        f"time: at least {time}, if completions have {completion:,} tokens and prompts {prompt:,}, a quarter of the "
-        f"most, and every group has a signal; a floor, from {source}: public runs took several times as long"
+        f"time: at least {time}{without}, if completions have {completion:,} tokens{prompts}, a quarter of the most, "
+        f"and every group has a signal; a floor, from {source}: public runs took several times as long"
     )
 
 
@@ -119,7 +135,7 @@ def checkpoint_size(parameters, strategy):
     parameters: int; strategy: a machine.Strategy.
     """
     each = 4 + 8  # the weights and AdamW's two moments, in float32
-    if strategy.shards.get("weights", 1) > 1:
+    if strategy.gathers_weights:
         each += 4  # ZeRO-3's second copy of the weights, beside the moments, or FSDP's in one file
     elif strategy.deepspeed:
         each += 4 + 4  # that copy, and the weights it computes with

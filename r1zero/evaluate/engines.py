@@ -21,6 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from r1zero.files import broken_line
 from r1zero.preflight import model as preflight
 from r1zero.training.generation import drop_finished_rows
 
@@ -59,7 +60,8 @@ def read_model(path, trust_remote_code=False):
     base, errors = path, []
     if Path(path, preflight.ADAPTER_CONFIG).is_file():
         base = preflight.adapter_base(path)
-        errors += preflight.adapter_errors(path)
+        line = broken_line(Path(path, preflight.ADAPTER_WEIGHTS))
+        errors += [line] if line else []
     config = preflight.read_config(base, trust_remote_code)
     preflight.without_weights(config, trust_remote_code)
     has_tokenizer = Path(path, "tokenizer_config.json").is_file()

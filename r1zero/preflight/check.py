@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
 
 from r1zero import files, processes, schedule
 from r1zero.estimate import plan
@@ -56,7 +54,7 @@ def check(parser, argv):
     if splits:
         notices += [notice for file in splits for notice in file.notices]
         notices += recipe.fit_evaluation(values, splits[1].rows, machine.processes)
-    errors += [*hardware.errors(values, machine), *recipe.batch_errors(values, machine.processes)]
+    errors += [*hardware.errors(values, machine), *recipe.save_errors(values, machine.processes)]
     errors += [*lora.setting_errors(values), *unreadable, *row_errors(values, splits, machine.processes)]
     shape, unavailable = model.read(values, elsewhere=not machine.is_here)
     if shape is None and Path(values.model_name_or_path or "") in unmade:
@@ -69,10 +67,17 @@ def check(parser, argv):
     if not longest and values.use_vllm and values.vllm_max_model_length:  # a recipe leaves room for its prompts
         longest = max(0, values.vllm_max_model_length - values.max_completion_length)
     errors += [*unavailable, *unmeasured, *model.fit_errors(values, shape, longest)]
-    if shape and "vllm_gpu_memory_utilization" not in flags.given:
-        notices += recipe.fit_vllm(values, shape.parameters, longest, machine)
-    rows = splits[0].rows if splits else None
+    rows, held_out = [file.rows for file in splits] or (None, None)
     steps = schedule.schedule(values, rows, machine.processes)["steps"]
+    planned = plan.Plan([], {}, fits=True)
+    if shape:
+        of_run = (values, shape.parameters, rows, longest, machine.strategy, machine.card)
+        planned = plan.make_plan(*of_run)
+        is_open = "vllm_gpu_memory_utilization" not in flags.given
+        if is_open and (lowered := recipe.fit_vllm(values, planned.peaks, machine.card)):
+            notices += lowered
+            planned = plan.make_plan(*of_run)
+        planned.lines += machine_lines(values, shape, rows, held_out, longest, machine)
     resumed = None
     if machine.is_here and processes.is_main_process():
         choice = checkpoints.choose(values, machine.strategy, steps)
@@ -82,36 +87,28 @@ def check(parser, argv):
         notices += [f"resumes from {resumed}"] if resumed else []
 
     # The plan, then what is wrong
-    planned = plan_lines(values, shape, [file.rows for file in splits] or [None, None], longest, machine)
     if processes.is_main_process():
         if not machine.is_here:
             print(f"planned for {machine.name}, started with configs/accelerate/{machine.file.name}\n{UNCHECKED}")
-        print("\n".join([*notices, *planned]), flush=True)
-    will_fit = not any(line.startswith("will not fit") for line in planned)
+        print("\n".join([*notices, *planned.lines]), flush=True)
+    if machine.is_here and not errors:
+        try:
+            script_args, training_args, model_args = recipe.build(parser, values)
+            errors = late_errors(training_args, shape, steps)
+        except ValueError as error:  # of TRL or transformers
+            errors = [str(error)]
     if errors:
         processes.stop(f"{path} cannot run {'' if machine.is_here else 'there '}as it is", errors)
-    if values.dry_run and not machine.is_here:
-        sys.exit(0 if will_fit else 1)
-    try:
-        script_args, training_args, model_args = recipe.build(parser, values)
-    except ValueError as error:  # of TRL or transformers
-        processes.stop(f"{path} cannot run as it is", [str(error)])
-    errors = late_errors(training_args, shape, steps)
-    if errors:
-        processes.stop(f"{path} cannot run as it is", errors)
     if values.dry_run:
-        sys.exit(0 if will_fit else 1)
-    if processes.is_main_process():  # it is the one that talks to a server
-        hardware.await_server(values)
+        sys.exit(0 if planned.fits else 1)
     training_args.resume_from_checkpoint = agreed(resumed)
-    if not values.use_cpu:  # for the line that sets it beside what the run took
-        estimate = plan.card_memory(values, shape.parameters, longest, machine.strategy, machine.card)
-        training_args.estimated_memory = max(estimate["peaks"].values()) / plan.GIB
+    if planned.peaks:  # for the line that sets it beside what the run took
+        training_args.estimated_memory = max(planned.peaks.values()) / plan.GIB
     return script_args, training_args, model_args, functions
 
 
 def late_errors(args, shape, steps):
-    """Return what Trainer would find wrong once the model is loaded (list of lines).
+    """Return what Trainer finds wrong when it starts to train, with the earlier run moved aside (list of lines).
 
     args: TrainingArguments; shape: model.Model, or None; steps: of the run, None if not known.
     """
@@ -123,7 +120,6 @@ def late_errors(args, shape, steps):
         ("optim", "optim_args"): lambda: shape and Trainer.get_optimizer_cls_and_kwargs(args, shape.parameters),
         ("lr_scheduler_type", "lr_scheduler_kwargs"): lambda: get_scheduler(args.lr_scheduler_type, *of_scheduler),
         ("use_liger_kernel",): lambda: args.use_liger_kernel and importlib.import_module("liger_kernel.transformers"),
-        ("push_to_hub",): lambda: args.push_to_hub and processes.is_main_process() and HfApi().whoami(args.hub_token),
     }
     errors = []
     for names, resolve in late.items():
@@ -136,20 +132,26 @@ def late_errors(args, shape, steps):
     return errors
 
 
-def plan_lines(values, shape, rows, longest, machine):
-    """Return the lines of the plan (list[str]). shape: model.Model, or None for no plan; rows: of train and test."""
-    if shape is None:
-        return []
-    lines = plan.plan_lines(values, shape.parameters, rows[0], longest, machine.strategy, machine.card)
+def machine_lines(values, shape, rows, held_out, longest, machine):
+    """Return the lines of the plan on vLLM's server, the least time, the processor and the tokenizer (list[str]).
+
+    shape: model.Model; rows, held_out: problems of train and test, or None; longest: tokens of the longest prompt.
+    """
+    lines = []
+    if values.use_vllm and values.vllm_mode == "server":
+        lines.append(f"server: start it with {hardware.serve_command(values)}")
     in_bf16 = schedule.mixed_precision(values) == "bf16"
-    able = machine.peak and not values.use_cpu and machine.peak._asdict()
+    able, rate = None, None
     if values.use_cpu and machine.is_here:
         rate = hardware.product_rate(torch.bfloat16 if in_bf16 else torch.float32)
         able = {"operations": rate, "bytes": math.inf}
+    elif machine.peak and not values.use_cpu:
+        able = machine.peak._asdict()
     if able:
-        lines.append(plan.time_line(able, values, shape.parameters, *rows, longest, machine.strategy))
-    if machine.is_here and values.use_cpu and (in_bf16 or shape.parameters.num_parameters() > 10**8):
-        speed = hardware.bfloat16_speed()
+        lines.append(plan.time_line(able, values, shape.parameters, rows, held_out, longest, machine.strategy))
+    if rate and (in_bf16 or shape.parameters.num_parameters() > 10**8):
+        other = hardware.product_rate(torch.float32 if in_bf16 else torch.bfloat16)
+        speed = rate / other if in_bf16 else other / rate
         advice = "" if in_bf16 == (speed > 1) else f": pass --bf16 {str(not in_bf16).lower()}"
         if in_bf16 or advice:
             lines.append(f"processor: multiplies matrices {speed:.2g} times as fast in bfloat16 as in float32{advice}")
@@ -162,21 +164,12 @@ def plan_lines(values, shape, rows, longest, machine):
 
 def read_rewards(values, machine):
     """Return the reward functions (list, None if one cannot be had) and the errors. On another machine, only ours."""
-    names, weights = values.reward_funcs, values.reward_weights
-    functions, errors = None, []
+    names = [name for name in values.reward_funcs if machine.is_here or ":" not in name]
+    is_allowed = values.allow_unsandboxed_code or not machine.is_here
     try:
-        functions = reward_functions.resolve(
-            names if machine.is_here else [name for name in names if ":" not in name],
-            values.data_dir,
-            values.allow_unsandboxed_code or not machine.is_here,
-        )
+        return reward_functions.resolve(names, values.data_dir, is_allowed), []
     except (ValueError, RuntimeError) as error:  # RuntimeError: no sandbox for code_reward
-        errors.append(files.one_line(error))
-    if weights is not None and len(weights) != len(names):
-        errors.append(
-            f"reward_weights has {len(weights)} numbers and reward_funcs {len(names)} names: give one weight for each"
-        )
-    return functions, errors
+        return None, [files.one_line(error)]
 
 
 def reward_errors(functions, splits, tokenizer):
@@ -281,9 +274,7 @@ def output_errors(values, shape, rows, strategy, resumed):
 
     shape: model.Model, or None; rows: training problems, or None; resumed: the checkpoint to go on from, or None.
     """
-    if values.output_dir == "":
-        return ["output_dir is '', wanted the name of a folder: pass --output_dir outputs/RUN"]
-    output = Path(values.output_dir or "trainer_output")
+    output = Path("trainer_output" if values.output_dir is None else values.output_dir)
     for name in ("model_name_or_path", "data_dir"):  # of an earlier run: it is moved aside
         given = getattr(values, name)
         if given and Path(given).is_dir() and Path(given).resolve().is_relative_to(output.resolve()):
@@ -292,8 +283,6 @@ def output_errors(values, shape, rows, strategy, resumed):
             ]
     if Path.cwd().is_relative_to(output.resolve()):
         return [f"output_dir {output} is the folder of this command, or around it: name another with --output_dir"]
-    if output.is_symlink() and not output.exists():
-        return [f"output_dir {output} is a link to {os.readlink(output)}, which does not exist: make that folder"]
     existing = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()

@@ -3,7 +3,6 @@
 Rows count from 0. Every row is looked at, in Arrow's own loops.
 """
 
-import heapq
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +129,6 @@ COLUMNS = {  # what each is to hold, in words, and whether an Arrow type can
     "ground_truth": ("an answer as text", is_text),
     "tests": ("tests as text in JSON", is_text),
 }
-# Names of what TRL gives to reward functions beside the columns, and of the pictures that it looks for
-RESERVED = {"completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "image", "images"}
 ANYTHING = ("a value", lambda kind: True)  # of other columns
 
 
@@ -159,18 +156,13 @@ def schema_errors(path, parquet, names, advice):
         return [f"{path} has the columns {schema.names} and lacks {' and '.join(lacking)}: {advice}"]
     if not parquet.metadata.num_rows:
         return [f"{path} has no rows: {advice}"]
-    for name in RESERVED & set(schema.names):
-        return [f"{path} has the column {name}, a name that TRL gives another meaning: rename it"]
     errors = []
     for column in columns:
         kind, (wanted, fits) = schema.field(column).type, COLUMNS.get(column, ANYTHING)
         if fits(kind) or (pa.types.is_null(kind) and column != "prompt"):  # all rows are of other tasks
             continue
         values = parquet.read([column])[column]
-        telling = pc.is_valid(values)
-        if pa.types.is_floating(kind) and pc.any(pc.is_nan(values)).as_py():  # it makes numbers floats
-            telling = pc.is_nan(values)
-        row = max(0, pc.index(telling, True).as_py())
+        row = max(0, pc.index(pc.is_valid(values), True).as_py())
         errors.append(
             f"{path}, column {column}: its type is {kind} (row {row} is {shown(values[row].as_py())}), wanted "
             f"{wanted}: mend it, or {advice}"
@@ -243,9 +235,9 @@ def survey(path, parquet, names, first_rows):
         lengths = prompt_lengths(batch["prompt"])
         for place in np.argsort(lengths)[-LONGEST:].tolist():
             longest.append((int(lengths[place]), file.rows + place, batch["prompt"][place].as_py()))
-        longest = heapq.nlargest(LONGEST, longest, key=lambda prompt: prompt[:2])
+        longest = sorted(longest, key=lambda prompt: prompt[:2])[-LONGEST:]
         file.rows += len(batch)
-    file.prompts = [prompt for _, _, prompt in reversed(longest)]
+    file.prompts = [prompt for _, _, prompt in longest]
     return file, faults
 
 

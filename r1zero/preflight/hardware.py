@@ -1,6 +1,5 @@
-"""What a machine, its launcher and its vLLM server cannot do for a run; each error is one line."""
+"""What a machine and its launcher cannot do for a run, each error as one line; its speed, and its vLLM server."""
 
-import http.client
 import json
 import os
 import shlex
@@ -8,10 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import timeit
-import urllib.error
-import urllib.request
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +15,11 @@ from pathlib import Path
 import torch
 from trl.import_utils import is_vllm_available
 
-from r1zero import processes, schedule
+from r1zero import schedule
 from r1zero.training import vllm as vllm_settings
 
 DRIVER = 580  # the oldest of NVIDIA's drivers for CUDA 13; also in setup.sh
 ON_THE_CPU = "--config configs/tiny_cpu.yaml trains the tiny model on the CPU"
-SECONDS = 10  # to wait for one answer of a server
-
-
-# The GPU
 
 
 def why_unseen(on_the_cpu=ON_THE_CPU):
@@ -65,7 +57,9 @@ def bfloat16_speed():
 
 def errors(values, machine):
     """Return what a machine.Machine cannot do for a run (list of lines). values: every setting."""
-    lines = strategy_errors(values, machine.strategy)
+    lines = []
+    if "FSDP" in machine.strategy.name and any(part in str(values.optim) for part in ("8bit", "bnb", "paged")):
+        lines.append(f"optim {values.optim} does not work with FSDP: take configs/accelerate/zero2.yaml")
     half = schedule.mixed_precision(values)
     if machine.card is not None and not values.use_cpu and half == "bf16" and not machine.bf16:
         lines.append(f"bf16 is on and {machine.name} has no bfloat16: pass --bf16 false --fp16 true")
@@ -78,51 +72,14 @@ def errors(values, machine):
     if machine.card is None and half and (half == "fp16" or not values.use_cpu):
         lines.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
     if machine.card is not None and not values.use_cpu:
-        if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-            lines.append(
-                f"one process sees {torch.cuda.device_count()} GPUs and would split its batches over them: set "
-                "CUDA_VISIBLE_DEVICES to one of them, or start with accelerate launch and a file of configs/accelerate"
-            )
         lines += triton_errors()
     if values.use_vllm:
-        lines += vllm_errors(values, machine)
-    # DeepSpeed compiles its operators for the CPU (communication, AdamW of an offloaded optimizer) when first used
-    if machine.strategy.deepspeed and (values.use_cpu or machine.strategy.offload):
-        packages = {"g++": "g++", "ninja": "ninja-build"}
-        lacking = [package for tool, package in packages.items() if not shutil.which(tool)]
-        if lacking:
-            lines.append(f"DeepSpeed compiles with g++ and ninja: type apt-get install {' '.join(lacking)}")
+        is_there = is_vllm_available()
+        if machine.card is None and not (is_there and version("vllm").endswith("+cpu")):
+            lines.append("use_vllm is on and there is no GPU: pass --use_vllm false")
+        elif not is_there:
+            lines.append("use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false")
     return lines
-
-
-def strategy_errors(values, strategy):
-    """Return what does not go with how the processes share the model (list of lines). strategy: machine.Strategy."""
-    ranks, parallel = strategy.processes, values.vllm_tensor_parallel_size
-    errors = []
-    if values.use_vllm and values.vllm_mode == "colocate" and ranks % parallel:
-        sizes = [str(size) for size in range(1, ranks + 1) if ranks % size == 0]
-        errors.append(
-            f"vllm_tensor_parallel_size {parallel} does not divide the {ranks} process{'es' * (ranks > 1)}: "
-            f"set --vllm_tensor_parallel_size to {' or '.join(sizes)}"
-        )
-    if "FSDP" in strategy.name and any(part in str(values.optim) for part in ("8bit", "bnb", "paged")):
-        errors.append(f"optim {values.optim} does not work with FSDP: take configs/accelerate/zero2.yaml")
-    return errors
-
-
-# vLLM and compilers
-
-
-def vllm_errors(values, machine):
-    """Return whether vLLM is there and can compute here, as a list of one line at most."""
-    is_there = is_vllm_available()
-    if machine.card is None and not (is_there and version("vllm").endswith("+cpu")):
-        return ["use_vllm is on and there is no GPU: pass --use_vllm false"]
-    if not is_there:
-        return ["use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false"]
-    if machine.card is None and values.vllm_mode == "server":
-        return ["vllm_mode is server, which gets its weights from a GPU: pass --vllm_mode colocate"]
-    return []
 
 
 def triton_errors():
@@ -141,55 +98,6 @@ def triton_errors():
     if not lacking:
         return []
     return [f"Triton compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
-
-
-# vLLM's server
-
-
-def await_server(values):
-    """Wait for the vLLM server of a run that has one, as long as TRL would. Exit if none comes, or if it is no use.
-
-    TRL asks for the same once the model is loaded, and raises an error of its own for each.
-    """
-    if not values.use_vllm or values.vllm_mode != "server":
-        return
-    url = server_address(values)
-    started, is_said = time.monotonic(), False
-    while answer(f"{url}/health")[0] != 200:
-        if time.monotonic() - started >= values.vllm_server_timeout:
-            wait = f"in {values.vllm_server_timeout:g} s (--vllm_server_timeout)"
-            processes.stop(f"no vLLM server answered at {url} {wait}", [f"type {serve_command(values)}"])
-        if not is_said:
-            print(f"waiting up to {values.vllm_server_timeout:g} s for a vLLM server at {url}", flush=True)
-            is_said = True
-        time.sleep(1)
-    if not takes_weights(url):
-        processes.stop(f"the vLLM server at {url} takes no new weights", [f"start it with {serve_command(values)}"])
-
-
-def server_address(values):
-    """Return the URL that TRL asks, without a slash at its end."""
-    url = values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}"
-    return url.rstrip("/")
-
-
-def answer(url):
-    """Return status and body (int, bytes) of a GET, (None, b"") if nobody answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, b""
-    except (OSError, http.client.HTTPException):
-        return None, b""
-
-
-def takes_weights(url):
-    """Return whether a server that is up has the endpoints for new weights, and an engine behind them."""
-    status, body = answer(f"{url}/server_info?config_format=json")
-    if status != 200:  # vLLM has this endpoint if VLLM_SERVER_DEV_MODE is 1
-        return False
-    return json.loads(body)["vllm_config"]["weight_transfer_config"] is not None
 
 
 def serve_command(values):

@@ -11,7 +11,6 @@ from accelerate.utils import DeepSpeedPlugin
 
 from r1zero import ROOT, processes
 from r1zero.estimate import hours
-from r1zero.files import one_line
 from r1zero.preflight import hardware
 
 STRATEGIES = ROOT / "configs" / "accelerate"
@@ -37,6 +36,11 @@ class Strategy:
     deepspeed: bool = False
     offload: tuple = ()
 
+    @property
+    def gathers_weights(self):
+        """Whether every pass gathers the weights from all processes, so that all run the same number of passes."""
+        return self.shards["weights"] > 1
+
 
 @dataclass
 class Machine:
@@ -57,11 +61,8 @@ class Machine:
 
     @classmethod
     def here(cls):
-        """Return the Machine that this process is on. Exit if the launcher's DeepSpeed file cannot be read."""
-        try:
-            strategy = read_strategy(os.environ)
-        except ValueError as error:
-            processes.stop("the launcher's DeepSpeed settings cannot be used", [one_line(error)])
+        """Return the Machine that this process is on."""
+        strategy = read_strategy(os.environ)
         if not torch.cuda.is_available():
             return cls(strategy, unseen=hardware.why_unseen())
         name = torch.cuda.get_device_name(0)
@@ -106,9 +107,6 @@ class Machine:
             if name == "single" and gpus > 1:
                 name = WITH_SEVERAL
         file = STRATEGIES / f"{name}.yaml"
-        if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in STRATEGIES.glob("*.yaml")))
-            processes.stop(f"--strategy {name} is no file of configs/accelerate", [f"pass one of {known}"])
         strategy = read_strategy(launcher_variables(file, gpus))
         if not gpus:
             return cls(strategy, file=file)
@@ -143,10 +141,7 @@ class Machine:
 
 
 def read_strategy(environment):
-    """Return the Strategy that accelerate's launcher asks for through its variables (a mapping).
-
-    Raises ValueError if they name a DeepSpeed file that cannot be read.
-    """
+    """Return the Strategy that accelerate's launcher asks for through its variables (a mapping)."""
     count = int(environment.get("WORLD_SIZE", 1))
     whole = {"weights": 1, "gradients": 1, "optimizer": 1}
     if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":

@@ -52,8 +52,7 @@ def read(values, elsewhere=False):
     source["trust_remote_code"] = values.trust_remote_code
     try:
         config, tokenizer = read_config(name, **source), read_tokenizer(name, **source)
-        attention = None if elsewhere else values.attn_implementation  # it needs a package of its own, or none
-        model = Model(config, without_weights(config, values.trust_remote_code, attention), tokenizer)
+        model = Model(config, without_weights(config, values.trust_remote_code), tokenizer)
     except ValueError as error:
         config = model_shapes.config_of(name)
         if values.dry_run and config is not None and not Path(name).is_dir():
@@ -62,9 +61,8 @@ def read(values, elsewhere=False):
     errors = []
     if tokenizer.eos_token_id is None:
         errors.append(
-            f"the tokenizer of model {name} has no eos_token, which ends a completion and pads if there is no "
-            'pad_token: write "eos_token": "<|endoftext|>", or the one that the model knows, into its '
-            "tokenizer_config.json"
+            f"the tokenizer of model {name} has no eos_token, which ends a completion: write the one that the model "
+            'knows, as "eos_token": "<|endoftext|>", into its tokenizer_config.json'
         )
     if not elsewhere:
         errors += weight_errors(name, config, values.model_revision, values.trust_remote_code)
@@ -84,12 +82,10 @@ def read_config(name, trust_remote_code=False, **source):
     if is_folder_name(name) and not here and not source.get("local_files_only"):
         raise ValueError(f"model {name} is a folder that does not exist: name another, or a hub id")
     if here and not Path(name, "config.json").is_file():
-        if Path(name, ADAPTER_CONFIG).is_file():
-            raise ValueError(
-                f"model {name} is a LoRA adapter of {adapter_base(name)}: name that model, or a folder with the two "
-                "merged, by AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
-            )
-        raise ValueError(f"model {name} has no config.json: name the folder of a whole model, or a hub id")
+        raise ValueError(
+            f"model {name} has no config.json: name the folder of a whole model, or a hub id (of a LoRA adapter, its "
+            "base or the two merged)"
+        )
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
     except Exception as error:  # a model's own code may raise anything
@@ -107,19 +103,15 @@ def read_tokenizer(name, trust_remote_code=False, **source):
     return tokenizer
 
 
-def without_weights(config, trust_remote_code=False, attention=None):
-    """Return the model of a configuration on the meta device, where it takes no memory.
-
-    attention: transformers' attn_implementation, None for its own choice. Raises ValueError if there is no such model.
-    """
+def without_weights(config, trust_remote_code=False):
+    """Return the model of a configuration on the meta device, where it takes no memory. Raises ValueError if none."""
     try:
         with torch.device("meta"):
-            trust = {"trust_remote_code": trust_remote_code}
-            return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **trust)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration may hold anything
         raise ValueError(
             f"model {config.name_or_path} is no causal language model that transformers can build "
-            f"({one_line(error)[:300]}): name another model{', or leave out --attn_implementation' * bool(attention)}"
+            f"({one_line(error)[:300]}): name another model"
         ) from error
 
 
@@ -212,25 +204,12 @@ def no_safetensors_line(name, there):
     pickled = sorted(file for file in there if file.startswith("pytorch_model") and file.endswith(".bin"))
     if not pickled:
         return f"model {name} has no weights ({SAFE_WEIGHTS_NAME}): name the folder of a whole model, or a hub id"
-    folder, first = name, ""
-    if not Path(name).is_dir():
-        folder = f"models/{Path(name).name}"
-        first = f"hf download {name} --local-dir {folder}, then "
     return (
         f"model {name} has pickled weights ({pickled[0]}), which may run code when they are loaded, wanted "
-        f'{SAFE_WEIGHTS_NAME}: name another model or, if you trust this one, type {first}python -c "from transformers '
-        f"import AutoModelForCausalLM as M; M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\""
-        f", and name {folder}"
+        f"{SAFE_WEIGHTS_NAME}: name another model or, if you trust this one, download it and type in its folder "
+        "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('.', dtype='auto')"
+        ".save_pretrained('.')\""
     )
-
-
-def adapter_errors(name):
-    """Return weights of the LoRA adapter in a folder that are missing, pickled or cut short (list of lines)."""
-    path = Path(name, ADAPTER_WEIGHTS)
-    if not path.is_file():
-        return [f"the LoRA adapter {name} has no {ADAPTER_WEIGHTS}: name the folder of a whole checkpoint"]
-    line = broken_line(path)
-    return [line] if line else []
 
 
 # Prompts and the model together
@@ -247,8 +226,6 @@ def longest_prompt(prompts, model):
     for prompt in prompts:
         is_chat = not isinstance(prompt, str)
         if is_chat:
-            if not model.tokenizer.chat_template:
-                return 0, ["the prompts are chats and the model has no chat template: write the prompts as text"]
             try:
                 prompt = model.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # a template may raise anything

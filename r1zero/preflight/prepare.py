@@ -46,19 +46,11 @@ def make(values, given):
             )
     if not files:
         return
-    lock = FileLock(".prepare.lock", fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:  # a folder to read only, or on NFS without its lock service
-        advice = f"type python {values.prepare}, and then start the run again"
-        processes.stop(f"{Path.cwd()} cannot be locked ({error})", [advice])
-    try:
+    with FileLock(".prepare.lock", fallback_to_soft=False):
         files = missing(values, given)
         if files:  # another run may have made them
             print(f"{' and '.join(map(str, files))} not there yet: running python {values.prepare}", flush=True)
             run(values.prepare)
-    finally:
-        lock.release()
 
 
 def run(prepare):
@@ -71,9 +63,6 @@ def run(prepare):
     for name in os.environ:  # what is run is one process, and no rank of this run
         if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("ACCELERATE_"):
             del environment[name]
-    try:
-        status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
-    except KeyboardInterrupt:
-        status = "interrupted"
+    status = subprocess.run([sys.executable, script, *arguments], env=environment).returncode
     if status:
         processes.stop(f"python {prepare} failed ({status})", ["its own message is above"])

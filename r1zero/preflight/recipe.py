@@ -13,58 +13,16 @@ from typing import NamedTuple
 import yaml
 
 from r1zero import processes, schedule
-from r1zero.estimate import memory
 from r1zero.preflight import settings
 
 CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
-DATA = "data_dir names a folder that preprocess.py has written"
-RENAMED = {  # a setting of before or of another project: the setting here, or what to do; of verl its last word
-    # TRL and transformers
+RENAMED = {  # a setting that TRL or transformers had before: the setting now, or what to do
     "torch_dtype": "dtype",
-    "vllm_dtype": "dtype",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "max_new_tokens": "max_completion_length",
-    "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
     "warmup_ratio": "pass it as warmup_steps, which is a share of all steps below 1",
     "max_prompt_length": "TRL has it no more; preprocess.py --max_prompt_length leaves out longer prompts",
-    "overwrite_output_dir": "leave it out, as an earlier run's folder is moved aside",
-    "save_safetensors": "leave it out, as nothing else is saved",
-    "vllm_device": "leave it out, as vllm_mode colocate generates on the GPUs of training",
-    "logging_dir": "write env: {TENSORBOARD_LOGGING_DIR: FOLDER} into the recipe",
-    # open-r1 and X-R1
-    "dataset_name": DATA,
-    "dataset_config": DATA,
-    "dataset_train_split": DATA,
-    "dataset_test_split": DATA,
-    "dataset_prompt_column": f"it is prompt; {DATA}",
-    "system_prompt": "it is a part of the prompts, which preprocess.py writes",
-    "chat_template": "it is the tokenizer's own; preprocess.py --tokenizer writes prompts with it",
-    "hub_model_revision": "hub_revision",
-    "wandb_entity": "write env: {WANDB_ENTITY: NAME} into the recipe",
-    "wandb_project": "write env: {WANDB_PROJECT: NAME} into the recipe",
-    # verl
-    "train_files": DATA,
-    "val_files": DATA,
-    "train_batch_size": "completions_per_step is that number of prompts times num_generations",
-    "max_response_length": "max_completion_length",
-    "path": "model_name_or_path",
-    "lr": "learning_rate",
-    "n": "num_generations",
-    "kl_coef": "beta",
-    "kl_loss_coef": "beta",
-    "clip_ratio": "epsilon",
-    "clip_ratio_high": "epsilon_high",
-    "ppo_epochs": "num_iterations",
-    "ppo_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
-    "tensor_model_parallel_size": "vllm_tensor_parallel_size",
-    "total_epochs": "num_train_epochs",
-    "total_training_steps": "max_steps",
-    "save_freq": "save_steps",
-    "test_freq": "eval_steps",
-    "experiment_name": "run_name",
-    "default_local_dir": "output_dir",
 }
 
 
@@ -145,7 +103,7 @@ def unknown_settings(words, known):
     for word in [word for word in words if word.startswith("--")] or words:
         name = word.lstrip("-").split("=")[0]
         nearest = difflib.get_close_matches(name, known, n=1) or ["nothing has a name like it; see --help"]
-        meant = RENAMED.get(name.split(".")[-1], nearest[0])
+        meant = RENAMED.get(name, nearest[0])
         errors.append(f"{name}: {f'did you mean {meant}?' if meant in known else meant}")
     return errors
 
@@ -211,9 +169,10 @@ def nearest_batch(values, wanted, processes):
     for per_device in range(values.per_device_train_batch_size, 0, -1):
         nearest = wanted // (per_device * processes)
         for accumulation in range(max(1, nearest - values.num_generations), nearest + values.num_generations + 1):
-            if is_whole(values, per_device, accumulation, processes):
+            made = per_device * processes * accumulation
+            if made * (values.steps_per_generation or 1) % values.num_generations == 0:  # whole groups
                 options.append((per_device, accumulation))
-    if not options:  # the generation cannot be dealt to so many processes: batch_errors, or TRL, says so
+    if not options:  # TRL says that the groups do not divide
         return values.per_device_train_batch_size, 1
 
     def distance(option):
@@ -222,14 +181,6 @@ def nearest_batch(values, wanted, processes):
     own = [option for option in options if option[0] == values.per_device_train_batch_size]
     chosen = min(own or options, key=distance)
     return chosen if distance(chosen) <= CLOSE * wanted else min(options, key=distance)
-
-
-def is_whole(values, per_device, accumulation, processes):
-    """Return whether a generation is whole groups with such a batch."""
-    at_once = per_device * processes
-    if values.generation_batch_size:
-        return values.generation_batch_size % math.lcm(at_once, values.num_generations) == 0
-    return at_once * accumulation * (values.steps_per_generation or 1) % values.num_generations == 0
 
 
 def fit_evaluation(values, rows, processes):
@@ -245,18 +196,16 @@ def fit_evaluation(values, rows, processes):
     return [f"evaluation: per_device_eval_batch_size is {most:,}, as {rows:,} held-out rows fill no more"]
 
 
-def fit_vllm(values, parameters, longest, machine):
+def fit_vllm(values, peaks, card):
     """Lower vllm_gpu_memory_utilization to what leaves a tenth of a card free in generation, if it leaves less.
 
-    parameters: the model on the meta device; longest: tokens of the longest prompt. Return what to tell the user
-    (list[str]). If that leaves vLLM less than a tenth, the setting stays, and the plan says that it will not fit.
+    peaks: of the plan.Plan; card: its bytes, or None. Return what to tell the user (list[str]). If that leaves vLLM
+    less than a tenth, the setting stays, and the plan says that it will not fit.
     """
-    if not (values.use_vllm and values.vllm_mode == "colocate" and machine.card):
+    if not (values.use_vllm and values.vllm_mode == "colocate" and card and peaks):
         return []
-    tokens = longest + values.max_completion_length
-    estimate = memory.memory(values, parameters, machine.strategy, tokens, machine.card)
-    taken = estimate["peaks"]["generation"] / machine.card
-    others = taken - estimate["parts"]["vLLM"] / machine.card
+    taken = peaks["generation"] / card
+    others = taken - values.vllm_gpu_memory_utilization
     share = math.floor(20 * (0.9 - others)) / 20
     if taken <= 0.9 or share < 0.1:
         return []
@@ -276,27 +225,16 @@ def build(parser, values):
     return tuple(built)
 
 
-def batch_errors(values, processes):
-    """Return completions that do not divide into groups, and checkpoints inside a generation (list of lines)."""
-    batch = schedule.completions(values, processes)
-    errors = []
-    if values.generation_batch_size and values.steps_per_generation:
-        return ["generation_batch_size and steps_per_generation are both set: pass --steps_per_generation none"]
-    if batch % values.num_generations:
-        steps = schedule.micro_batches(values)
-        errors.append(
-            f"{batch} completions a generation (per_device_train_batch_size {values.per_device_train_batch_size} x "
-            f"{processes} process{'es' * (processes > 1)} x {steps} steps) do not divide into groups of "
-            f"num_generations {values.num_generations}: set --per_device_train_batch_size to a multiple of it"
-        )
+def save_errors(values, processes):
+    """Return a line if checkpoints would be saved inside a generation, from where no run resumes exactly (list)."""
     every, run_steps = values.save_steps, schedule.schedule(values, None, processes)["steps"]
     if every < 1:  # a share of all steps, as Trainer takes it
         every = math.ceil(every * run_steps) if run_steps else 1
     # After so many steps a generation ends too: span may be a fraction
     span = Fraction(schedule.span(values)).limit_denominator(10**6).numerator
-    if str(values.save_strategy) == "steps" and every % span:
-        errors.append(
-            f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "
-            f"checkpoint would not resume exactly: set --save_steps to {max(1, every // span) * span:g}"
-        )
-    return errors
+    if str(values.save_strategy) != "steps" or every % span == 0:
+        return []
+    return [
+        f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "
+        f"checkpoint would not resume exactly: set --save_steps to {max(1, every // span) * span:g}"
+    ]

@@ -63,8 +63,10 @@ def errors(given, dataclass_types):
         except ValidationError as error:
             wanted = [each["msg"].removeprefix("Input should be ") for each in error.errors()]
             wanted = [words for words in wanted if not words.startswith("an instance of")]  # or its name as text
-            lines.append(f"{name} is {value!r}, wanted {' or '.join(wanted)}{advice(name, value, wanted)}")
-            continue
+            line = f"{name} is {value!r}, wanted {' or '.join(wanted)}"
+            if isinstance(value, bool) and "a valid string" in wanted:
+                line += ", in quotes, as YAML reads no, off, yes and on as false or true"
+            lines.append(line)
         if isinstance(value, str) and value.startswith("~"):
             lines.append(f"{name} is {value}, and only a shell knows ~: write the whole path")
     if given.get("max_steps") == 0:
@@ -72,15 +74,4 @@ def errors(given, dataclass_types):
     if given.get("load_best_model_at_end") and not given.get("metric_for_best_model"):
         found = "load_best_model_at_end goes by eval_loss, about 0 in GRPO whatever the model"
         lines.append(f"{found}: pass --metric_for_best_model eval_reward")
-    if set(str(given.get("data_dir"))) & set("*?[]"):
-        lines.append(f"data_dir is {given['data_dir']}, and datasets takes * ? [ ] for patterns: rename the folder")
     return lines
-
-
-def advice(name, value, wanted):
-    """Return what to write instead of a value of another type, as the end of a line. wanted: list of texts."""
-    if "a valid list" in wanted:
-        return f": write {name}: [{value}]"
-    if isinstance(value, bool) and "a valid string" in wanted:
-        return ", in quotes, as YAML reads no, off, yes and on as false or true"
-    return ""
