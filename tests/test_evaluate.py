@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from conftest import PATIENCE, each_case
 from launches import accelerate
 
@@ -160,12 +159,6 @@ def half(completions, target, log_extra, **kwargs):
     log_extra("verdict", ["correct" if row else None for row in own])
     return [1.0 if row else None for row in own]
 
-def reads(completions, words, **kwargs):
-    return [1.0 for completion in completions]
-
-def one(completions, **kwargs):
-    return [1.0]
-
 def fails(completions, **kwargs):
     return 1 / 0
 """
@@ -219,7 +212,7 @@ def test_the_seed_decides_the_problems_and_their_completions(tiny_model, problem
     assert found["first"].equals(found["again"]) and not set(texts) & set(other["completion"])
     assert first["row"] != other["row"] == sorted(other["row"])
     config = (tmp_path / "first" / "model" / "config.yaml").read_text()
-    assert config.startswith("# commit ") and yaml.safe_load(config)["reward_funcs"] == ["countdown_reward"]
+    assert config.startswith("# commit ") and "reward_funcs:\n- countdown_reward\n" in config
 
 
 def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
@@ -227,16 +220,15 @@ def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
 ):
     saying(itertools.repeat(""))
     other = shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
-    command.main(words([tiny_model], problems, tmp_path))
-    command.main(words([other], problems, tmp_path))
+    for model in (tiny_model, other):
+        command.main(words([model], problems, tmp_path))
     assert not (tmp_path / "model" / "parts").exists()
     capsys.readouterr()
     monkeypatch.setattr(engines, "transformers_engine", None)
     command.main(words([tiny_model, other], problems, tmp_path))
     output = capsys.readouterr().out
     assert "24 problems, 1 completions each" in output and "accuracy (95 % interval)" in output
-    (header,) = [line for line in output.splitlines() if "run-checkpoint-3" in line and "┃" in line]
-    assert "model" in header
+    assert re.search("┃ +model +┃ +run-checkpoint-3 +┃", output)
 
 
 # A reward that waits after the second batch of its process, as long as a file called hold lies beside it
