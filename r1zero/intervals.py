@@ -12,7 +12,11 @@ def deviation(values):
 
 
 def wilson(share, size):
-    """Return Wilson's 95 % interval (low, high) of a share (0 to 1) of `size` independent cases."""
+    """Return Wilson's 95 % interval (low, high) of a share (0 to 1) of `size` independent cases.
+
+    >>> [round(bound, 4) for bound in (*wilson(15 / 148, 148), *wilson(1, 29))]  # Newcombe 1998, table I
+    [0.0624, 0.1605, 0.883, 1.0]
+    """
     squared = QUANTILE**2 / size
     center = share + squared / 2
     half = math.sqrt(squared * (share * (1 - share) + squared / 4))
