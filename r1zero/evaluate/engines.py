@@ -154,25 +154,26 @@ def transformers_engine(model, args, state):
 @contextlib.contextmanager
 def vllm_engine(model, args, state):
     """Generate with vLLM on this process's device. Raises ChildProcessError if vLLM's process ends too early."""
-    sampling = {
-        "temperature": args.temperature,
-        "max_tokens": args.max_completion_length,
-        "stop_token_ids": model.ends,
-        "detokenize": False,
-    }
-    with tempfile.TemporaryDirectory() as merged:
-        path = model.path
-        if model.is_adapter:
-            path = merged
-            load(model, args.dtype).save_pretrained(merged)
-            model.tokenizer.save_pretrained(merged)
-        with vllm_process(vllm_settings(path, model, args, state)) as ask:
+    with contextlib.ExitStack() as running:
+        with tempfile.TemporaryDirectory() as merged:
+            path = model.path
+            if model.is_adapter:
+                path = merged
+                load(model, args.dtype).save_pretrained(merged)
+                model.tokenizer.save_pretrained(merged)
+            ask = running.enter_context(vllm_process(vllm_settings(path, model, args, state)))
 
-            def generate(prompts, seeds):
-                repeated = [prompt for prompt in prompts for _ in range(args.n)]
-                return ask(repeated, [sampling | {"seed": seed} for seed in seeds])
+        def generate(prompts, seeds):
+            sampling = {
+                "temperature": args.temperature,
+                "max_tokens": args.max_completion_length,
+                "stop_token_ids": model.ends,
+                "detokenize": False,
+            }
+            repeated = [prompt for prompt in prompts for _ in range(args.n)]
+            return ask(repeated, [sampling | {"seed": seed} for seed in seeds])
 
-            yield generate
+        yield generate
 
 
 def vllm_settings(path, model, args, state):
