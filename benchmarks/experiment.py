@@ -275,7 +275,7 @@ def draw_curves(axis, found):
             grid = sorted(x for x in set().union(*runs) if x <= min(max(run) for run in runs))
             values = [np.interp(grid, list(run), list(run.values())) for run in runs]
             points = grid, np.mean(values, axis=0), [deviation(at_x) for at_x in zip(*values, strict=True)]
-            charts.draw_curve(axis, points, f"C{number}", charts.as_text(name), "-", 2)
+            charts.draw_curve(axis, points, f"C{number}", name, "-", 2)
             if 0 < 8 * grid[0] <= grid[-1]:
                 axis.set_xscale("log", base=2)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -23,13 +23,6 @@ from r1zero.tasks.prompts import Prompt, fill_template, render_template
 from r1zero.training import reward_functions
 
 
-class Problem(NamedTuple):
-    """What a prompt says of a problem, and its columns of the data."""
-
-    slots: dict
-    columns: dict
-
-
 class Task(NamedTuple):
     """A task: its prompt, what a problem looks like (a pattern, an example), and the function that scores it."""
 
@@ -46,45 +39,40 @@ TASKS = {
 
 
 def read_arguments(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m r1zero.ask", description="Ask a model a problem.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("python -m r1zero.ask", description="Ask a model a problem.", allow_abbrev=False)
     parser.add_argument("problems", nargs="*", help='such as "3 5 7 -> 16"; without one they are asked for')
     parser.add_argument("--model", required=True, help="a folder or a hub id")
     parser.add_argument("--task", choices=(*TASKS, "none"), default="countdown", help="none: the text is the prompt")
-    parser.add_argument(
-        "--template", choices=("base", "chat"), default="base", help="of the prompt, as in preprocess.py"
-    )
+    forms = ("base", "chat")
+    parser.add_argument("--template", choices=forms, default="base", help="of the prompt, as in preprocess.py")
     parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="1, as in training; 0 takes the likeliest token"
-    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="1, as in training; 0: the likeliest token")
     parser.add_argument("--seed", type=int, help="of sampling; without one each answer is another")
     return parser.parse_args(argv)
 
 
 def read_problem(text, name):
-    """Return the Problem that a text says, None for the task "none". Raises ValueError for another text."""
+    """Return the slots of a task's template and the columns of its data (dicts) for the problem that a text says.
+
+    name: of the task, "none" for the text itself. Raises ValueError if the text says no problem of the task.
+    """
     if name not in TASKS:
-        return None
+        return {"text": text}, {}
     found = re.fullmatch(TASKS[name].pattern, text.strip())
     if found is None:
-        raise ValueError(
-            f'found {text!r}, wanted a problem of {name}, such as "{TASKS[name].example}", or --task none'
-        )
+        example = TASKS[name].example
+        raise ValueError(f'found {text!r}, wanted a problem of {name}, such as "{example}", or --task none')
     if name == "countdown":
         nums, target = [int(number) for number in re.findall(r"\d+", found[1])], int(found[2])
-        return Problem({"numbers": nums, "target": target}, {"nums": nums, "target": target})
+        return {"numbers": nums, "target": target}, {"nums": nums, "target": target}
     left, right = int(found[1]), int(found[2])
-    return Problem({"left": left, "right": right}, {"product": str(left * right)})
+    return {"left": left, "right": right}, {"product": str(left * right)}
 
 
 def answer(model, loaded, prompt, args):
-    """Print a completion while it is sampled, and return it."""
+    """Print a completion while it is sampled, and return it. Raises ValueError if the context has no room for it."""
     ids = model.tokenizer(prompt, return_tensors="pt").to(loaded.device)
     length = ids["input_ids"].size(1)
-    if length >= model.context:
-        raise ValueError(f"the prompt has {length} tokens, and {model.path} reads {model.context} with its answer")
     longest = min(args.max_completion_length, model.context - length)
     loaded.generation_config = engines.generation_config(model, args.temperature, longest)
     print(prompt, end="", flush=True)
@@ -95,13 +83,12 @@ def answer(model, loaded, prompt, args):
 
 def main(argv=None):
     args = read_arguments(argv)
+    task = TASKS.get(args.task)
     try:
         for text in args.problems:
             read_problem(text, args.task)
         model = engines.read_model(args.model)
-        template = (
-            render_template(TASKS[args.task].prompt, args.template, model.tokenizer) if args.task in TASKS else ""
-        )
+        template = render_template(task.prompt, args.template, model.tokenizer) if task else "{text}"
     except ValueError as error:
         sys.exit(f"r1zero.ask: {error}")
     if args.seed is not None:
@@ -110,15 +97,15 @@ def main(argv=None):
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     for text in args.problems or typed(args.task):
         try:
-            problem = read_problem(text, args.task)
-            prompt = fill_template(template, **problem.slots) if problem else text
+            slots, columns = read_problem(text, args.task)
+            prompt = fill_template(template, **slots)
             completion = answer(model, loaded, prompt, args)
         except ValueError as error:
             print(error)
             continue
-        if problem:
-            function = reward_functions.ours()[TASKS[args.task].reward]
-            columns = {name: [value] for name, value in problem.columns.items()}
+        if task:
+            columns = {name: [value] for name, value in columns.items()}
+            function = reward_functions.ours()[task.reward]
             (reward,), (verdict,) = reward_functions.score(function, [prompt], [completion], columns)
             stated = "" if verdict.answer is None else f": {verdict.answer.strip()}"
             print(f"\n{verdict.status}{stated}, reward {reward:g}\n")

@@ -34,10 +34,8 @@ def replaced(path):
     try:
         yield part
         part.replace(path)
-    except NotWritten:  # of another file, written at the same time
-        raise
-    except OSError as error:
-        if not is_full(error):  # the block may also fail to read its input
+    except OSError as error:  # the block may also fail to read its input, or to write another file
+        if isinstance(error, NotWritten) or not is_full(error):
             raise
         raise not_written(path.parent, error) from error
     finally:

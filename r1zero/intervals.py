@@ -1,4 +1,4 @@
-"""Compute the intervals, pass@k and deviations that pages and evaluations show."""
+"""Compute the intervals, pass@k and deviations that pages and evaluations show, and write numbers as text."""
 
 import math
 from statistics import stdev
@@ -12,7 +12,11 @@ def deviation(values):
 
 
 def wilson(share, size):
-    """Return Wilson's 95 % interval (low, high) of a share (0 to 1) of `size` independent cases."""
+    """Return Wilson's 95 % interval (low, high) of a share (0 to 1) of `size` independent cases.
+
+    >>> [round(bound, 4) for bound in (*wilson(15 / 148, 148), *wilson(1, 29))]  # Newcombe 1998, table I
+    [0.0624, 0.1605, 0.883, 1.0]
+    """
     squared = QUANTILE**2 / size
     center = share + squared / 2
     half = math.sqrt(squared * (share * (1 - share) + squared / 4))
@@ -42,3 +46,17 @@ def pass_at_k(n, c, k):
     (0.25, 0.5, 1.0)
     """
     return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def text_of(value, form):
+    """Return a value as text, "-" for None. form: a format string."""
+    return "-" if value is None else form.format(value)
+
+
+def accuracy_text(accuracy, interval):
+    """Return an accuracy with its interval (low, high) in percent, "-" for None.
+
+    >>> accuracy_text(0.6, (0.172, 0.915))
+    '60.0% (17.2 to 91.5)'
+    """
+    return "-" if accuracy is None else f"{accuracy:.1%} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"

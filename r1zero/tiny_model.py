@@ -291,45 +291,54 @@ def train(model, tokenizer, problems, args):
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def read_arguments(argv):
-    """Return TinyModelArguments of the YAML and the flags. Exit with one line if they cannot be read."""
+def read_settings(program, kinds, argv, description):
+    """Return an object of each of the dataclasses `kinds` with the settings of configs/<program>.yaml and the flags.
+
+    Exit with one line if they cannot be read.
+    """
     if "--config" not in argv:
-        argv = ["--config", str(ROOT / "configs" / "tiny_model.yaml"), *argv]
-    parser = TrlParser(
-        (TinyModelArguments,),
-        prog="python -m r1zero.tiny_model",
-        allow_abbrev=False,
-        description="Make the embedded default's problems and its model, by a supervised warm-up of a few minutes. "
-        "--config FILE names another YAML with all of these settings than configs/tiny_model.yaml.",
-    )
+        argv = ["--config", str(ROOT / "configs" / f"{program}.yaml"), *argv]
+    parser = TrlParser(kinds, prog=f"python -m r1zero.{program}", allow_abbrev=False, description=description)
     try:
-        args, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
+        *found, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        sys.exit(f"r1zero.tiny_model: the settings cannot be read ({error})")
+        sys.exit(f"r1zero.{program}: the settings cannot be read ({error})")
     if unknown:
-        sys.exit(f"r1zero.tiny_model: found {' '.join(unknown)}: no such setting; --help lists them all")
+        sys.exit(f"r1zero.{program}: found {' '.join(unknown)}: no such setting; --help lists them all")
+    return found
+
+
+def make_problems(program, output_dir, data_dir, words):
+    """Make the problems if data_dir has none. Exit with a line if output_dir has a model already.
+
+    words: flags of preprocess.py countdown.
+    """
+    if not Path(data_dir, "test.parquet").exists():
+        command = [sys.executable, str(ROOT / "preprocess.py"), "countdown", "--local_dir", data_dir]
+        written = subprocess.run([*command, *words])
+        if written.returncode:  # its own message is above
+            sys.exit(written.returncode)
+    if Path(output_dir, "config.json").exists():
+        sys.exit(f"r1zero.{program}: {output_dir} is there already: remove it, or name another with --output_dir")
+
+
+def read_arguments(argv):
+    """Return TinyModelArguments of the YAML and the flags."""
+    description = (
+        "Make the embedded default's problems and its model, by a supervised warm-up of a few minutes. --config FILE "
+        "names another YAML with all of these settings than configs/tiny_model.yaml."
+    )
+    (args,) = read_settings("tiny_model", (TinyModelArguments,), argv, description)
     return args
-
-
-def data_flags(args):
-    """Return the words (list[str]) after `python preprocess.py` that write the problems."""
-    words = ["countdown", "--local_dir", args.data_dir, "--num_operands", "3"]
-    for name in ("max_number", "max_target", "train_size", "test_size", "seed"):
-        words += [f"--{name}", str(getattr(args, name))]
-    return words
 
 
 def main(argv=None):
     """Make the problems if they do not exist, and the model. Exit with a line if the model exists already."""
     args = read_arguments(sys.argv[1:] if argv is None else argv)
-    if not Path(args.data_dir, "test.parquet").exists():
-        written = subprocess.run([sys.executable, str(ROOT / "preprocess.py"), *data_flags(args)])
-        if written.returncode:  # its own message is above
-            sys.exit(written.returncode)
-    if Path(args.output_dir, "config.json").exists():
-        sys.exit(
-            f"r1zero.tiny_model: {args.output_dir} is there already: remove it, or name another with --output_dir"
-        )
+    words = ["--num_operands", "3"]
+    for name in ("max_number", "max_target", "train_size", "test_size", "seed"):
+        words += [f"--{name}", str(getattr(args, name))]
+    make_problems("tiny_model", args.output_dir, args.data_dir, words)
 
     import torch
     from transformers import Qwen2ForCausalLM

@@ -12,21 +12,18 @@ import itertools
 import os
 import random
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-import yaml
 from datasets import Dataset
 from transformers import Trainer
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer
 
-from r1zero import ROOT
 from r1zero.preflight import hardware, model
-from r1zero.tiny_model import search_lines, setting, write_trace
+from r1zero.tiny_model import make_problems, read_settings, search_lines, setting, write_trace
 
 
 @dataclass
@@ -86,43 +83,23 @@ def example(row, tokenizer, args, rng):
 
 
 def read_arguments(argv):
-    """Return WarmStartArguments and SFTConfig of the YAML and the flags. Exit with one line if they cannot be read.
+    """Return WarmStartArguments and SFTConfig of the YAML and the flags.
 
     What is not said is chosen for this machine: a GPU if there is one, and bfloat16 if it computes that faster.
     """
-    if "--config" not in argv:
-        argv = ["--config", str(ROOT / "configs" / "warm_start.yaml"), *argv]
     on_cpu = not torch.cuda.is_available()
     has_bf16 = hardware.bfloat16_speed() > 1 if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
-    parser = TrlParser(
-        (WarmStartArguments, SFTConfig),
-        prog="python -m r1zero.warm_start",
-        allow_abbrev=False,
-        description="Show a pretrained model searches for Countdown's answers. --config FILE names another YAML.",
-    )
-    try:
-        args, training_args, unknown = parser.parse_args_and_config(
-            ["--use_cpu", str(on_cpu), "--bf16", str(has_bf16), *argv], return_remaining_strings=True
-        )
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        sys.exit(f"r1zero.warm_start: the settings cannot be read ({error})")
-    if unknown:
-        sys.exit(f"r1zero.warm_start: found {' '.join(unknown)}: no such setting; --help lists them all")
-    return args, training_args
+    argv = ["--use_cpu", str(on_cpu), "--bf16", str(has_bf16), *argv]
+    description = "Show a pretrained model searches for Countdown's answers. --config FILE names another YAML."
+    return read_settings("warm_start", (WarmStartArguments, SFTConfig), argv, description)
 
 
 def main(argv=None):
     """Make the problems if they do not exist, and the model. Exit with a line if the model exists already."""
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one process
     args, training_args = read_arguments(sys.argv[1:] if argv is None else argv)
-    if not Path(args.data_dir, "test.parquet").exists():
-        command = [sys.executable, str(ROOT / "preprocess.py"), "countdown", "--local_dir", args.data_dir]
-        written = subprocess.run([*command, *shlex.split(args.problems)])
-        if written.returncode:  # its own message is above
-            sys.exit(written.returncode)
     output_dir = training_args.output_dir
-    if Path(output_dir, "config.json").exists():
-        sys.exit(f"r1zero.warm_start: {output_dir} is there already: remove it, or name another with --output_dir")
+    make_problems("warm_start", output_dir, args.data_dir, shlex.split(args.problems))
     try:
         model.read_config(args.model)
         tokenizer = model.read_tokenizer(args.model)
@@ -136,9 +113,8 @@ def main(argv=None):
     examples = [example(row, tokenizer, args, rng) for row in itertools.islice(rows, args.searches)]
     at_once = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
     for start in range(0, len(examples), at_once):  # sorted by length within a step: the same update, less padding
-        examples[start : start + at_once] = sorted(
-            examples[start : start + at_once], key=lambda e: len(e["input_ids"])
-        )
+        of_step = slice(start, start + at_once)
+        examples[of_step] = sorted(examples[of_step], key=lambda each: len(each["input_ids"]))
     tokens = sum(len(each["input_ids"]) for each in examples)
     arithmetic = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
     print(f"{len(examples):,} searches, {tokens:,} tokens; {arithmetic} on {training_args.device}", flush=True)

@@ -81,20 +81,3 @@ class TestTransformers:
             assert loaded[0]() is None
         finally:
             gc.enable()
-
-
-@pytest.mark.parametrize(
-    ("device", "processes", "settings"),
-    [
-        ("cuda", 1, {"gpu_memory_utilization": 0.9}),
-        ("cuda", 2, {"gpu_memory_utilization": 0.9, "device_ids": [1]}),
-        ("cpu", 2, {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}),
-    ],
-)
-def test_each_process_has_an_engine_of_vllm_on_its_own_card(tiny_model, device, processes, settings):
-    state = SimpleNamespace(device=torch.device(device), num_processes=processes, local_process_index=1)
-    model = engines.read_model(str(tiny_model))
-    model.longest = 9
-    found = engines.vllm_settings("folder", model, SimpleNamespace(**FLAGS), state)
-    common = {"model": "folder", "dtype": "float32", "seed": 0, "max_model_len": 21, "trust_remote_code": False}
-    assert found == common | settings

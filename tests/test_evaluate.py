@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from conftest import PATIENCE, each_case
 from launches import accelerate
 
@@ -160,12 +159,6 @@ def half(completions, target, log_extra, **kwargs):
     log_extra("verdict", ["correct" if row else None for row in own])
     return [1.0 if row else None for row in own]
 
-def reads(completions, words, **kwargs):
-    return [1.0 for completion in completions]
-
-def one(completions, **kwargs):
-    return [1.0]
-
 def fails(completions, **kwargs):
     return 1 / 0
 """
@@ -219,7 +212,7 @@ def test_the_seed_decides_the_problems_and_their_completions(tiny_model, problem
     assert found["first"].equals(found["again"]) and not set(texts) & set(other["completion"])
     assert first["row"] != other["row"] == sorted(other["row"])
     config = (tmp_path / "first" / "model" / "config.yaml").read_text()
-    assert config.startswith("# commit ") and yaml.safe_load(config)["reward_funcs"] == ["countdown_reward"]
+    assert config.startswith("# commit ") and "reward_funcs:\n- countdown_reward\n" in config
 
 
 def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
@@ -227,16 +220,15 @@ def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
 ):
     saying(itertools.repeat(""))
     other = shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
-    command.main(words([tiny_model], problems, tmp_path))
-    command.main(words([other], problems, tmp_path))
+    for model in (tiny_model, other):
+        command.main(words([model], problems, tmp_path))
     assert not (tmp_path / "model" / "parts").exists()
     capsys.readouterr()
     monkeypatch.setattr(engines, "transformers_engine", None)
     command.main(words([tiny_model, other], problems, tmp_path))
     output = capsys.readouterr().out
     assert "24 problems, 1 completions each" in output and "accuracy (95 % interval)" in output
-    (header,) = [line for line in output.splitlines() if "run-checkpoint-3" in line and "┃" in line]
-    assert "model" in header
+    assert re.search("┃ +model +┃ +run-checkpoint-3 +┃", output)
 
 
 # A reward that waits after the second batch of its process, as long as a file called hold lies beside it
@@ -361,29 +353,11 @@ class TestRefusals:
         assert "holds an evaluation with weights_written 20" in refused([model], **flags)
 
 
-# Intervals and pass@k against published numbers and counts
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n):
-    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-# Newcombe 1998, table I
-@pytest.mark.parametrize(
-    ("right", "of", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
-)
-def test_interval_of_single_completions_is_wilsons(right, of, low, high):
-    assert accuracy_interval(np.array([1] * right + [0] * (of - right)), 1) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(right / of, of) == pytest.approx((low, high), abs=5e-5)
-
-
 def test_interval_of_several_completions_is_as_wide_as_the_problems_differ():
     rng = np.random.default_rng(0)
     right = rng.binomial(8, rng.beta(1, 1, 500))  # (problems,)
     resampled = rng.choice(right, (4000, 500)).mean(1) / 8
     low, high = np.quantile(resampled, [0.025, 0.975])
     assert accuracy_interval(right, 8) == pytest.approx((low, high), abs=0.004)
+    alone = right > 4
+    assert accuracy_interval(alone, 1) == pytest.approx(wilson(alone.mean(), 500))

@@ -14,9 +14,10 @@ from conftest import each_case, reader_of
 
 from r1zero.report import page, run_folder
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
-from r1zero.report.run_folder import TABLES_BEFORE
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
+TABLES = run_folder.TABLES_BEFORE | {"length": ("", "", [])}
+TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
 STEPS = (0, 4, 8)
 ASKED = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
 TEXTS = {  # of the problems at each step: answer, verdict, reward
@@ -41,7 +42,9 @@ def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_rewar
     settings = {"model_name_or_path": f"models/tiny-{seed}", "data_dir": "data/countdown", "seed": seed} | settings
     settings |= {"reward_funcs": list(rewards), "output_dir": str(folder)}
     settings = {"learning_rate": 1e-6, "num_generations": 8, "num_generations_eval": 1} | settings
-    (folder / "config.yaml").write_text(f"# commit {HOSTILE!r}\n{yaml.safe_dump(settings)}")
+    tables = {name: TABLES[name] for name in (name.removeprefix("mine:") for name in rewards)}
+    comments = f"# commit {HOSTILE!r}\n{run_folder.TABLES}{json.dumps(tables)}\n"
+    (folder / "config.yaml").write_text(comments + yaml.safe_dump(settings))
     history = []
     for i, step in enumerate(STEPS):
         metrics = {"reward": 0.1 * i - 0.05, "completions/mean_length": 50.0, "behaviours/restarts": step}
@@ -147,6 +150,9 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
     assert any(row.startswith("│ base │ 2 │ 15.0% ± 7.1% ") for row in rows), rows
     assert "│ faster │ 1 │ 10.0% │ 60.0% │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
     assert "│ own │ 1 │ - │ - │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
+    evaluation = {"step": 8, "accuracy": 0.5, "mean_completion_tokens": 9.0}
+    runs = [SimpleNamespace(metrics={"before": evaluation, "after": evaluation, "train_seconds": 60.0})]
+    assert page.comparison_rows({"evaluated": runs})[0][2:4] == ("accuracy at first", "after")
     text = text_of(tmp_path / "new" / "page.html")
     assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", text)
     assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", text), "what every seed has of its own"
@@ -154,9 +160,6 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
 
 
 # The completions
-
-TABLES = TABLES_BEFORE | {"length": ("", "", [])}
-TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
 
 
 @each_case("shown_completions.tsv")
@@ -173,23 +176,20 @@ def test_completions_of_every_task_are_read(case):
 def make_tables(folder, steps, problems=4, **settings):
     """What read_completions needs of a run: tables of two rows of training and `problems` of an evaluation."""
     (folder / "completions").mkdir()
-    each = settings.get("num_generations_eval") or settings.get("num_generations") or 1
+    each = settings.get("num_generations_eval") or settings["num_generations"]
     for step in steps:
         rows = [{"prompt": "training", "completion": "x"}] * 2
         for i in range(problems):
             rows += [{"prompt": f"problem {i}", "completion": f"step {step}, number {n}"} for n in range(each)]
         pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
     history = [{"step": at, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for at in (*steps, 99)]
-    settings |= {"reward_funcs": ["mine:spelling"]}
-    return SimpleNamespace(
-        folder=folder, settings=settings, config="", metrics={"after": {"n": problems}}, history=history
-    )
+    metrics = {"after": {"n": problems}}
+    return SimpleNamespace(folder=folder, settings=settings, config="", metrics=metrics, history=history)
 
 
 @pytest.mark.parametrize(
     ("settings", "each"),
     [
-        pytest.param({}, 1, id="settings of an early version"),
         pytest.param({"num_generations": 4, "num_generations_eval": 2}, 2, id="two in an evaluation"),
         pytest.param({"num_generations": 3}, 3, id="as many as in training, TRL's default"),
     ],
@@ -201,19 +201,13 @@ def test_rows_of_training_are_left_out_and_several_completions_of_a_problem_are_
     assert texts == [[f"step {step}, number {n}" for step in (0, 8)] for _ in range(4) for n in range(each)]
 
 
-def test_many_evaluations_and_problems_are_thinned_out_from_the_first_to_the_last(tmp_path):
-    found = read_completions(make_tables(tmp_path, range(0, 80, 2), problems=PROBLEMS + 50))
+def test_many_evaluations_and_problems_are_thinned_out_and_a_table_that_cannot_be_read_is_left_out(tmp_path, capsys):
+    run = make_tables(tmp_path, range(0, 80, 2), problems=PROBLEMS + 50, num_generations=1)
+    found = read_completions(run)
     assert len(found["steps"]) == EVALUATIONS and (found["steps"][0], found["steps"][-1]) == (0, 78)
     assert max(b - a for a, b in zip(found["steps"], found["steps"][1:], strict=False)) <= 8
     assert len(found["problems"]) == PROBLEMS and found["of"] == PROBLEMS + 50
-
-
-def test_table_that_cannot_be_read_is_left_out_and_told(tmp_path, capsys):
-    run = make_tables(tmp_path, [0, 8, 16])
-    cut, other = (tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (8, 16))
+    cut = tmp_path / "completions" / "completions_00078.parquet"
     cut.write_bytes(cut.read_bytes()[:-9])
-    pq.write_table(pq.read_table(other).drop_columns("completion"), other)
-    assert read_completions(run)["steps"] == [0]
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{cut} is left out of the page, as it cannot be read (")
-    assert second == f"{other} is left out of the page, as it cannot be read (it lacks completion)"
+    assert read_completions(run)["steps"] == found["steps"][:-1]
+    assert f"{cut} is left out of the page, as it cannot be read (" in capsys.readouterr().out

@@ -15,35 +15,21 @@ from transformers import TrainerState, TrainingArguments
 
 from r1zero.report import run_folder
 
-# 64 completions a generation, which serves two optimizer steps
-GENERATION = SimpleNamespace(
-    generation_batch_size=64, steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=1,
-    load_best_model_at_end=False,
-)  # fmt: skip
-
-
-def training(step, length):
-    return {"step": step, "reward": 0.5, "completions/mean_length": length}
-
 
 def evaluation(step, **metrics):
     return {"step": step, "eval_reward": 0.3, "eval_completions/mean_length": 20.0} | metrics
 
 
-def test_metrics_hold_the_first_and_the_last_evaluation_with_no_rates_if_nothing_says_what_is_right():
-    history = [evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9), training(1, 5.0), evaluation(1), evaluation(2)]
-    state = TrainerState(log_history=[*history, {"step": 2, "train_loss": 0.1}], best_global_step=1)
-    metrics = run_folder.run_metrics(state, GENERATION, 8, train_seconds=1.0)
+def test_metrics_hold_the_first_evaluation_and_that_of_the_model_that_is_saved():
+    """Without rates if nothing says what is right."""
+    history = [evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9), evaluation(6), evaluation(8)]
+    state = TrainerState(log_history=[*history, {"step": 10, "train_loss": 0.1}], global_step=10, best_global_step=6)
     common = {"reward": 0.3, "mean_completion_tokens": 20.0, "n": 8}
-    assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
-    assert metrics["after"] == {"step": 2, "accuracy": None, "format_rate": None} | common
-
-
-def test_after_is_the_evaluation_of_the_model_that_is_saved():
-    state = TrainerState(log_history=[evaluation(0), evaluation(6), evaluation(8)], global_step=10, best_global_step=6)
     for is_best, step in ((True, 6), (False, 8)):
-        args = SimpleNamespace(**vars(GENERATION) | {"load_best_model_at_end": is_best})
-        assert run_folder.run_metrics(state, args, 8, train_seconds=1.0)["after"]["step"] == step
+        args = SimpleNamespace(load_best_model_at_end=is_best)
+        metrics = run_folder.run_metrics(state, args, 8, train_seconds=1.0)
+        assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
+        assert metrics["after"] == {"step": step, "accuracy": None, "format_rate": None} | common
         assert run_folder.needs_evaluation(state, args) != is_best
 
 
@@ -105,21 +91,19 @@ def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path,
     ]
 
 
-def test_folder_is_claimed_whatever_link_leads_there(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    run_folder.claim(tmp_path / "link")
-    with pytest.raises(Timeout):
-        FileLock(tmp_path / ".run.lock").acquire(timeout=0)
+def test_folder_is_claimed_whatever_link_leads_there_and_not_without_locks(tmp_path, monkeypatch):
+    """No file stands for a lock: it would outlast a run that is killed."""
 
-
-def test_folder_that_cannot_be_locked_is_told_and_no_file_stands_for_a_lock(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="not implemented"):
         patch.setattr(fcntl, "flock", flock)
         run_folder.claim(tmp_path / "run")
-    run_folder.claim(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    run_folder.claim(tmp_path / "link")
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / ".run.lock").acquire(timeout=0)
 
 
 def test_trackers_know_a_resumed_run_again_and_another_run_of_the_folder_as_new(tmp_path, monkeypatch):

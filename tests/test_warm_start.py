@@ -1,19 +1,13 @@
-"""The supervised warm start, and the whole way of a pretrained model.   bash tests/run.sh tests/test_warm_start.py
+"""The supervised warm start, and the whole way of a pretrained model.   bash tests/run.sh tests/test_warm_start.py"""
 
-REAL_MODEL=FOLDER names a folder of real weights, with a chat template, for the last test.
-"""
-
-import json
-import os
 import random
 import re
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, run_to_end, words
+from conftest import ROOT, run_to_end, words
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
@@ -27,7 +21,6 @@ from r1zero.tiny_model import write_trace
 TRAIN = [sys.executable, ROOT / "train_countdown.py", "--config", ROOT / "configs" / "smollm2-135m.yaml"]
 SMALL = {"completions_per_step": 4, "per_device_train_batch_size": 4, "num_generations": 2, "logging_steps": 1}
 SMALL |= {"max_completion_length": 16, "per_device_eval_batch_size": 4}
-REAL_MODEL = os.environ.get("REAL_MODEL")
 
 
 @pytest.fixture
@@ -95,10 +88,8 @@ def test_prompt_is_not_trained_and_what_is_interrupted_is_no_model(tmp_path, tin
     monkeypatch.setattr(SFTTrainer, "train", train)
     with pytest.raises(KeyboardInterrupt):
         flags = {"model": tiny_model, "output_dir": tmp_path / "warm", "data_dir": tiny_data, "searches": 4}
-        flags |= {"whole_share": 0}
-        warm_start.main(words(flags))
-    assert (tmp_path / "warm.part").exists()
-    assert not (tmp_path / "warm").exists()
+        warm_start.main(words(flags | {"whole_share": 0}))
+    assert (tmp_path / "warm.part").exists() and not (tmp_path / "warm").exists()
 
 
 @pytest.mark.parametrize(
@@ -130,13 +121,8 @@ def test_what_prepares_is_no_rank_of_the_run(monkeypatch):
 def test_recipe_makes_its_problems_and_its_model_and_trains_on(tmp_path, tiny_model):
     """With random weights in the place of the pretrained ones. Its second start finds both made."""
     warm = f"-m r1zero.warm_start --model {tiny_model} --output_dir models/SmolLM2-135M-warm --searches 8"
-    flags = SMALL | {
-        "max_steps": 1,
-        "save_steps": 1,
-        "eval_steps": 1,
-        "bf16": True,
-        "prepare": f"{warm} --max_steps 2",
-    }
+    flags = SMALL | {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "bf16": True}
+    flags |= {"prepare": f"{warm} --max_steps 2"}
     printed = run_to_end([*TRAIN, *words(flags)], cwd=tmp_path)
     assert "8 searches, " in printed and "wrote models/SmolLM2-135M-warm" in printed
     assert re.search(r"processor: multiplies matrices \S+ times as fast in bfloat16 as in float32", printed)
@@ -148,26 +134,3 @@ def test_recipe_makes_its_problems_and_its_model_and_trains_on(tmp_path, tiny_mo
     assert start.keys() == warm.keys() and not any(torch.equal(start[name], warm[name]) for name in start)
     assert warm.keys() == trained.keys()
     assert "wrote" not in run_to_end([*TRAIN, *words(flags), "--dry_run"], cwd=tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not REAL_MODEL, reason="needs real weights: REAL_MODEL=FOLDER")
-def test_real_model_trains_resumes_and_is_scored_with_its_own_chat_template(tmp_path):
-    """Two steps, of which the second is resumed."""
-    folder = Path(REAL_MODEL).resolve()
-    make = [sys.executable, ROOT / "preprocess.py", "countdown", "--template", "chat", "--tokenizer", folder]
-    printed = run_to_end([*make, "--train_size", 8, "--test_size", 4], cwd=tmp_path)
-    assert "Let me solve this step by step.\n<think>" in printed
-    flags = SMALL | {"model_name_or_path": folder, "data_dir": "data/countdown", "output_dir": "run"}
-    flags |= {"save_steps": 1, "eval_steps": 1}
-    for step in (1, 2):
-        more = ["--resume_from_checkpoint", "auto"] if step == 2 else []
-        printed = run_to_end([*TRAIN, *words(flags | {"max_steps": step}), *more], cwd=tmp_path)
-    assert "resumes from run/checkpoint-1" in printed
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert state["global_step"] == 2
-    assert all(entry["grad_norm"] >= 0 for entry in state["log_history"] if "grad_norm" in entry)
-    score = [sys.executable, "-m", "r1zero.evaluate", "--model", "run", "--data", "data/countdown/test.parquet"]
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    printed = run_to_end([*score, "--max_completion_length", 16, "--use_cpu"], environment, tmp_path)
-    assert "4 problems" in printed

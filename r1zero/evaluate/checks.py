@@ -29,23 +29,23 @@ SETTINGS = ("data", "limit", "seed", "n", "temperature", "max_completion_length"
 class Exam:
     """The problems, the functions that score the completions, and the models to evaluate."""
 
-    problems: Dataset | None = None  # with their place in the file as the column `row`
-    functions: dict = field(default_factory=dict)  # of a name in --reward_funcs to its function
+    problems: Dataset  # with their place in the file as the column `row`
+    functions: dict  # of a name in --reward_funcs to its function
     models: dict = field(default_factory=dict)  # of a name to its Model
 
 
 def check(args):
-    """Return the Exam that the flags name, and the list of what is wrong with them."""
-    exam, errors = Exam(), device_errors(args)
+    """Return the Exam that the flags name, and the list of what is wrong with them. Data that is wrong has no Exam."""
+    errors = device_errors(args)
     names, unusable = examine_data(args)
     if unusable:
-        return exam, [*errors, *unusable]
+        return None, [*errors, *unusable]
     try:
         functions = resolve(names, Path(args.data).parent, args.allow_unsandboxed_code)
-        exam.functions = dict(zip(names, functions, strict=True))
-        exam.problems = read_problems(args, exam.functions)
+        functions = dict(zip(names, functions, strict=True))
+        exam = Exam(read_problems(args, functions), functions)
     except (ValueError, RuntimeError) as error:
-        return exam, [*errors, one_line(error)]
+        return None, [*errors, one_line(error)]
     for path in args.model:
         try:
             model = read_model(path, args.trust_remote_code)
@@ -68,8 +68,7 @@ def device_errors(args):
     if cuda and args.use_cpu:
         return ["--backend vllm computes on the GPU: leave out --use_cpu, or pass --backend transformers"]
     if importlib.util.find_spec("vllm") is None:
-        install = "type pip install -e '.[gpu]', or pass --backend transformers"
-        return [f"--backend vllm needs vLLM, which is not installed: {install}"]
+        return ["--backend vllm needs vLLM: type pip install -e '.[gpu]', or pass --backend transformers"]
     return triton_errors() if cuda else []
 
 
@@ -89,8 +88,8 @@ def examine_data(args):
         readable = {name: function.task.columns for name, function in ours().items()}
         lacking = f"and lacks what a reward reads: {readable}"
         return names, [f"{args.data} has the columns {list(survey.first)} {lacking}; {advice}"]
-    if processes.is_main_process():
-        print(*survey.notices, sep="\n", end="\n" * bool(survey.notices))
+    for notice in survey.notices if processes.is_main_process() else ():
+        print(notice)
     if not isinstance(survey.prompts[0], str):
         return names, [f"{args.data} has chats as prompts, wanted texts: apply the chat template first"]
     return names, []
@@ -101,25 +100,20 @@ def read_problems(args, functions):
     data = with_text_prompts(load_dataset("parquet", data_files=args.data, split="train"))
     chosen = np.random.default_rng(args.seed).permutation(len(data))[: args.limit]
     chosen = data.add_column("row", range(len(data))).select(np.sort(chosen))
-    unscored = 0
-    for batch in chosen.remove_columns("row").iter(1024):
-        prompts = batch.pop("prompt")
-        rewards = [rewards_of_nothing(*named, prompts, batch, args.data) for named in functions.items()]
-        unscored += sum(set(of_row) == {None} for of_row in zip(*rewards, strict=True))
+    columns = chosen.remove_columns("row").to_dict()
+    prompts, rewards = columns.pop("prompt"), []
+    for name, function in functions.items():
+        try:  # a function that cannot work fails on empty completions too
+            rewards.append(score(function, prompts, [""] * len(prompts), columns)[0])
+        except Exception as error:  # a user's function may raise anything
+            found = f"{args.data} has the columns {['prompt', *columns]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"{found}, with which {name} cannot work ({reason})") from error
+    unscored = sum(set(of_row) == {None} for of_row in zip(*rewards, strict=True))
     if unscored:
         names = ", ".join(functions)
         raise ValueError(f"{unscored:,} of {len(chosen):,} rows get no reward from {names}: name the one for them too")
     return chosen
-
-
-def rewards_of_nothing(name, function, prompts, columns, path):
-    """Return the rewards of empty completions, None in rows of another task: a function that cannot work fails."""
-    try:
-        return score(function, prompts, [""] * len(prompts), columns)[0]
-    except Exception as error:  # a user's function may raise anything
-        found = f"{path} has the columns {['prompt', *columns]}"
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ValueError(f"{found}, with which {name} cannot work ({reason})") from error
 
 
 def model_errors(model, args, exam):
@@ -128,26 +122,19 @@ def model_errors(model, args, exam):
     if model.name in exam.models:
         other = exam.models[model.name].path
         errors.append(f"{other} and {model.path} would write to one folder: give each its own --output_dir")
-    for batch in exam.problems.select_columns("prompt").iter(1024):
-        for ids in model.tokenizer(batch["prompt"])["input_ids"]:
-            model.longest, highest = max(model.longest, len(ids)), max([highest, *ids])
+    for ids in model.tokenizer(list(exam.problems["prompt"]))["input_ids"]:
+        model.longest, highest = max(model.longest, len(ids)), max([highest, *ids])
     errors += vocabulary_errors(model.config, model.tokenizer, highest)
     of_model = f"the context of {model.path}"
     errors += context_errors(model.longest, args.max_completion_length, model.context, of_model)
-    folder = Path(args.output_dir, model.name)
-    changed = changed_settings(folder / "config.yaml", find_settings(model, args, exam.functions))
+    folder, settings = Path(args.output_dir, model.name), find_settings(model, args, exam.functions)
+    earlier = folder / "config.yaml"
+    before = yaml.safe_load(earlier.read_text()) if earlier.is_file() else settings
+    changed = [f"{name} {before.get(name)}, now {new}" for name, new in settings.items() if before.get(name) != new]
     if changed:
-        errors.append(f"{folder} holds an evaluation with {changed}: remove it, or name another --output_dir")
+        found = f"{folder} holds an evaluation with {'; '.join(changed)}"
+        errors.append(f"{found}: remove it, or name another --output_dir")
     return errors
-
-
-def changed_settings(path, settings):
-    """Return how these settings differ from those of an earlier evaluation in the file `path`, "" if not at all."""
-    if not path.is_file():
-        return ""
-    before = yaml.safe_load(path.read_text())
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    return "; ".join(f"{name} {before.get(name)}, now {settings[name]}" for name in changed)
 
 
 def find_settings(model, args, functions):

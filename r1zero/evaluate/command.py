@@ -37,7 +37,6 @@ from r1zero.grading.behaviours import BEHAVIOURS, count_behaviours
 from r1zero.grading.verdict import CORRECT, NO_ANSWER
 from r1zero.report.run_folder import write_config
 from r1zero.tasks.countdown import cells
-from r1zero.tasks.problem_files import chunked
 from r1zero.training import reward_functions
 
 # torch, transformers and the modules that need them are imported inside the functions: --help answers without them
@@ -83,10 +82,13 @@ def completion_table(model, args, functions, batch, ids):
     for name, values in batch.items():
         columns[name] = [value for value in values for _ in range(args.n)]
     places, prompts = columns.pop("row"), columns.pop("prompt")
+    kinds = nothing = [None] * len(ids)
+    if {"nums", "target"} <= columns.keys():  # Countdown's, None in rows of another task
+        kinds = [cell and ", ".join(cell) for cell in cells(columns["nums"], columns["target"])]
     table = {
         "row": places,
-        "data_source": pa.array(columns.get("data_source", [None] * len(ids)), pa.string()),
-        "cell": pa.array(cell_names(columns, len(ids)), pa.string()),
+        "data_source": pa.array(columns.get("data_source", nothing), pa.string()),
+        "cell": pa.array(kinds, pa.string()),
         "prompt": prompts,
         "completion": completions,
     }
@@ -97,13 +99,6 @@ def completion_table(model, args, functions, batch, ids):
     for name in BEHAVIOURS:
         table[name] = [count[name] for count in counts]
     return pa.table(table)
-
-
-def cell_names(columns, size):
-    """Return the kind of each Countdown problem, such as "3 numbers, + - alone", and None in rows of another task."""
-    if not {"nums", "target"} <= set(columns):
-        return [None] * size
-    return [cell and ", ".join(cell) for cell in cells(columns["nums"], columns["target"])]
 
 
 def generate_missing(model, args, exam, parts, state):
@@ -134,14 +129,12 @@ def generate_missing(model, args, exam, parts, state):
 
 
 def join_parts(parts, path):
-    """Join the parts into one file at `path`, some at a time. Return the seconds that generation took."""
-    schemas = [pq.read_schema(part) for part in parts]
-    # A column that is empty in a part has no type there
-    schema = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
-    with replaced(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for some in chunked(parts, 16):
-            writer.write_table(pa.concat_tables(pq.read_table(part).cast(schema) for part in some))
-    return sum(float(schema.metadata[b"seconds"]) for schema in schemas)
+    """Join the parts into one file at `path`. Return the seconds that generation took."""
+    tables = [pq.read_table(part) for part in parts]
+    joined = pa.concat_tables(tables, promote_options="permissive")  # a column without values in a part has no type
+    with replaced(path) as unfinished:
+        pq.write_table(joined.replace_schema_metadata(), unfinished)
+    return sum(float(table.schema.metadata[b"seconds"]) for table in tables)
 
 
 def evaluate_model(model, args, exam, state):
@@ -168,11 +161,9 @@ def evaluate_model(model, args, exam, state):
 
 def parse(argv):
     """Return the flags. This machine decides those that are left open: backend, dtype and batch_size."""
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m r1zero.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "python -m r1zero.evaluate", description=__doc__, formatter_class=form, allow_abbrev=False
     )
     parser.add_argument("--model", nargs="+", required=True, help="folders or hub ids; one column each in the table")
     parser.add_argument("--data", required=True, help="a file of problems, as preprocess.py writes it")
@@ -182,22 +173,19 @@ def parse(argv):
         nargs="+",
         help="functions of rewards.py, or your own as module:function; default: those of rewards.py for the columns",
     )
-    parser.add_argument("--limit", type=at_least(1), help="score so many problems, chosen by the seed; default: all")
-    parser.add_argument("--n", type=at_least(1), default=1, help="completions of each problem; above 1 for pass@k")
+    parser.add_argument("--limit", type=int, help="score so many problems, chosen by the seed; default: all")
+    parser.add_argument("--n", type=int, default=1, help="completions of each problem; above 1 for pass@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    parser.add_argument("--max_completion_length", type=at_least(1), default=1024, help="tokens; default 1024")
-    parser.add_argument(
-        "--batch_size", type=at_least(1), help="problems at a time; default 64 / n, with vLLM 1024 / n"
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of --limit and of sampling")
+    parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens; default 1024")
+    parser.add_argument("--batch_size", type=int, help="problems at a time; default 64 / n, with vLLM 1024 / n")
+    parser.add_argument("--seed", type=int, default=0, help="of --limit and of sampling")
     parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm if it and a GPU are there")
     parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, even if there is a GPU")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the Python code that a model comes with")
     args = parser.parse_args(argv)
-    if not 0 <= args.temperature < math.inf or (args.n > 1 and not args.temperature):
-        found = f"--temperature {args.temperature:g} with --n {args.n}"
-        parser.error(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
+    if args.n > 1 and not args.temperature:
+        parser.error(f"--temperature 0 gives {args.n} equal completions: wanted above 0, such as 0.6, or --n 1")
     import torch
 
     gpu = torch.cuda.is_available() and not args.use_cpu
@@ -210,17 +198,6 @@ def parse(argv):
         completions = 1024 if args.backend == "vllm" else 64
         args.batch_size = max(1, completions // args.n)
     return args
-
-
-def at_least(lowest):
-    """Return the type of a flag, for argparse: whole numbers from `lowest` on."""
-
-    def number(text):
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text}, wanted at least {lowest}")
-        return int(text)
-
-    return number
 
 
 def print_engine(args, problems, state):

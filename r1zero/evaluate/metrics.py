@@ -5,7 +5,9 @@ from rich.console import Console
 from rich.table import Table
 
 from r1zero.grading.behaviours import BEHAVIOURS, LONG
-from r1zero.intervals import accuracy_interval, pass_at_k
+from r1zero.intervals import accuracy_interval, accuracy_text, pass_at_k, text_of
+
+SHARE = "{:.1%}"
 
 
 def measure(path, n, seconds):
@@ -75,50 +77,35 @@ def print_table(results):
     title = f"{first['problems']:,} problems, {first['n']} completions each"
     caption = "Cells: accuracy, share of answers with * or /. Below: count a completion, all / correct / incorrect"
     table = Table("", *results, title=title, caption=caption)
-    models = [table_sections(metrics) for metrics in results.values()]
-    for place, section in enumerate(models[0]):
-        for label in section:
-            table.add_row(label, *(sections[place][label] for sections in models))
+    for sections in zip(*map(table_sections, results.values()), strict=True):
+        for label in sections[0]:
+            table.add_row(label, *(section[label] for section in sections))
         table.add_section()
     Console().print(table)
 
 
 def table_sections(metrics):
     """Return the sections of one model's column, each a dict of label to text."""
-    head = {"accuracy (95 % interval)": accuracy_text(metrics)}
+    accuracy = accuracy_text(metrics["accuracy"], metrics["accuracy_interval"])
+    if "judged_problems" in metrics:
+        accuracy += f", {metrics['judged_problems']:,} judged"
+    head = {"accuracy (95 % interval)": accuracy}
     if metrics["n"] > 1:
-        for k, share in metrics["pass@k"].items():
-            head[f"pass@{k}"] = percent(share)
-    head["with an answer"] = percent(metrics["format_rate"])
-    head["truncated"] = percent(metrics["truncated"])
-    head["mean reward"] = f"{metrics['reward']:.3f}"
-    head["tokens, mean / median"] = "{mean_completion_tokens:.1f} / {median_completion_tokens:g}".format(**metrics)
-    head["tokens a second"] = f"{metrics['tokens_per_second']:,.0f}"
+        head |= {f"pass@{k}": text_of(share, SHARE) for k, share in metrics["pass@k"].items()}
+    head |= {
+        "with an answer": text_of(metrics["format_rate"], SHARE),
+        "truncated": text_of(metrics["truncated"], SHARE),
+        "mean reward": f"{metrics['reward']:.3f}",
+        "tokens, mean / median": "{mean_completion_tokens:.1f} / {median_completion_tokens:g}".format(**metrics),
+        "tokens a second": f"{metrics['tokens_per_second']:,.0f}",
+    }
     sources, cells, behaviours = {}, {}, {}
     if len(metrics["data_sources"]) > 1:
         for name, part in metrics["data_sources"].items():
-            sources[f"{name} ({part['problems']:,})"] = percent(part["accuracy"])
+            sources[f"{name} ({part['problems']:,})"] = text_of(part["accuracy"], SHARE)
     for name, part in metrics["cells"].items():
-        shares = f"{percent(part['accuracy'])}, {percent(part['answers_that_multiply'])}"
-        cells[f"{name} ({part['problems']:,})"] = shares
+        shares = [text_of(part[key], SHARE) for key in ("accuracy", "answers_that_multiply")]
+        cells[f"{name} ({part['problems']:,})"] = ", ".join(shares)
     for name, means in metrics["behaviours"].items():
-        behaviours[name.replace("_", " ")] = " / ".join(two_digits(count) for count in means.values())
+        behaviours[name.replace("_", " ")] = " / ".join(text_of(count, "{:.2f}") for count in means.values())
     return [head, sources, cells, behaviours]
-
-
-def accuracy_text(metrics):
-    if metrics["accuracy"] is None:
-        return "-"
-    low, high = metrics["accuracy_interval"]
-    text = f"{percent(metrics['accuracy'])} ({100 * low:.1f} to {100 * high:.1f})"
-    if "judged_problems" in metrics:
-        text += f", {metrics['judged_problems']:,} judged"
-    return text
-
-
-def percent(share):
-    return "-" if share is None else f"{share:.1%}"
-
-
-def two_digits(number):
-    return "-" if number is None else f"{number:.2f}"

@@ -11,65 +11,49 @@ from r1zero.grading.behaviours import PHRASES
 from r1zero.intervals import deviation
 from r1zero.tasks.countdown import CELL_METRICS
 
-NUMBER, SHARE = "{:.2f}", "{:.1%}"  # forms of values in tables; a share lies between 0 and 1
+NUMBER, SHARE, OWN = "{:.2f}", "{:.1%}", "{:.4g}"  # forms of values in tables; a share lies between 0 and 1
 TRAINING_ALONE = "frac_reward_zero_std"  # an evaluation has one completion a group
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Holds a metric's name without `eval_`, its label in legends and tables, and the form of its values in tables."""
-
-    name: str
-    label: str
-    form: str = NUMBER
 
 
 @dataclass
 class Panel:
-    """Holds metrics that share a chart."""
+    """Holds metrics that share a chart: {name without `eval_`: label}. form: of their values in tables."""
 
     title: str
-    metrics: list[Metric]
+    metrics: dict[str, str]
+    form: str = NUMBER
 
 
 COURSE = [
-    Panel(
-        "Reward and accuracy",
-        [
-            Metric("reward", "reward"),
-            Metric("accuracy", "accuracy", SHARE),
-            Metric("format_rate", "with an answer", SHARE),
-        ],
-    ),
-    Panel("Completion length (tokens)", [Metric("completions/mean_length", "completion length")]),
-    Panel("Entropy (nats a token)", [Metric("entropy", "entropy")]),
-    Panel("Share of groups without signal", [Metric(TRAINING_ALONE, "groups without signal", SHARE)]),
+    Panel("Reward and accuracy", {"reward": "reward", "accuracy": "accuracy", "format_rate": "with an answer"}),
+    Panel("Completion length (tokens)", {"completions/mean_length": "completion length"}),
+    Panel("Entropy (nats a token)", {"entropy": "entropy"}),
+    Panel("Share of groups without signal", {TRAINING_ALONE: "groups without signal"}, SHARE),
 ]
 LEARNED = [
     Panel(
         "Countdown's cells",
-        [
-            Metric(f"cells/{numbers}_numbers_{name}", f"accuracy, {numbers} numbers, {kind}", SHARE)
+        {
+            f"cells/{numbers}_numbers_{name}": f"accuracy, {numbers} numbers, {kind}"
             for numbers in range(2, 7)
             for kind, name in CELL_METRICS.items()
-        ],
+        },
+        SHARE,
     ),
     Panel(
         "Shares of completions",
-        [
-            Metric("completions/clipped_ratio", "cut off", SHARE),
-            Metric("behaviours/over_200_tokens", "over 200 tokens", SHARE),
-            Metric("behaviours/answer_multiplies", "answer has * or /", SHARE),
-        ],
+        {
+            "completions/clipped_ratio": "cut off",
+            "behaviours/over_200_tokens": "over 200 tokens",
+            "behaviours/answer_multiplies": "answer has * or /",
+        },
+        SHARE,
     ),
     Panel(
         "Different equations a completion",
-        [Metric("behaviours/equations", "equations"), Metric("behaviours/true_equations", "true equations")],
+        {"behaviours/equations": "equations", "behaviours/true_equations": "true equations"},
     ),
-    Panel(
-        "Behaviours a completion",
-        [Metric(f"behaviours/{name}", name.replace("_", " ")) for name in PHRASES],
-    ),
+    Panel("Behaviours a completion", {f"behaviours/{name}": name.replace("_", " ") for name in PHRASES}),
 ]
 
 
@@ -81,14 +65,14 @@ def logged_names(histories):
 def learned_panels(histories):
     """Return LEARNED for some runs, with the accuracy of each task if tasks share a run, and the seconds of a step."""
     names = sorted(logged_names(histories))
-    by_task = [Metric(name, name.removeprefix("accuracy/"), SHARE) for name in names if name.startswith("accuracy/")]
-    phases = [Metric(name, name.removeprefix("profiling/")) for name in names if name.startswith("profiling/")]
-    return [Panel("Accuracy by task", by_task), *LEARNED, Panel("Seconds of a step", phases)]
+    by_task = {name: name.removeprefix("accuracy/") for name in names if name.startswith("accuracy/")}
+    phases = {name: name.removeprefix("profiling/") for name in names if name.startswith("profiling/")}
+    return [Panel("Accuracy by task", by_task, SHARE), *LEARNED, Panel("Seconds of a step", phases)]
 
 
 def own_panels(names):
     """Return a panel for each metric (str) that a user's rewards have logged."""
-    return [Panel(name, [Metric(name, name, "{:.4g}")]) for name in names]
+    return [Panel(name, {name: name}, OWN) for name in names]
 
 
 def curve(histories, name):
@@ -111,42 +95,43 @@ def draw_charts(panels, groups, columns=2):
     groups if there are several.
     """
     logged = logged_names([history for histories in groups.values() for history in histories])
-    panels = [Panel(panel.title, [metric for metric in panel.metrics if metric.name in logged]) for panel in panels]
-    panels = [panel for panel in panels if panel.metrics]
-    if not panels:
+    drawn = []
+    for panel in panels:
+        metrics = {name: label for name, label in panel.metrics.items() if name in logged}
+        if metrics:
+            drawn.append(Panel(panel.title, metrics, panel.form))
+    if not drawn:
         return None
     from matplotlib.figure import Figure  # here, as training imports this module and draws at its end
 
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat, drawn, strict=False):
         draw_panel(axis, panel, groups)
     axes[0, 0].get_legend().set_title("lines: training, dots: held out", {"size": 8})
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
     return figure
 
 
 def draw_panel(axis, panel, groups):
     """Draw a line in training and dots on the held-out set for each metric and group, from 0 or below upwards."""
-    pairs = [(metric, group) for metric in panel.metrics for group in groups]
-    for place, (metric, group) in enumerate(pairs):
-        training = curve(groups[group], metric.name)
-        held_out = curve(groups[group], f"eval_{metric.name}")
-        if metric.name == TRAINING_ALONE:
-            held_out = [], [], []
-        color, label = f"C{place % 10}", as_text(group if len(groups) > 1 else metric.label)
+    pairs = [(name, group) for name in panel.metrics for group in groups]
+    for place, (name, group) in enumerate(pairs):
+        training = curve(groups[group], name)
+        held_out = ([], [], []) if name == TRAINING_ALONE else curve(groups[group], f"eval_{name}")
+        color, label = f"C{place % 10}", group if len(groups) > 1 else panel.metrics[name]
         if training[0]:
             draw_curve(axis, training, color, label, "-", 1 if held_out[0] else 1.5)
             label = None  # once in the legend
         if held_out[0]:
             draw_curve(axis, held_out, color, label, "o-", 2)
-    axis.set_title(as_text(panel.title))
+    axis.set_title(panel.title)
     if all(min(line.get_ydata()) >= 0 for line in axis.lines):
-        axis.set_ylim(0, 1.02 if all(metric.form == SHARE for metric in panel.metrics) else None)
+        axis.set_ylim(0, 1.02 if panel.form == SHARE else None)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
 
@@ -159,15 +144,8 @@ def draw_curve(axis, points, color, label, style, width):
     axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def as_text(name):
-    """Escape a user's name of a metric or a run for matplotlib, as it takes text between two $ for a formula."""
-    return name.replace("$", r"\$")
-
-
 def svg(figure):
-    """Return the figure as an <svg> element (str), or None for None."""
-    if figure is None:
-        return None
+    """Return a matplotlib figure as an <svg> element (str)."""
     from matplotlib import rc_context
 
     text = io.StringIO()

@@ -53,10 +53,9 @@ def read_completion(row, tables):
                     about[column.removeprefix(f"{name}_")] = as_json(row[column])
     text = completion_text(row["completion"])
     counts = count_behaviours(text)
-    worked_out = None
+    worked_out = mistake = None
     if answer and "target" in about:  # in Countdown the answer is an expression
         worked_out = expression_value(str(answer))
-    mistake = None
     if verdict == "wrong" and isinstance(about.get("target"), int | float):
         mistake = name_mistake(text, about["target"]).replace("_", " ")
     return about, {
@@ -70,16 +69,6 @@ def read_completion(row, tables):
     }
 
 
-def tables_of(run):
-    """Return {reward function: its columns} of a run, for read_completion."""
-    recorded = run_folder.recorded_tables(run.config)
-    tables = {}
-    for name in run.settings["reward_funcs"]:
-        name = name.rpartition(":")[2]
-        tables[name] = recorded.get(name) or (f"{name}_answer", f"{name}_verdict", [f"{name}_problem"])
-    return tables
-
-
 def as_json(value):
     """Return a value of the table so that JSON can hold it, as a user's reward may log anything."""
     if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -87,43 +76,35 @@ def as_json(value):
     return visible(str(value))
 
 
-def evaluation_tables(run):
-    """Return (step, path) of the tables of at most EVALUATIONS evaluations, evenly spread from first to last."""
-    tables = []
+def read_tables(run):
+    """Return {step: rows (dicts)} of at most EVALUATIONS evaluations, evenly spread from first to last.
+
+    Print a line for a table that is cut short, as TRL may be writing it, and leave it out.
+    """
+    there = {}
     for evaluation in run_folder.evaluations(run.history):
         path = run.folder / "completions" / f"completions_{evaluation['step']:05d}.parquet"
         if path.is_file():
-            tables.append((evaluation["step"], path))
-    spread_out = np.linspace(0, len(tables) - 1, min(len(tables), EVALUATIONS)).round().astype(int)
-    return [tables[i] for i in spread_out]
-
-
-def evaluation_rows(run, path):
-    """Return an evaluation's rows (dicts) in a table of completions. Print a line and return None if it is broken."""
-    try:
-        table = pq.read_table(path)
-        lacking = [name for name in ("prompt", "completion") if name not in table.column_names]
-        error = f"it lacks {' and '.join(lacking)}" if lacking else None
-    except (OSError, pa.ArrowException) as reason:
-        error = reason
-    if error:
-        print(f"{path} is left out of the page, as it cannot be read ({error})", flush=True)
-        return None
+            there[evaluation["step"]] = path
+    spread_out = np.linspace(0, len(there) - 1, min(len(there), EVALUATIONS)).round().astype(int)
     # An evaluation has as many completions of a problem as training, unless num_generations_eval is set
-    completions_each = run.settings.get("num_generations_eval") or run.settings.get("num_generations") or 1
-    return table.to_pylist()[-run.metrics["after"]["n"] * completions_each :]  # rows of training come first
+    completions_each = run.settings.get("num_generations_eval") or run.settings["num_generations"]
+    found = {}
+    for step in np.array(list(there), int)[spread_out].tolist():
+        try:
+            rows = pq.read_table(there[step]).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            print(f"{there[step]} is left out of the page, as it cannot be read ({error})", flush=True)
+            continue
+        found[step] = rows[-run.metrics["after"]["n"] * completions_each :]  # rows of training come first
+    return found
 
 
 def read_completions(run):
     """Return {"steps": [...], "problems": [...], "of": number of problems} for the page's reader."""
-    steps, tables = [], tables_of(run)
-    rows_of = {}  # {(prompt, number of its completion): {place in steps: row}}
-    for step, path in evaluation_tables(run):
-        rows = evaluation_rows(run, path)
-        if rows is None:
-            continue
-        place = len(steps)
-        steps.append(step)
+    evaluated, tables = read_tables(run), run_folder.recorded_tables(run.config)
+    rows_of = {}  # {(prompt, number of its completion): {place in evaluated: row}}
+    for place, rows in enumerate(evaluated.values()):
         seen = Counter()
         for row in rows:
             prompt = completion_text(row["prompt"])
@@ -137,4 +118,4 @@ def read_completions(run):
         for place, row in rows.items():
             problem["about"], problem["at"][place] = read_completion(row, tables)
         problems.append(problem)
-    return {"steps": steps, "problems": problems, "of": len(rows_of)}
+    return {"steps": list(evaluated), "problems": problems, "of": len(rows_of)}

@@ -39,7 +39,8 @@ class Console(ProgressCallback):
         self.held_out = held_out
         self.price_per_hour = price_per_hour
         self.show_every = show_every
-        self.warnings = Warnings(min((s.format_reward for s in scorers if s.format_reward is not None), default=None))
+        format_rewards = [scorer.format_reward for scorer in scorers if scorer.format_reward is not None]
+        self.warnings = Warnings(min(format_rewards, default=math.nan))
         self.started = time.monotonic()  # seconds of the clock, less those of the run before it was resumed
         self.next_save = 0.0  # time of the next save of the results, in seconds of the clock
         self.shown = 0  # step of the last completion that was shown
@@ -63,7 +64,9 @@ class Console(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "eval_reward" in logs:
-            self.training_bar.write(evaluation_line(state, logs, self.own_metrics()))
+            # Without the share of groups without signal, as they have one completion
+            metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if "zero_std" not in name}
+            self.training_bar.write(line_of(state, metrics, ["held out"], self.own_metrics()))
         elif "reward" in logs:
             self.training_bar.write(self.training_line(args, state, logs))
             for warning in self.warnings.see(state.global_step, logs):
@@ -81,7 +84,6 @@ class Console(ProgressCallback):
         # At the mean speed of this process, evaluations included
         seconds_left = (state.max_steps - step) * ((now - first_time) / max(1, step - first_step))
         parts = [
-            *line_start(state, logs),
             f"{seconds_a_step:6.2f} s/step",
             f"{tokens_a_step / seconds_a_step:7,.0f} tok/s",
             f"left {clock(seconds_left)}",
@@ -89,7 +91,7 @@ class Console(ProgressCallback):
         if self.price_per_hour:
             spent = (now - self.started) / 3600 * self.price_per_hour
             parts.append(f"cost {spent:,.2f} of {spent + seconds_left / 3600 * self.price_per_hour:,.2f}")
-        return "  ".join([*parts, *own_values(logs, self.own_metrics())])
+        return line_of(state, logs, parts, self.own_metrics())
 
     def own_metrics(self):
         """Return the metrics (list[str]) that a user's reward functions have logged so far."""
@@ -123,29 +125,17 @@ class Console(ProgressCallback):
             self.training_bar.write(completion_lines(row))
 
 
-def evaluation_line(state, logs, own_metrics):
-    """Return the line of an evaluation, without the share of groups without signal: its groups have one completion."""
-    metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if "zero_std" not in name}
-    return "  ".join([*line_start(state, metrics), "held out", *own_values(metrics, own_metrics)])
-
-
-def line_start(state, metrics):
-    """Return the step and those COLUMNS that were logged (list[str])."""
-    parts = [f"step {state.global_step:>5}/{state.max_steps}"]
+def line_of(state, metrics, parts, own_metrics):
+    """Return a line: the step, those COLUMNS that were logged, `parts` (list[str]) and a user's own metrics."""
+    shown = [f"step {state.global_step:>5}/{state.max_steps}"]
     for metric, (name, form) in COLUMNS.items():
-        value = metrics.get(metric)
-        if value is not None:
-            parts.append(f"{name} {form.format(value)}")
-    return parts
-
-
-def own_values(metrics, names):
-    """Return "name value" (list[str]) of those metrics of a user's rewards that were logged."""
-    parts = []
-    for name in names:
-        if isinstance(metrics.get(name), int | float):
-            parts.append(f"{name} {metrics[name]:.4g}")
-    return parts
+        if metrics.get(metric) is not None:
+            shown.append(f"{name} {form.format(metrics[metric])}")
+    shown += parts
+    for name in own_metrics:
+        if metrics.get(name) is not None:
+            shown.append(f"{name} {metrics[name]:.4g}")
+    return "  ".join(shown)
 
 
 def clock(seconds):
@@ -169,15 +159,15 @@ def completion_lines(row):
 class Warnings:
     """Says what goes wrong once, with the reading and what to try, from the metrics of the first and the last steps.
 
-    format_reward: the reward for a right format alone, or None. The mean of a metric that is not logged is NaN. No
-    comparison with it is true, so it brings no warning.
+    format_reward: the reward for a right format alone, NaN if there is none. No comparison with NaN is true, so it
+    brings no warning, nor does a metric that is not logged.
     """
 
     def __init__(self, format_reward):
         self.format_reward = format_reward
         self.first = None  # (step, metrics) of the first logging step
         self.history = []  # (step, metrics) of the last 2 * WINDOW steps
-        self.said = set()
+        self.said = set()  # faults
 
     def see(self, step, logs):
         """Return the new warnings (list[str]) after a logging step. logs: its metrics."""
@@ -185,13 +175,9 @@ class Warnings:
         self.history = [*((at, seen) for at, seen in self.history if at > step - 2 * WINDOW), (step, logs)]
         if step < self.first[0] + WINDOW:
             return []
-        new = []
-        for warning in WARNINGS:
-            text = warning(self)
-            if text and warning not in self.said:
-                self.said.add(warning)
-                new.append(text)
-        return new
+        new = {fault: text for fault, text in warnings_of(self).items() if fault not in self.said}
+        self.said.update(new)
+        return list(new.values())
 
     def at_first(self, metric):
         """Return the metric at the first logging step, 0 if it has none."""
@@ -199,92 +185,66 @@ class Warnings:
 
     def now(self, metric):
         """Return the mean over the last WINDOW optimizer steps."""
-        step, _ = self.history[-1]
-        return self.mean(metric, step - WINDOW, step)
+        return self.mean(metric, self.history[-1][0])
 
     def before(self, metric):
         """Return the mean over the WINDOW optimizer steps before those."""
-        step, _ = self.history[-1]
-        return self.mean(metric, step - 2 * WINDOW, step - WINDOW)
+        return self.mean(metric, self.history[-1][0] - WINDOW)
 
-    def mean(self, metric, begin, end):
-        """Return the mean over the steps after `begin` up to `end`."""
-        found = [seen[metric] for at, seen in self.history if begin < at <= end and seen.get(metric) is not None]
-        return sum(found) / len(found) if found else math.nan
+    def mean(self, metric, end):
+        """Return the mean over the WINDOW steps up to `end`, NaN if none of them has the metric."""
+        logged = [seen.get(metric) for at, seen in self.history if end - WINDOW < at <= end]
+        values = [value for value in logged if value is not None]
+        return sum(values) / len(values) if values else math.nan
 
 
-def no_signal(readings):
-    """Warn if no group has had a signal."""
+def warnings_of(readings):
+    """Return {fault: warning} for what goes wrong now. readings: a Warnings."""
+    found = {}
     if readings.now("frac_reward_zero_std") == 1:
-        return (
+        found["no signal"] = (
             f"no group had two different rewards for {WINDOW} steps, so nothing is learned: try easier problems, more "
             "num_generations or a higher temperature"
         )
 
-
-def format_alone(readings):
-    """Warn if the reward is stuck at that of the format alone."""
-    reward = readings.now("reward")
-    if readings.format_reward is None:
-        return
-    if abs(reward - readings.format_reward) < 0.005 and readings.now("accuracy") < 0.005:
-        return (
+    reward, accuracy, accuracy_before = readings.now("reward"), readings.now("accuracy"), readings.before("accuracy")
+    if abs(reward - readings.format_reward) < 0.005 and accuracy < 0.005:
+        found["format alone"] = (
             f"the reward stands at {reward:.3f}, what the format alone gets: try a larger model, easier problems or "
             "more num_generations"
         )
-
-
-def entropy_gone(readings):
-    """Warn if entropy has fallen below a tenth of its first value."""
-    first, entropy = readings.at_first("entropy"), readings.now("entropy")
-    if entropy < 0.1 * first:
-        return (
-            f"entropy fell from {first:.2f} to {entropy:.3f} nats, so little is explored: try a smaller learning_rate "
-            "or a larger beta, from an earlier checkpoint"
-        )
-
-
-def cut_off(readings):
-    """Warn if most completions reach the longest length."""
-    share = readings.now("completions/clipped_ratio")
-    if share > 0.5:
-        return (
-            f"{share:.0%} of the completions are cut off: raise --max_completion_length, look whether they repeat "
-            "themselves, or leave them out of the loss with --mask_truncated_completions true"
-        )
-
-
-def hacked(readings):
-    """Warn if the reward rises while accuracy falls."""
-    accuracy_before, accuracy = readings.before("accuracy"), readings.now("accuracy")
-    reward = readings.now("reward")
     if accuracy < accuracy_before - 0.02 and reward > readings.before("reward") + 0.02:
-        return (
+        found["hacking"] = (
             f"accuracy fell from {accuracy_before:.1%} to {accuracy:.1%} while the reward rose to {reward:.3f}: read "
             "the completions, something else than right answers is rewarded"
         )
 
+    first, entropy = readings.at_first("entropy"), readings.now("entropy")
+    if entropy < 0.1 * first:
+        found["entropy"] = (
+            f"entropy fell from {first:.2f} to {entropy:.3f} nats, so little is explored: try a smaller learning_rate "
+            "or a larger beta, from an earlier checkpoint"
+        )
 
-def operators_gone(readings):
-    """Warn if answers with * or / die out."""
+    cut_off = readings.now("completions/clipped_ratio")
+    if cut_off > 0.5:
+        found["cut off"] = (
+            f"{cut_off:.0%} of the completions are cut off: raise --max_completion_length, look whether they repeat "
+            "themselves, or leave them out of the loss with --mask_truncated_completions true"
+        )
+
     first, share = readings.at_first("times_divide_rate"), readings.now("times_divide_rate")
     if share < 0.25 * first:
-        return (
+        found["operators"] = (
             f"answers with * or / fell from {first:.0%} to {share:.0%}, and sums alone solve half of Countdown: try a "
             "smaller learning_rate or a larger beta, from an earlier checkpoint"
         )
 
-
-def sampled_by_another(readings):
-    """Warn if vLLM samples from another model than is trained."""
     ratio = readings.now("sampling/importance_sampling_ratio/mean")
     if ratio < 0.9 or ratio > 1.1:
-        return (
+        found["another model"] = (
             f"the mean importance ratio is {ratio:.2f} and not about 1, so vLLM samples from another model than is "
             "trained: try lora_dropout 0, dtype float32, or for long completions vllm_importance_sampling_mode "
             "token_truncate with vllm_importance_sampling_clip_max 2"
         )
-
-
-# Each takes a Warnings and returns a warning (str) or None
-WARNINGS = (no_signal, format_alone, entropy_gone, cut_off, hacked, operators_gone, sampled_by_another)
+    return found

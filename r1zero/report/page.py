@@ -20,7 +20,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 
 from r1zero.files import one_line, replaced
-from r1zero.intervals import deviation, wilson
+from r1zero.intervals import accuracy_text, deviation, text_of, wilson
 from r1zero.report import charts
 from r1zero.report.completions import read_completions
 
@@ -39,11 +39,6 @@ class Run:
     history: list
     max_steps: int
 
-    @property
-    def own_metrics(self):
-        """Return the metrics (list[str]) that a user's reward functions have logged."""
-        return self.metrics.get("own_metrics", [])
-
 
 def read(folder):
     """Read the Run of a folder (Path), even an unfinished one. Raises ValueError if there is none."""
@@ -51,27 +46,13 @@ def read(folder):
         config = (folder / "config.yaml").read_text()
         metrics = json.loads((folder / "metrics.json").read_text())
         state = json.loads((folder / "trainer_state.json").read_text())
-        settings = dict(yaml.safe_load(config))
-        metrics["steps"], settings["reward_funcs"]  # KeyError without them: a page needs both
-        return Run(folder, config, settings, metrics, state["log_history"], state["max_steps"])
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not the folder of a run that has logged a step ({one_line(error)})") from None
+    metrics = {"own_metrics": [], "phases": {}, "extremes": {}} | metrics  # older runs have none
+    return Run(folder, config, yaml.safe_load(config), metrics, state["log_history"], state["max_steps"])
 
 
 # The tables
-
-
-def text_of(value, form):
-    """Return a value as text, "-" for None. form: a format string."""
-    return "-" if value is None else form.format(value)
-
-
-def accuracy_text(evaluation):
-    """Return the accuracy of an evaluation with its 95 % interval, "-" if its rewards give no verdicts."""
-    if evaluation["accuracy"] is None:
-        return "-"
-    low, high = wilson(evaluation["accuracy"], evaluation["n"])
-    return f"{evaluation['accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def results(metrics):
@@ -82,9 +63,10 @@ def results(metrics):
         return (name, text_of(before[key], form), text_of(after[key], form))
 
     first = "first evaluation" if before["step"] else "before"
+    accuracies = [accuracy_text(of["accuracy"], wilson(of["accuracy"] or 0, of["n"])) for of in (before, after)]
     rows = [
         (f"{before['n']} held-out problems", f"{first} (step {before['step']})", f"after (step {after['step']})"),
-        ("accuracy (95 % interval)", accuracy_text(before), accuracy_text(after)),
+        ("accuracy (95 % interval)", *accuracies),
         row("with an answer", "format_rate", "{:.1%}"),
         row("tokens a completion", "mean_completion_tokens", "{:.1f}"),
     ]
@@ -102,23 +84,21 @@ def before_and_after(run):
         return []
     evaluated = {entry["step"]: entry for entry in run.history if "eval_reward" in entry}
     compared = [evaluated.get(run.metrics[when]["step"], {}) for when in ("before", "after")]
-    own = [metric for panel in charts.own_panels(run.own_metrics) for metric in panel.metrics]
-    panels = [*charts.learned_panels([run.history]), charts.Panel("Logged by the rewards", own)]
+    own = charts.Panel("Logged by the rewards", {name: name for name in run.metrics["own_metrics"]}, charts.OWN)
     rows = results(run.metrics)
-    for panel in panels:
+    for panel in [*charts.learned_panels([run.history]), own]:
         found = []
-        for metric in panel.metrics:
-            before, after = (entry.get(f"eval_{metric.name}") for entry in compared)
-            if before is not None or after is not None:
-                found.append((metric.label, text_of(before, metric.form), text_of(after, metric.form)))
+        for name, label in panel.metrics.items():
+            values = [entry.get(f"eval_{name}") for entry in compared]
+            if values != [None, None]:
+                found.append((label, *(text_of(value, panel.form) for value in values)))
         if found:
             rows += [(panel.title,), *found]
     return rows
 
 
-def memory_text(metrics):
+def memory_text(peaks):
     """Return the peaks of a run's memory, that of its card beside the estimate, "-" if none was logged."""
-    peaks = metrics.get("extremes", {})  # older runs have none
     parts = []
     if {"memory/card", "memory/estimated"} <= peaks.keys():
         parts.append(f"estimated {peaks['memory/estimated']:.1f} GiB on the card, took {peaks['memory/card']:.1f}")
@@ -129,21 +109,18 @@ def memory_text(metrics):
 
 def what_it_took(run):
     """Return rows (name, value) of a run's steps, time, completions and cost, the header first."""
-    metrics, price = run.metrics, run.settings.get("price_per_hour")
+    metrics, extremes, price = run.metrics, run.metrics["extremes"], run.settings.get("price_per_hour")
     seconds, tokens = metrics["train_seconds"], metrics["completion_tokens"]
-    cost = "give --price_per_hour to see it"
-    if price:
-        cost = f"{seconds / 3600 * price:,.2f} at {price:g} an hour"
-    phases, extremes = metrics.get("phases", {}), metrics.get("extremes", {})  # older runs have none
-    shares = [f"{name} {value / seconds:.0%}" for name, value in phases.items() if name != "step" and seconds]
+    cost = f"{seconds / 3600 * price:,.2f} at {price:g} an hour" if price else "give --price_per_hour to see it"
+    phases = [(name, taken) for name, taken in metrics["phases"].items() if name != "step" and seconds]
     rewards = "{reward_min:.3g}, {reward_max:.3g}".format(**extremes) if "reward_min" in extremes else "-"
     return [
         ("what it took", ""),
         ("optimizer steps", f"{metrics['steps']:,} of {run.max_steps:,}"),
         ("time", f"{seconds / 60:,.1f} min"),
         ("seconds a step", f"{seconds / max(1, metrics['steps']):,.2f}"),
-        ("where the time went", ", ".join(shares) or "-"),
-        ("memory", memory_text(metrics)),
+        ("where the time went", ", ".join(f"{name} {taken / seconds:.0%}" for name, taken in phases) or "-"),
+        ("memory", memory_text(extremes)),
         ("longest prompt (tokens)", text_of(extremes.get("prompts/max_length"), "{:,.0f}")),
         ("least and greatest reward", rewards),
         ("completions", f"{metrics['completions']:,}"),
@@ -155,9 +132,8 @@ def what_it_took(run):
 
 def print_table(rows):
     """Print rows on the console, the header first."""
-    (first, *columns), *rows = rows
-    table = rich.table.Table(first, *columns)
-    for row in rows:
+    table = rich.table.Table(*rows[0])
+    for row in rows[1:]:
         table.add_row(*row)
     rich.console.Console().print(table)
 
@@ -176,28 +152,27 @@ def render(path, **values):
 def write(folder):
     """Write report.html and report.png of the run in a folder (Path) and print its table. Return its metrics."""
     run = read(folder)
-    groups = {folder.name: [run.history]}
-    panels = (charts.COURSE, charts.learned_panels([run.history]), charts.own_panels(run.own_metrics))
-    drawn = [charts.draw_charts(each, groups) for each in panels]
-    if drawn[0]:
+    metrics, groups = run.metrics, {folder.name: [run.history]}
+    panels = (charts.COURSE, charts.learned_panels([run.history]), charts.own_panels(metrics["own_metrics"]))
+    figures = [charts.draw_charts(each, groups) for each in panels]
+    if figures[0]:
         with replaced(folder / "report.png") as part:
-            drawn[0].savefig(part, dpi=110, format="png")
+            figures[0].savefig(part, dpi=110, format="png")
     render(
         folder / "report.html",
         title=folder.resolve().name,
         about="{model_name_or_path} on {data_dir}".format(**run.settings),
         tables=[before_and_after(run), what_it_took(run)],
-        charts=[charts.svg(figure) for figure in drawn],
+        charts=[charts.svg(figure) for figure in figures if figure],
         reader=read_completions(run),
         configs={"config.yaml": run.config},
     )
-    metrics = run.metrics
     if metrics["before"]:
         print_table(results(metrics))
     print(
         f"{metrics['completions']:,} completions, {metrics['completion_tokens']:,} completion tokens, "
         f"{metrics['train_seconds']:.0f} s; curves and completions in {folder / 'report.html'}\n"
-        f"memory: {memory_text(metrics)}"
+        f"memory: {memory_text(metrics['extremes'])}"
     )
     return metrics
 
@@ -253,14 +228,16 @@ def mean_text(values, form):
 def comparison_rows(groups):
     """Return a row for each group of runs, the header first."""
     evaluated = {name: [run.metrics for run in runs if run.metrics["before"]] for name, runs in groups.items()}
+    metrics = [of_run for of_runs in evaluated.values() for of_run in of_runs]
+    first = "at first" if any(of_run["before"]["step"] for of_run in metrics) else "before"
     # Header, moment, key, form
-    columns = [("accuracy before", "before", "accuracy", "{:.1%}"), ("after", "after", "accuracy", "{:.1%}")]
-    if any(metrics["after"]["accuracy"] is None for group in evaluated.values() for metrics in group):
-        columns += [("reward before", "before", "reward", "{:.3f}"), ("after", "after", "reward", "{:.3f}")]
+    columns = [(f"accuracy {first}", "before", "accuracy", "{:.1%}"), ("after", "after", "accuracy", "{:.1%}")]
+    if any(of_run["after"]["accuracy"] is None for of_run in metrics):
+        columns += [(f"reward {first}", "before", "reward", "{:.3f}"), ("after", "after", "reward", "{:.3f}")]
     columns.append(("tokens a completion", "after", "mean_completion_tokens", "{:.1f}"))
     rows = [("", "runs", *(header for header, *_ in columns), "minutes")]
     for name, runs in groups.items():
-        cells = [mean_text([of[moment].get(key) for of in evaluated[name]], form) for _, moment, key, form in columns]
+        cells = [mean_text([of[moment][key] for of in evaluated[name]], form) for _, moment, key, form in columns]
         minutes = mean_text([run.metrics["train_seconds"] / 60 for run in runs], "{:.1f}")
         rows.append((name, str(len(runs)), *cells, minutes))
     return rows
@@ -277,30 +254,26 @@ def setting_rows(groups):
     return [("setting", *groups), *rows] if rows else []
 
 
-def comparison_panels(groups):
-    """Return all panels. If colours distinguish several groups, each metric has its own panel."""
-    histories = [run.history for runs in groups.values() for run in runs]
-    own = sorted({name for runs in groups.values() for run in runs for name in run.own_metrics})
-    panels = [*charts.COURSE, *charts.learned_panels(histories), *charts.own_panels(own)]
-    if len(groups) == 1:
-        return panels
-    return [charts.Panel(metric.label, [metric]) for panel in panels for metric in panel.metrics]
-
-
 def compare(folders, path):
     """Write the page that compares the runs in some folders (Paths) to `path`, and print its table."""
-    groups = group_seeds([read(folder) for folder in folders])
+    runs = [read(folder) for folder in folders]
+    groups = group_seeds(runs)
+    own = sorted(set().union(*(run.metrics["own_metrics"] for run in runs)))
+    panels = [*charts.COURSE, *charts.learned_panels([run.history for run in runs]), *charts.own_panels(own)]
+    if len(groups) > 1:  # colours distinguish them, so each metric has its own panel
+        metrics = [(name, label, panel.form) for panel in panels for name, label in panel.metrics.items()]
+        panels = [charts.Panel(label, {name: label}, form) for name, label, form in metrics]
+    histories = {name: [run.history for run in seeds] for name, seeds in groups.items()}
+    figure = charts.draw_charts(panels, histories, columns=3)
     rows = comparison_rows(groups)
-    histories = {name: [run.history for run in runs] for name, runs in groups.items()}
-    figure = charts.draw_charts(comparison_panels(groups), histories, columns=3)
     render(
         path,
         title="Comparison",
         about=", ".join(map(str, folders)),
         tables=[rows, setting_rows(groups)],
-        charts=[charts.svg(figure)],
+        charts=[charts.svg(figure)] if figure else [],
         reader=None,
-        configs={str(run.folder / "config.yaml"): run.config for runs in groups.values() for run in runs},
+        configs={str(run.folder / "config.yaml"): run.config for run in runs},
     )
     print_table(rows)
     print(f"curves in {path}")
@@ -308,19 +281,11 @@ def compare(folders, path):
 
 def main(argv=None):
     """Write the page of one run or the comparison of several."""
-    parser = argparse.ArgumentParser(
-        prog="python -m r1zero.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m r1zero.report", description=__doc__, formatter_class=form)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, outputs/RUN")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs/comparison.html"),
-        help="path of the page that compares runs (%(default)s)",
-    )
+    comparison = Path("outputs/comparison.html")
+    parser.add_argument("--output", type=Path, default=comparison, help="page that compares runs (%(default)s)")
     args = parser.parse_args(argv)
     try:
         runs = list({folder.resolve(): folder for folder in args.runs}.values())  # each once

@@ -90,10 +90,13 @@ def write_config(path, *arguments, tables=None, resumed=False):
     """
     settings = {}
     for group in arguments:
-        for name, value in as_dict(group).items():
+        if dataclasses.is_dataclass(group):  # to_dict() of TrainingArguments hides their secrets
+            group = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+        for name, value in group.items():
             if value is not None and name not in LEFT_OUT:
                 settings[name] = value
-    files = [*data_files(settings), *weight_files(settings)]
+    data = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
+    files = [*(file for file in data if file.is_file()), *weight_files(settings)]
     lines = [f"# commit {git_commit()}", f"# {', '.join(versions())}", f"# {' '.join(sys.argv)}"]
     for file, found in zip(files, checksums(files), strict=True):
         lines.append(f"# sha256 {found} {file}")
@@ -120,12 +123,6 @@ def name_run(training_args):
     training_args.run_name = training_args.run_name or f"{path.resolve().parent.name}-{run_id}"
     os.environ.setdefault("WANDB_RUN_ID", run_id)
     os.environ.setdefault("WANDB_RESUME", "allow")
-
-
-def data_files(settings):
-    """Return the data files of a run (list[Path]). settings: dict."""
-    files = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
-    return [file for file in files if file.is_file()]
 
 
 def weight_files(settings):
@@ -167,15 +164,6 @@ def recorded_checksums(text):
     return {file: found for found, file in re.findall(r"^# sha256 (\w{64}) (.+)$", text, re.MULTILINE)}
 
 
-def as_dict(group):
-    """Return the settings (dict) of a dict, a dataclass or TrainingArguments. The last hide their secrets."""
-    if isinstance(group, dict):
-        return group
-    if hasattr(group, "to_dict"):
-        return group.to_dict()
-    return dataclasses.asdict(group)
-
-
 def versions():
     """Return the versions of Python and of the installed PACKAGES, such as "trl 1.16.0" (list[str])."""
     found = [f"python {platform.python_version()}"]
@@ -201,19 +189,17 @@ def evaluations(log_history):
 
     accuracy and format_rate are None if the rewards give no verdicts.
     """
-    found = []
-    for entry in log_history:
-        if "eval_reward" in entry:
-            found.append(
-                {
-                    "step": entry["step"],
-                    "reward": entry["eval_reward"],
-                    "accuracy": entry.get("eval_accuracy"),
-                    "format_rate": entry.get("eval_format_rate"),
-                    "mean_completion_tokens": entry["eval_completions/mean_length"],
-                }
-            )
-    return found
+    return [
+        {
+            "step": entry["step"],
+            "reward": entry["eval_reward"],
+            "accuracy": entry.get("eval_accuracy"),
+            "format_rate": entry.get("eval_format_rate"),
+            "mean_completion_tokens": entry["eval_completions/mean_length"],
+        }
+        for entry in log_history
+        if "eval_reward" in entry
+    ]
 
 
 def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), an_epoch=None):
@@ -290,14 +276,10 @@ def extremes(log_history, estimated=None):
 def seconds_before(output_dir, step):
     """Return the seconds of a run up to the step from which it resumes, in proportion to those in metrics.json."""
     path = output_dir / "metrics.json"
-    try:
-        earlier = json.loads(path.read_text())
-        return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
-    except OSError:  # a run from its beginning, or a checkpoint of another folder
+    if not path.exists():  # a run from its beginning, or a checkpoint of another folder
         return 0.0
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"{path} cannot be read ({error}): the time before is not counted", flush=True)
-        return 0.0
+    earlier = json.loads(path.read_text())
+    return earlier["train_seconds"] * min(1.0, step / max(1, earlier["steps"]))
 
 
 def save(output_dir, state, training_args, *counted):
