@@ -17,9 +17,9 @@ from r1zero.preflight import hardware
 from r1zero.training import vllm as vllm_settings
 
 
-def values(*flags, config=TINY):
+def values(*flags):
     """Every setting of a recipe that generates with a server."""
-    return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=config)
+    return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=TINY)
 
 
 @pytest.fixture
@@ -32,31 +32,33 @@ def server(tmp_path):
         started.shutdown()
 
 
-def stopped(*flags):
-    """The two lines that stop a run."""
-    with pytest.raises(SystemExit) as ended:
-        hardware.await_server(values(*flags))
-    return str(ended.value).splitlines()
-
-
 TAKES = '{"vllm_config": {"weight_transfer_config": {"backend": "nccl"}}}'
+TAKES_NONE = '{"vllm_config": {"weight_transfer_config": null}}'
+NONE_ANSWERED = "no vLLM server answered at {} in 0 s (--vllm_server_timeout)"
+NO_WEIGHTS = "the vLLM server at {} takes no new weights"
+SERVERS = {  # {what: (its pages, why it stops a run)}
+    "nobody": (None, NONE_ANSWERED),
+    "one that answers otherwise": ({}, NONE_ANSWERED),
+    "one without the development mode": ({"health": ""}, NO_WEIGHTS),
+    "one without a transfer of weights": ({"health": "", "server_info": TAKES_NONE}, NO_WEIGHTS),
+    "one that takes weights": ({"health": "", "server_info": TAKES}, None),
+}
 
 
-def test_server_that_is_up_and_takes_weights_is_all_that_is_wanted(server, tmp_path, capsys):
-    (tmp_path / "health").touch()
-    (tmp_path / "server_info").write_text(TAKES)
-    hardware.await_server(values("--vllm_server_base_url", f"{server}/"))
-    host, port = server.removeprefix("http://").split(":")
-    hardware.await_server(values("--vllm_server_host", host, "--vllm_server_port", port))
-    assert capsys.readouterr().out == "", "nothing was waited for"
-
-
-@pytest.mark.parametrize("listens", [True, False], ids=["one that answers otherwise", "nobody"])
-def test_no_server_is_one_line_with_what_starts_one_and_no_traceback(server, listens):
-    port = server.rpartition(":")[2] if listens else "9"
-    what, line = stopped("--vllm_server_host", "127.0.0.1", "--vllm_server_port", port, "--vllm_server_timeout", 0)
-    assert f"no vLLM server answered at http://127.0.0.1:{port} in 0 s (--vllm_server_timeout)" in what
-    assert f"type VLLM_SERVER_DEV_MODE=1 vllm serve models/tiny --host 127.0.0.1 --port {port} " in line
+@pytest.mark.parametrize(("pages", "why"), SERVERS.values(), ids=SERVERS)
+def test_server_that_is_no_use_stops_a_run_with_what_starts_one(server, tmp_path, capsys, pages, why):
+    url = "http://127.0.0.1:9" if pages is None else server
+    for name, text in (pages or {}).items():
+        (tmp_path / name).write_text(text)
+    given = values("--vllm_server_base_url", f"{url}/", "--vllm_server_timeout", 0)
+    if why is None:
+        hardware.await_server(given)
+        assert capsys.readouterr().out == "", "nothing was waited for"
+        return
+    with pytest.raises(SystemExit) as ended:
+        hardware.await_server(given)
+    what, line = str(ended.value).splitlines()
+    assert why.format(url) in what and f" {hardware.serve_command(given)}" in line
 
 
 def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
@@ -66,17 +68,6 @@ def test_server_that_comes_later_is_waited_for(monkeypatch, capsys):
     hardware.await_server(values())
     assert len(seconds) == 3
     assert capsys.readouterr().out == "waiting up to 240 s for a vLLM server at http://0.0.0.0:8000\n"
-
-
-@pytest.mark.parametrize("transfer", [None, '{"vllm_config": {"weight_transfer_config": null}}'])
-def test_server_that_takes_no_weights_is_refused(server, tmp_path, transfer):
-    """Without the development mode, or without a transfer of weights."""
-    (tmp_path / "health").touch()
-    if transfer:
-        (tmp_path / "server_info").write_text(transfer)
-    what, line = stopped("--vllm_server_base_url", server)
-    assert f"the vLLM server at {server} takes no new weights" in what
-    assert "start it with VLLM_SERVER_DEV_MODE=1 vllm serve" in line
 
 
 def test_it_is_waited_for_once_nothing_else_is_wrong(tmp_path, tiny_model, tiny_data, monkeypatch):
@@ -109,19 +100,21 @@ def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():
 def asked(monkeypatch, tmp_path):
     """What the engine of a process is built with, as a dict, for a run's settings."""
 
-    def ask(group=0, dtype="float32", **settings):
+    def ask(group=0, **settings):
         # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
         settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
-        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype=dtype))
+        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype="float32"))
         return llm(model="path", seed=group)
 
     return ask
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_engine_computes_in_the_type_of_the_update(asked, bf16, dtype):
-    assert asked(bf16=bf16)["dtype"] == dtype
+def test_engine_has_the_updates_type_and_every_run_and_group_a_seed_of_its_own(asked):
+    assert [asked(bf16=bf16)["dtype"] for bf16 in (True, False)] == ["bfloat16", "float32"]
+    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
+    assert seeds[0] == asked(0, seed=0)["seed"]
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
@@ -131,9 +124,3 @@ def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch
     before = sys.getrefcount(None)
     asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
     assert (sys.getrefcount(None) - before > 1 << 29) == sleeps
-
-
-def test_every_run_and_every_group_samples_with_a_seed_of_its_own_the_same_each_time(asked):
-    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
-    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
-    assert seeds[0] == asked(0, seed=0)["seed"]
