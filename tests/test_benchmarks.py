@@ -1,10 +1,14 @@
 """The benchmarks run.   bash tests/run.sh --all tests/test_benchmarks.py"""
 
 import json
-import sys
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SMALL, parser, words, write_commands
+from conftest import FIXTURES, SMALL, parser, words
 from test_docs import parse_all, parse_command
 from test_gpu import measure
 
@@ -17,18 +21,15 @@ def test_step_is_measured_part_by_part(tmp_path, tiny_model, tiny_data):
     data = tiny_data / "test.parquet"  # one file for training and evaluation
     flags = {"config": "configs/tiny_cpu.yaml", "model": tiny_model, "data": data} | SMALL | lora
     result, output = measure(tmp_path, *words(flags))
-    assert result["completions"] == 8 and all(rate > 0 for rate in result["machine"].values())
+    assert result["completions"] == 8 and "times the floor" in output
     assert result["versions"].keys() == {"ours", "TRL's defaults"}
     for found in result["versions"].values():
         seconds, floors = found["seconds"], found["floors"]
         assert [part for part, taken in seconds.items() if taken <= 0] == ["weight sync"]  # only vLLM has one
         assert sum(seconds.values()) == pytest.approx(found["total"])
-        assert floors.keys() == {"generation", "scoring", "forward", "backward", "optimizer"}
         # The reference scores once, and with LoRA frozen weights have no gradient
         assert floors["scoring"] == floors["forward"] == floors["backward"]
-        assert found["generations"] == 1 and 1 <= found["mean length"] <= found["longest"] <= 16
-        assert 0 < found["MFU"] < 1
-    assert "times the floor" in output and "one generation of 8 completions" in output
+        assert 0 < found["MFU"] < 1 and found["mean length"] <= found["longest"] <= 16
 
 
 EXPERIMENT = """
@@ -60,21 +61,59 @@ def run_experiment(tmp_path, monkeypatch):
     return lambda *more: experiment.main(["small", "--output_dir", str(tmp_path / "all" / "small"), *more])
 
 
-def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, monkeypatch, run_experiment, capsys):
-    write_commands(tmp_path, python=f'exec "{sys.executable}" "{ROOT}/tests/stand_in/commands.py" "$@"')
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    monkeypatch.setenv("INTERRUPTED", "0.5-0")
+@pytest.fixture
+def calls(monkeypatch):
+    """The commands of an experiment. They fill their folders at once; the first one in 0.5-0 is stopped by Ctrl-C."""
+    found, run = [], FIXTURES / "older_run" / "run"
+
+    class Played:
+        """Stands in for Popen."""
+
+        def __init__(self, command, **_):
+            words = command[1:]
+            found.append(" ".join(words))
+            flags = {flag[2:]: word for flag, word in zip(words, words[1:], strict=False) if flag.startswith("--")}
+            folder = Path(flags.get("output_dir") or flags["local_dir"])
+            folder.mkdir(parents=True, exist_ok=True)
+            is_resumed = flags.pop("resume_from_checkpoint", None)
+            self.interrupts = int(folder.name == "0.5-0" and not is_resumed)
+            self.status = 75 if self.interrupts else 0
+            if words[0] == "train_countdown.py":
+                shutil.copy(run / "trainer_state.json", folder)
+                settings = "".join(f"{name}: {value}\n" for name, value in flags.items() if name != "config")
+                (folder / "config.yaml").write_text((run / "config.yaml").read_text() + settings)
+                metrics = json.loads((run / "metrics.json").read_text())
+                metrics["after"]["accuracy"] = float(flags["beta"]) + int(flags["seed"]) / 10
+                (folder / "metrics.json").write_text(json.dumps(metrics))
+            elif words[1] == "r1zero.evaluate":
+                into = folder / Path(flags["model"]).name
+                into.mkdir()
+                (into / "metrics.json").write_text(json.dumps({"pass@k": {"1": 0.25, "2": 0.5}}))
+
+        def wait(self, seconds):
+            if self.interrupts:
+                self.interrupts -= 1
+                raise KeyboardInterrupt
+            return self.status
+
+        def send_signal(self, number):
+            assert number == signal.SIGINT
+
+    known = {name: getattr(subprocess, name) for name in ("STDOUT", "TimeoutExpired")}
+    monkeypatch.setattr(experiment, "subprocess", SimpleNamespace(Popen=Played, **known))
+    return found
+
+
+def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, calls, run_experiment, capsys):
     run_experiment("--list")
     assert "missing 4 x warm-up, 2 x problems, 6 x evaluation, 4 x run, about 18 minutes" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="the same command resumes"):
         run_experiment()
-    before = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 7 and "--max_steps 192" in calls[6]
     run_experiment()
-    after = (tmp_path / "calls").read_text().splitlines()
-    assert len(before) == 7 and len(after) == 16 + 1 and len(set(after)) == 17, "one begins twice"
-    assert after[7] == f"{before[6]} --resume_from_checkpoint auto" and "--max_steps 192" in before[6]
-    assert "-m r1zero.tiny_model --seed 1" in after[9] and after[9].endswith("tiny-problems-1")
+    assert len(calls) == len(set(calls)) == 16 + 1, "one begins twice"
+    assert calls[7] == f"{calls[6]} --resume_from_checkpoint auto"
+    assert "-m r1zero.tiny_model --seed 1" in calls[9] and calls[9].endswith("tiny-problems-1")
 
     folder = tmp_path / "all" / "small"
     rows = [line[2:-2].split(" | ") for line in (folder / "table.md").read_text().splitlines()]
@@ -84,13 +123,9 @@ def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, 
         ["0", "2", "5.0% ± 7.1%", "50.0% ± 0.0%"],
         ["0.5", "2", "55.0% ± 7.1%", "50.0% ± 0.0%"],
     ]
-    assert json.loads((folder / "results.json").read_text())["runs"]["0"][0]["pass@k over k"] == {
-        "1.0": 0.25,
-        "2.0": 0.5,
-    }
     assert (folder / "figure.png").is_file() and (folder / "comparison.html").is_file()
     run_experiment()
-    assert len((tmp_path / "calls").read_text().splitlines()) == 17, "nothing is repeated"
+    assert len(calls) == 17, "nothing is repeated"
     (tmp_path / "other.yaml").write_text(EXPERIMENT)
     capsys.readouterr()
     experiment.main(["other", "--list", "--output_dir", str(tmp_path / "all" / "other")])
