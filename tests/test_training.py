@@ -25,7 +25,6 @@ from r1zero.report.console import Console
 from r1zero.training import generation, lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
-UNEVALUATED = {"eval_strategy": "no", "eval_on_start": False}
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +111,8 @@ def test_console_shows_a_line_a_step_and_a_whole_completion(run):
     assert not any(line.startswith("{'loss'") for line in lines), "no dictionary"
 
 
-def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(
-    run, tmp_path, tiny_data, tinyzeros_data, capsys
-):
+def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(run, tmp_path, tinyzeros_data, capsys):
     """Here on TinyZero's files, whose prompts are the same texts, each in a message."""
-    text = (run[0] / "config.yaml").read_text()
-    assert text.startswith("# commit ") and "trl 1.16.0" in text
-    config = yaml.safe_load(text)
-    assert config["num_generations"] == 4 and config["learning_rate"] > 0 and config["data_dir"] == str(tiny_data)
     folder = shutil.copytree(run[0], tmp_path / "again")
     train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
     assert same_weights(folder, run[0])
@@ -162,19 +155,6 @@ def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tra
     assert first["after"] == again["after"] and again["steps"] == 2
 
 
-def test_lora_trains_and_saves_an_adapter_whose_base_is_kept(tmp_path, train, tiny_model, monkeypatch):
-    """It names its base by the whole path."""
-    monkeypatch.chdir(tiny_model.parent)
-    kept = []
-    monkeypatch.setattr(lora, "keep_base_exact", kept.append)
-    flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "save_strategy": "no"}
-    train(tmp_path, model=tiny_model.name, max_steps=1, **flags, **UNEVALUATED)
-    assert read(tmp_path / "adapter_config.json")["base_model_name_or_path"] == str(tiny_model)
-    assert [isinstance(model, PeftModel) for model in kept] == [True]
-    assert (tmp_path / "adapter_model.safetensors").is_file()
-    assert read(tmp_path / "metrics.json")["after"] is None
-
-
 @pytest.fixture
 def hub(monkeypatch):
     """What the uploads of a run leave in its repository: {path: contents}, without the hub."""
@@ -191,17 +171,26 @@ def hub(monkeypatch):
     return files
 
 
-def test_hub_has_the_results_in_the_end_and_an_adapter_with_the_name_of_its_base(
-    tmp_path, train, tiny_model, monkeypatch, hub
+@pytest.mark.parametrize("push_to_hub", [False, True])
+def test_adapter_names_its_base_by_the_whole_path_and_on_the_hub_as_given(
+    tmp_path, train, tiny_model, monkeypatch, hub, push_to_hub
 ):
+    """The hub has all results of a run, too."""
     monkeypatch.chdir(tiny_model.parent)
+    kept = []
+    monkeypatch.setattr(lora, "keep_base_exact", kept.append)
     flags = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0, "save_strategy": "no"}
-    train(tmp_path / "mine", model=tiny_model.name, max_steps=1, push_to_hub=True, **flags)
-    card = hub["README.md"].decode()
-    assert "| accuracy" in card and 'model="somebody/mine"' in card
-    for name in ("README.md", "report.png", "report.html", "metrics.json", "config.yaml", "adapter_model.safetensors"):
-        assert hub[name] == (tmp_path / "mine" / name).read_bytes(), name
-    assert json.loads(hub["adapter_config.json"])["base_model_name_or_path"] == tiny_model.name
+    train(tmp_path / "mine", model=tiny_model.name, max_steps=1, push_to_hub=push_to_hub, **flags)
+    assert [isinstance(model, PeftModel) for model in kept] == [True]
+    base = read(tmp_path / "mine" / "adapter_config.json")["base_model_name_or_path"]
+    assert base == (tiny_model.name if push_to_hub else str(tiny_model))
+    assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
+    if push_to_hub:
+        card = hub["README.md"].decode()
+        assert "| accuracy" in card and 'model="somebody/mine"' in card
+        results = ("README.md", "report.png", "report.html", "metrics.json", "config.yaml")
+        for name in (*results, "adapter_config.json", "adapter_model.safetensors"):
+            assert hub[name] == (tmp_path / "mine" / name).read_bytes(), name
 
 
 @pytest.mark.slow
