@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ENVIRONMENT, SMALL, run_to_end, same_weights, train_here, words
-from launches import accelerate, end
+from launches import accelerate
 from transformers import TrainerControl, TrainerState
 
 from r1zero.estimate import plan
@@ -131,7 +131,7 @@ def test_run_killed_at_random_moments_ends_as_an_uninterrupted_one(begin, comman
             while len(list(folder.glob("checkpoint-*"))) == before and run.process.poll() is None:
                 time.sleep(0.001)
         time.sleep(random.uniform(0, 0.06 if moment % 2 else 1))
-        end(run.process)
+        run.end()
         run.wait()
         assert not (folder / "model.safetensors").exists(), "killed before its end"
     for name in ("killed", "whole"):

@@ -6,17 +6,15 @@ import os
 import shutil
 import signal
 import sys
-import time
 from importlib.metadata import distributions
-from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, run_to_end, settings, words
-from launches import COMPLETIONS, SMALL, accelerate, assert_same, distance, end, free_port, start
+from conftest import ENVIRONMENT, PATIENCE, ROOT, make_tiny_model, run_to_end, settings, words
+from launches import COMPLETIONS, SMALL, Started, accelerate, assert_same, distance, free_port
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_evaluate import words as of_evaluation
@@ -37,16 +35,6 @@ def assert_agree(history, atol=1e-4):
     for entry in history:
         assert entry["sampling/sampling_logp_difference/max"] < atol
         assert entry["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=10 * atol)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warming_up(tmp_path_factory):
-    """Folder and process of a warm-up, a minute and a half on one core, beside the tests that do without."""
-    folder = tmp_path_factory.mktemp("base")
-    flags = {"steps": 400, "output_dir": folder / "model", "data_dir": folder / "data"}
-    process = start([sys.executable, "-m", "r1zero.tiny_model", *words(flags)], folder / "console", ENVIRONMENT)
-    yield folder, process
-    end(process)
 
 
 class TestProcesses:
@@ -107,11 +95,9 @@ class TestLearning:
     STEPS, SAVED = 20, 16
 
     @pytest.fixture(scope="class")
-    def base(self, warming_up):
-        """Folders of the model and of its problems."""
-        folder, process = warming_up
-        assert process.wait(timeout=PATIENCE) == 0, (folder / "console").read_text()[-4000:]
-        return folder / "model", folder / "data"
+    def base(self, tmp_path_factory):
+        """Folders of the model and of its problems, after a minute and a half."""
+        return make_tiny_model(tmp_path_factory.mktemp("base"), steps=400)
 
     def train(self, base, output_dir, **flags):
         """Runs the script itself; returns the log."""
@@ -176,17 +162,14 @@ class TestServer:
         flags |= {"vllm_server_host": "127.0.0.1", "vllm_server_port": free_port()}
         values = settings(*words(flags))
         # Compiling is left out, which takes longer than all that is asked here
-        command = f"PATH={Path(sys.executable).parent}:$PATH {hardware.serve_command(values)} --enforce-eager"
-        console = tmp_path_factory.mktemp("server") / "console"
-        process = start(["bash", "-c", command], console, ENVIRONMENT)
+        command = ["bash", "-c", f"{hardware.serve_command(values)} --enforce-eager"]
+        started = Started(command, tmp_path_factory.mktemp("server") / "console")
         url = hardware.server_address(values)
         try:
-            while hardware.answer(f"{url}/health")[0] != 200:
-                assert process.poll() is None, console.read_text()[-4000:]
-                time.sleep(0.5)
+            started.await_(lambda: hardware.answer(f"{url}/health")[0] == 200)
             yield url
         finally:
-            end(process)
+            started.end()
 
     def test_it_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(self, server, tiny_model, tiny_data):
         assert hardware.takes_weights(server)
@@ -232,18 +215,17 @@ def test_evaluation_of_an_adapter_gives_the_texts_of_transformers(tiny_model, ti
 
 
 STOPPED = "r1zero.evaluate: stopped; what is done stays"
-SIGNALS = {  # {what: (whether vLLM gets it and not the evaluation, the signal, what is said)}
-    "Ctrl-C": (False, signal.SIGINT, STOPPED),
-    "SIGTERM": (False, signal.SIGTERM, STOPPED),
-    "the evaluation is killed": (False, signal.SIGKILL, ""),
-    "vLLM is killed": (True, signal.SIGKILL, "vLLM's process ended with status -9: its error"),
+SIGNALS = {  # {what: (what is done to the evaluation or to vLLM's process, what is said)}
+    "Ctrl-C": (lambda run, engine: os.killpg(run.pid, signal.SIGINT), STOPPED),  # as a terminal does
+    "SIGTERM": (lambda run, engine: run.terminate(), STOPPED),
+    "the evaluation is killed": (lambda run, engine: run.kill(), None),
+    "vLLM is killed": (lambda run, engine: engine.kill(), "vLLM's process ended with status -9: its error"),
 }
 
 
-@pytest.mark.parametrize("case", SIGNALS.values(), ids=SIGNALS)
-def test_signal_while_the_engine_starts_ends_all(begin, tiny_model, tiny_data, tmp_path, case):
+@pytest.mark.parametrize(("send", "said"), SIGNALS.values(), ids=SIGNALS)
+def test_signal_while_the_engine_starts_ends_all(begin, tiny_model, tiny_data, tmp_path, send, said):
     """All processes, with one line, or none if the evaluation itself is killed."""
-    to_vllm, number, said = case
     flags = of_evaluation([tiny_model], tiny_data / "test.parquet", tmp_path, backend="vllm")
     run = begin([sys.executable, "-m", "r1zero.evaluate", *flags])
     starting = []
@@ -257,13 +239,8 @@ def test_signal_while_the_engine_starts_ends_all(begin, tiny_model, tiny_data, t
 
     run.await_(engine_starts)
     descendants = psutil.Process(run.process.pid).children(recursive=True)
-    if to_vllm:
-        starting[0].send_signal(number)
-    elif number == signal.SIGINT:
-        os.killpg(run.process.pid, number)  # as a terminal does
-    else:
-        run.process.send_signal(number)
-    assert run.process.wait(timeout=PATIENCE) == (1 if said else -number)
+    send(run.process, starting[0])
+    assert run.process.wait(timeout=PATIENCE) == (1 if said else -signal.SIGKILL)
     assert psutil.wait_procs(descendants, timeout=PATIENCE)[1] == []
     lines = run.text().splitlines()
     after = lines[lines.index("vllm in float32 on 1 x cpu") + 1 :]
