@@ -70,7 +70,7 @@ def is_on_cpu(strategy):
     return strategy != "fsdp2"
 
 
-def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, **flags):
+def launch(folder, strategy, processes=2, machines=1, **flags):
     """Trains with a shipped strategy on the CPU; `machines` launchers share the processes between them. A Run."""
     batch = COMPLETIONS // processes // ACCUMULATION
     settings = SMALL | {"use_cpu": is_on_cpu(strategy), "per_device_train_batch_size": batch}
@@ -80,7 +80,7 @@ def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, *
         command = [*accelerate(folder, strategy, processes, port), "--main_process_ip", "127.0.0.1"]
         command += ["--num_machines", machines, "--machine_rank", machine]
         command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
-        launchers.append(Started(command, folder / f"console{machine}", environment))
+        launchers.append(Started(command, folder / f"console{machine}"))
     try:
         statuses = [launcher.process.wait(timeout=PATIENCE) for launcher in launchers]
     finally:
@@ -94,9 +94,9 @@ def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, *
 class Started:
     """A command in a process group of its own, with its console in a file. It finds ninja, for DeepSpeed."""
 
-    def __init__(self, command, console, environment=ENVIRONMENT):
+    def __init__(self, command, console):
         self.console = console
-        environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with console.open("w") as file:
             to = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
             self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, **to)

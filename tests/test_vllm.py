@@ -12,9 +12,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from conftest import ENVIRONMENT, PATIENCE, ROOT, make_tiny_model, run_to_end, settings, words
-from launches import COMPLETIONS, SMALL, Started, accelerate, assert_same, distance, free_port
+from conftest import PATIENCE, ROOT, make_tiny_model, run_to_end, settings, words
+from launches import SMALL, Started, accelerate, assert_same, distance, free_port
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_evaluate import words as of_evaluation
@@ -38,7 +37,7 @@ def assert_agree(history, atol=1e-4):
 
 
 class TestProcesses:
-    """Two steps from the same weights, each completion sampled by its place in the group: stand_in/engine.py."""
+    """Two steps from the same weights, each completion sampled by its place in the group: stand_in/train.py."""
 
     @pytest.fixture(scope="class")
     def alone(self, launch_tiny):
@@ -64,27 +63,6 @@ class TestProcesses:
         run = launch_tiny(strategy, use_vllm=True, vllm_tensor_parallel_size=parallel)
         assert run.said("ran as") == [f"2 processes on 1 machines, {kind}"]
         assert run.said("engine computes in") == ["torch.float32"] * 2
-        assert_agree(run.history)
-        assert_same(run, alone, tiny_model)
-
-    def test_engine_that_sleeps_gets_whole_weights_each_time(self, launch_tiny, alone, tiny_model, tmp_path):
-        """With vLLM's settings of a recipe for a GPU, and evaluations before and after both steps."""
-        recipe = yaml.safe_load((RECIPES / "qwen2.5-3b.yaml").read_text())
-        vllm = {key: value for key, value in recipe.items() if "vllm" in key}
-        assert vllm["vllm_enable_sleep_mode"]
-        environment = ENVIRONMENT | {"ENGINE_CALLS": str(tmp_path / "calls")}
-        evaluated = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 100}
-        evaluated["per_device_eval_batch_size"] = 256
-        vllm |= {"vllm_max_model_length": 256}  # the tiny model has 512
-        run = launch_tiny("single", processes=1, environment=environment, **vllm, **evaluated)
-        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-        parameters = AutoModelForCausalLM.from_pretrained(tiny_model).named_parameters()
-        loads = [["load_weights", [name]] for name, _ in parameters]
-        expected = [["sleep", 2]]
-        for completions in (256, COMPLETIONS, COMPLETIONS, 256):
-            expected += [["wake_up", ["weights"]], *loads, ["reset_prefix_cache", None]]
-            expected += [["wake_up", ["kv_cache"]], ["generate", completions], ["sleep", 2]]
-        assert calls == expected
         assert_agree(run.history)
         assert_same(run, alone, tiny_model)
 
