@@ -5,23 +5,20 @@ bash tests/run.sh tests/test_hostile_text.py
 With --all, texts are as long as a megabyte, computer algebra takes part, and hypothesis makes up 14,000 more.
 """
 
-import html.parser
 import json
 import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import reader_of, rows_of
+from conftest import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1zero.grading import algebra, sandbox
 from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, count_behaviours, name_mistake
 from r1zero.grading.extract import extract_answer
-from r1zero.report import completions as completions_reader
 from r1zero.report import console
-from r1zero.report import page as report
-from r1zero.report.completions import LONGEST, visible
+from r1zero.report.completions import LONGEST, read_completion, visible
 from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
@@ -84,7 +81,7 @@ def scored(texts):
         "behaviours": [count_behaviours(text) for text in texts],
         "mistakes": [name_mistake(text, 9) for text in texts],
         "console": [console.completion_lines(row_of(text)) for text in texts],
-        "page": [completions_reader.read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
+        "page": [read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
     }
 
 
@@ -184,26 +181,3 @@ def test_of_a_megabyte_the_middle_is_left_out_and_said_so():
     shown = visible(text)
     assert shown.startswith("begin") and shown.endswith("end") and len(shown) < LONGEST + 100
     assert f"\n[{len(text) - LONGEST:,} characters are left out here]\n" in shown
-
-
-def page_of(texts, folder):
-    """The elements of the page of a run whose completions are these texts, and what its reader is given."""
-    problems = []
-    for text in texts:
-        about, completion = completions_reader.read_completion(row_of(text), TABLES_BEFORE)
-        problems.append({"prompt": "3*3 = ", "about": about, "at": {0: completion}})
-    reader = {"steps": [0], "problems": problems, "of": len(problems)}
-    path, elements = folder / "report.html", []
-    report.render(path, title="a run", about="", tables=[], charts=[], reader=reader, configs={})
-    parser = html.parser.HTMLParser()
-    parser.handle_starttag = lambda *element: elements.append(element)
-    parser.feed(path.read_text(encoding="utf-8"))
-    parser.close()
-    return elements, reader_of(folder)["problems"]
-
-
-def test_page_has_the_same_elements_whatever_the_completions_are(tmp_path):
-    texts = attacks(10**4)
-    elements, problems = page_of(texts, tmp_path)
-    assert elements == page_of(["harmless"], tmp_path)[0]
-    assert [problem["at"]["0"]["text"] for problem in problems] == list(map(visible, texts))
