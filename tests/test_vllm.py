@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PATIENCE, ROOT, make_tiny_model, run_to_end, settings, words
+from conftest import PATIENCE, make_tiny_model, run_to_end, same_weights, settings, words
 from launches import SMALL, Started, accelerate, assert_same, distance, free_port
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -25,7 +25,6 @@ from r1zero.preflight import hardware
 
 IS_HERE = any(found.version.endswith("+cpu") for found in distributions(name="vllm"))  # one for GPUs computes nothing
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not IS_HERE, reason="needs a vLLM for the CPU: bash tests/vllm.sh")]
-RECIPES = ROOT / "configs"
 
 
 def assert_agree(history, atol=1e-4):
@@ -83,8 +82,7 @@ class TestLearning:
         settings = {"model_name_or_path": model, "data_dir": data, "output_dir": output_dir, "use_vllm": True}
         settings |= {"learning_rate": 3e-4, "max_steps": self.STEPS, "eval_steps": self.STEPS, "logging_steps": 1}
         settings |= {"max_completion_length": 128, "save_steps": self.SAVED} | flags
-        command = [sys.executable, "train_countdown.py", "--config", RECIPES / "tiny_cpu.yaml", *words(settings)]
-        run_to_end(command)
+        run_to_end([sys.executable, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(settings)])
         return json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
 
     @pytest.fixture(scope="class")
@@ -104,12 +102,10 @@ class TestLearning:
         assert_agree(history)
 
     def test_resumed_run_ends_as_an_uninterrupted_one(self, run, base, tmp_path):
-        folder, _ = run
         name = f"checkpoint-{self.SAVED}"
-        shutil.copytree(folder / name, tmp_path / "run" / name)
+        shutil.copytree(run[0] / name, tmp_path / "run" / name)
         self.train(base, tmp_path / "run", resume_from_checkpoint="true")
-        expected, found = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "run"))
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert same_weights(tmp_path / "run", run[0])
 
     def evaluate(self, models, base, output_dir, processes=1, **flags):
         """Greedy texts of models on the first 96 problems: a dict of each model's folder to a list."""
