@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,13 +17,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from r1zero.report import page
 from r1zero.report.console import Console
 from r1zero.training import generation, lora, phases
 
 TWO = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
+TIMED = {"train_seconds": 0, "phases": {}, "extremes": {}}  # of metrics.json, what the seed does not decide
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,8 @@ def test_metrics_hold_before_and_after(run):
         assert metrics[moment].keys() == {"step", "reward", "accuracy", "format_rate", "mean_completion_tokens", "n"}
         assert metrics[moment]["step"] == step and metrics[moment]["n"] == 256
         assert 0 < metrics[moment]["mean_completion_tokens"] <= 16
-    assert metrics["steps"] == 2 and metrics["completions"] == 16
+    assert (metrics["steps"], metrics["completions"]) == (2, 16) and metrics["train_seconds"] > 0
     assert 16 <= metrics["completion_tokens"] <= 16 * 16
-    assert metrics["train_seconds"] > 0
 
 
 def test_seconds_of_each_phase_are_logged_once_a_step(run):
@@ -76,13 +74,11 @@ def test_seconds_of_each_phase_are_logged_once_a_step(run):
     assert metrics["phases"]["step"] == pytest.approx(sum(step["profiling/step"] for step in steps), abs=0.06)
 
 
-def test_extremes_are_logged_and_each_phase_is_shown_as_it_begins(run, tiny_model, tiny_data):
+def test_extremes_are_logged_and_each_phase_is_shown_as_it_begins(run):
     history, extremes = read(run[0] / "trainer_state.json")["log_history"], read(run[0] / "metrics.json")["extremes"]
     steps = [entry for entry in history if "grad_norm" in entry]
     assert all(0 <= step["reward_min"] <= step["reward"] <= step["reward_max"] <= 1 for step in steps)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompts = tokenizer(pq.read_table(tiny_data / "train.parquet")["prompt"].to_pylist())["input_ids"]
-    assert min(map(len, prompts)) <= extremes["prompts/max_length"] <= max(map(len, prompts))
+    assert extremes["prompts/max_length"] == 9  # as every prompt of the tiny model has
     assert 0.3 < extremes["memory/process"] * 2**30 / psutil.Process().memory_info().rss < 3
     assert f"memory: the process took {extremes['memory/process']:.1f} GiB" in run[1]
     first = run[2].index("generation")
@@ -117,8 +113,7 @@ def test_config_trains_the_same_again_and_the_earlier_run_is_moved_aside(run, tm
     train_here(run[0] / "config.yaml", output_dir=folder, save_strategy="no", data_dir=tinyzeros_data)
     assert same_weights(folder, run[0])
     again, first = read(folder / "metrics.json"), read(run[0] / "metrics.json")
-    timed = {"train_seconds": 0, "phases": {}, "extremes": {}}
-    assert {**again, **timed} == {**first, **timed}, "the seed decides the run"
+    assert {**again, **TIMED} == {**first, **TIMED}, "the seed decides the run"
     (aside,) = tmp_path.glob("again-*")
     printed = capsys.readouterr().out
     assert f"moved to {aside}" in printed and (aside / "checkpoint-2").is_dir()
@@ -188,8 +183,9 @@ def test_adapter_names_its_base_by_the_whole_path_and_on_the_hub_as_given(
     if push_to_hub:
         card = hub["README.md"].decode()
         assert "| accuracy" in card and 'model="somebody/mine"' in card
+        assert json.loads(hub["adapter_config.json"])["base_model_name_or_path"] == tiny_model.name
         results = ("README.md", "report.png", "report.html", "metrics.json", "config.yaml")
-        for name in (*results, "adapter_config.json", "adapter_model.safetensors"):
+        for name in (*results, "adapter_model.safetensors"):
             assert hub[name] == (tmp_path / "mine" / name).read_bytes(), name
 
 
@@ -230,11 +226,7 @@ def test_older_run_resumes_to_what_it_would_have_been(older, monkeypatch):
     for name, tensor in expected.items():  # to the bit on one machine; processors round differently
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
     found, expected = (read(older / name) for name in ("run/metrics.json", "after_4_steps.json"))
-    assert (
-        found.pop("phases")
-        and found.pop("extremes")
-        and {**found, "train_seconds": 0} == {**expected, "train_seconds": 0}
-    )
+    assert {**found, **TIMED} == {**expected, **TIMED}
 
 
 def test_page_of_an_older_run_shows_answers_and_verdicts(older):
