@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import PATIENCE, make_tiny_model, run_to_end, same_weights, settings, words
-from launches import SMALL, Started, accelerate, assert_same, distance, free_port
+from launches import SMALL, accelerate, assert_same, distance, free_port
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_evaluate import words as of_evaluation
@@ -126,34 +126,21 @@ class TestLearning:
         assert self.evaluate(models, base, tmp_path / "found", processes=2, backend="vllm", batch_size=48) == expected
 
 
-class TestServer:
-    """On a CPU a server generates, and takes no new weights, which travel between GPUs alone."""
-
-    @pytest.fixture(scope="class")
-    def server(self, tiny_model, tmp_path_factory):
-        """URL of a server that is started as the run says it is to be."""
-        flags = {"model_name_or_path": tiny_model, "use_vllm": True, "vllm_mode": "server"}
-        flags |= {"vllm_server_host": "127.0.0.1", "vllm_server_port": free_port()}
-        values = settings(*words(flags))
-        # Compiling is left out, which takes longer than all that is asked here
-        command = ["bash", "-c", f"{hardware.serve_command(values)} --enforce-eager"]
-        started = Started(command, tmp_path_factory.mktemp("server") / "console")
-        url = hardware.server_address(values)
-        try:
-            started.await_(lambda: hardware.answer(f"{url}/health")[0] == 200)
-            yield url
-        finally:
-            started.end()
-
-    def test_it_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(self, server, tiny_model, tiny_data):
-        assert hardware.takes_weights(server)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        prompt = tokenizer(pq.read_table(tiny_data / "test.parquet")["prompt"][0].as_py(), return_tensors="pt")
-        model = AutoModelForCausalLM.from_pretrained(tiny_model)
-        expected = model.generate(**prompt, do_sample=False, max_new_tokens=12)[0].tolist()
-        client = VLLMClient(base_url=server)
-        found = client.generate(prompt["input_ids"].tolist(), n=1, temperature=0.0, max_tokens=12)
-        assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
+def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(begin, tiny_model, tiny_data):
+    """It starts as the run says it is to. On a CPU it takes no new weights, which travel between GPUs alone."""
+    flags = {"model_name_or_path": tiny_model, "use_vllm": True, "vllm_mode": "server"}
+    values = settings(*words(flags | {"vllm_server_host": "127.0.0.1", "vllm_server_port": free_port()}))
+    url = hardware.server_address(values)
+    # Compiling is left out, which takes longer than all that is asked here
+    started = begin(["bash", "-c", f"{hardware.serve_command(values)} --enforce-eager"])
+    started.await_(lambda: hardware.answer(f"{url}/health")[0] == 200)
+    assert hardware.takes_weights(url)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt = tokenizer(pq.read_table(tiny_data / "test.parquet")["prompt"][0].as_py(), return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    expected = model.generate(**prompt, do_sample=False, max_new_tokens=12)[0].tolist()
+    found = VLLMClient(base_url=url).generate(prompt["input_ids"].tolist(), n=1, temperature=0.0, max_tokens=12)
+    assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
 
 
 @pytest.mark.parametrize(
