@@ -24,7 +24,7 @@ from r1zero import ROOT  # noqa: E402
 from r1zero import tiny_model as tiny  # noqa: E402
 from r1zero.grading.sandbox import why_unavailable  # noqa: E402
 
-collect_ignore = ["stand_in", "build_vllm_cpu.py"]  # programs, which --doctest-modules would import
+collect_ignore = ["stand_in"]  # programs, which --doctest-modules would import
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = Path(__file__).parent / "cases"  # tables of inputs, expected outputs and reasons
 # One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
@@ -132,7 +132,7 @@ def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
 @pytest.fixture
 def begin(tmp_path):
     """Starts a command, as launches.Started; whatever is left of it is ended with the test."""
-    from launches import Started, end
+    from launches import Started
 
     started = []
 
@@ -142,7 +142,7 @@ def begin(tmp_path):
 
     yield run
     for one in started:
-        end(one.process)
+        one.end()
 
 
 @pytest.fixture(scope="session")
@@ -234,15 +234,8 @@ def same_weights(folder, other):
 
 def run_to_end(command, env=ENVIRONMENT, cwd=ROOT):
     """What a command prints, once it has ended well."""
-    run = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-    )
+    to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": PATIENCE}
+    run = subprocess.run(list(map(str, command)), cwd=cwd, env=env, **to)
     assert run.returncode == 0, run.stdout[-4000:]
     return run.stdout
 
@@ -257,9 +250,3 @@ SMALL = {
     "per_device_eval_batch_size": 128,
     "logging_steps": 1,
 }
-
-
-def training_command(output_dir, model, data, **flags):
-    """train_countdown.py with the tiny recipe, as small as SMALL says, as words."""
-    settings = SMALL | flags | {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-    return ["train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]

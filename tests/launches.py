@@ -17,7 +17,6 @@ import yaml
 from conftest import ENVIRONMENT, PATIENCE, ROOT, wait_until, words
 from safetensors.torch import load_file
 
-STRATEGIES = ROOT / "configs" / "accelerate"
 # Two steps of 16 completions, 4 a group, whatever the number of processes
 COMPLETIONS, ACCUMULATION = 16, 2
 SMALL = {
@@ -57,76 +56,50 @@ class Run:
         return re.findall(rf"^{re.escape(beginning)} (.*)$", self.console, flags=re.MULTILINE)
 
 
-def launcher_config(folder, strategy):
-    """The file of a shipped strategy for the CPU, and whether accelerate takes that for one."""
-    config = yaml.safe_load((STRATEGIES / f"{strategy}.yaml").read_text())
-    on_cpu = config["distributed_type"] != "FSDP"  # accelerate would make DDP of it: see stand_in/train.py
-    config["use_cpu"] = on_cpu
-    path = folder / "accelerate.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path, on_cpu
-
-
 def accelerate(folder, strategy, processes, port=None):
     """The words that launch so many processes on the CPU with a shipped strategy."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        launcher_config(folder, strategy)[0],
-    ]
+    config = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{strategy}.yaml").read_text())
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config | {"use_cpu": is_on_cpu(strategy)}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path]
     return [*command, "--num_processes", processes, "--main_process_port", port or free_port()]
 
 
-def launch(folder, strategy, processes=2, machines=1, environment=ENVIRONMENT, **flags):
+def is_on_cpu(strategy):
+    """Whether accelerate is told of the CPU: it would make DDP of FSDP there. See stand_in/train.py."""
+    return strategy != "fsdp2"
+
+
+def launch(folder, strategy, processes=2, machines=1, **flags):
     """Trains with a shipped strategy on the CPU; `machines` launchers share the processes between them. A Run."""
-    on_cpu = launcher_config(folder, strategy)[1]
-    settings = SMALL | {"use_cpu": on_cpu, "per_device_train_batch_size": COMPLETIONS // processes // ACCUMULATION}
+    batch = COMPLETIONS // processes // ACCUMULATION
+    settings = SMALL | {"use_cpu": is_on_cpu(strategy), "per_device_train_batch_size": batch}
     settings |= {"output_dir": folder / "run"} | flags
-    port = free_port()
-    launchers = []
+    port, launchers = free_port(), []
     for machine in range(machines):
         command = [*accelerate(folder, strategy, processes, port), "--main_process_ip", "127.0.0.1"]
         command += ["--num_machines", machines, "--machine_rank", machine]
         command += ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(settings)]
-        launchers.append(start(command, folder / f"console{machine}", environment))
+        launchers.append(Started(command, folder / f"console{machine}"))
     try:
-        statuses = [launcher.wait(timeout=PATIENCE) for launcher in launchers]
+        statuses = [launcher.process.wait(timeout=PATIENCE) for launcher in launchers]
     finally:
         for launcher in launchers:  # one that waits for another, which has failed
-            end(launcher)
-    consoles = [(folder / f"console{machine}").read_text() for machine in range(machines)]
+            launcher.end()
+    consoles = [launcher.text() for launcher in launchers]
     assert statuses == [0] * machines, "\n".join(console[-4000:] for console in consoles)
     return Run(folder / "run", "".join(consoles))
 
 
-def start(command, console, environment=ENVIRONMENT):
-    """A command in a process group of its own, which writes to the file `console`, and finds ninja, for DeepSpeed."""
-    environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with console.open("w") as file:
-        return subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def end(process):
-    """Ends what start() has started, with all that it has started itself."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 class Started:
-    """A run in a process group of its own, with its console in a file."""
+    """A command in a process group of its own, with its console in a file. It finds ninja, for DeepSpeed."""
 
     def __init__(self, command, console):
         self.console = console
-        self.process = start(command, console)
+        environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with console.open("w") as file:
+            to = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, **to)
 
     def text(self):
         return self.console.read_text(errors="replace")
@@ -162,6 +135,11 @@ class Started:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
             return True
+
+    def end(self):
+        """Ends the command with all that it has started itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def free_port():

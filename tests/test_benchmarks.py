@@ -1,10 +1,10 @@
 """The benchmarks run.   bash tests/run.sh --all tests/test_benchmarks.py"""
 
 import json
-import sys
+import subprocess
 
 import pytest
-from conftest import ROOT, SMALL, parser, words, write_commands
+from conftest import SMALL, parser, words
 from test_docs import parse_all, parse_command
 from test_gpu import measure
 
@@ -17,18 +17,15 @@ def test_step_is_measured_part_by_part(tmp_path, tiny_model, tiny_data):
     data = tiny_data / "test.parquet"  # one file for training and evaluation
     flags = {"config": "configs/tiny_cpu.yaml", "model": tiny_model, "data": data} | SMALL | lora
     result, output = measure(tmp_path, *words(flags))
-    assert result["completions"] == 8 and all(rate > 0 for rate in result["machine"].values())
+    assert result["completions"] == 8 and "times the floor" in output
     assert result["versions"].keys() == {"ours", "TRL's defaults"}
     for found in result["versions"].values():
         seconds, floors = found["seconds"], found["floors"]
         assert [part for part, taken in seconds.items() if taken <= 0] == ["weight sync"]  # only vLLM has one
         assert sum(seconds.values()) == pytest.approx(found["total"])
-        assert floors.keys() == {"generation", "scoring", "forward", "backward", "optimizer"}
         # The reference scores once, and with LoRA frozen weights have no gradient
         assert floors["scoring"] == floors["forward"] == floors["backward"]
-        assert found["generations"] == 1 and 1 <= found["mean length"] <= found["longest"] <= 16
-        assert 0 < found["MFU"] < 1
-    assert "times the floor" in output and "one generation of 8 completions" in output
+        assert 0 < found["MFU"] < 1 and found["mean length"] <= found["longest"] <= 16
 
 
 EXPERIMENT = """
@@ -36,15 +33,14 @@ question: Does it run?
 answer: It does if there is a table.
 base_recipe: configs/tiny_cpu.yaml
 seeds: [0, 1]
+flags: {warm_up: {steps: 0}}
 settings:
   base: {train: false}
-  0: {beta: 0.0}
-  0.5: {beta: 0.5, max_steps: x2, warm_up: {steps: 0}}
+  0.5: {beta: 0.5, max_steps: x2}
 evaluate:
   sampled: {n: 2, temperature: 1, limit: 8, problems: --num_operands 4 --train_size 1 --test_size 8}
 measured:
   accuracy after: metrics.after.accuracy
-  pass@2: sampled.pass@k.2
   pass@k over k: "sampled.pass@k.{x}"
   share of true equations: [last.eval_behaviours/true_equations, last.eval_behaviours/equations]
   accuracy over seconds: "seconds.{x}"
@@ -52,49 +48,40 @@ minutes: {warm-up: 2, run: 1, evaluation: 1}
 """
 
 
-@pytest.fixture
-def run_experiment(tmp_path, monkeypatch):
-    """Runs the experiment above with some flags."""
-    (tmp_path / "small.yaml").write_text(EXPERIMENT)
+@pytest.mark.slow
+def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    for name in ("small", "other"):
+        (tmp_path / f"{name}.yaml").write_text(EXPERIMENT)
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    return lambda *more: experiment.main(["small", "--output_dir", str(tmp_path / "all" / "small"), *more])
+    wait, interrupts = subprocess.Popen.wait, [KeyboardInterrupt]
 
+    def interrupted_wait(process, timeout=None):
+        if interrupts and "train_countdown.py" in process.args:
+            raise interrupts.pop()
+        return wait(process, timeout)
 
-def test_an_experiment_makes_what_is_missing_and_resumes_after_ctrl_c(tmp_path, monkeypatch, run_experiment, capsys):
-    write_commands(tmp_path, python=f'exec "{sys.executable}" "{ROOT}/tests/stand_in/commands.py" "$@"')
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    monkeypatch.setenv("INTERRUPTED", "0.5-0")
-    run_experiment("--list")
-    assert "missing 4 x warm-up, 2 x problems, 6 x evaluation, 4 x run, about 18 minutes" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="the same command resumes"):
-        run_experiment()
-    before = (tmp_path / "calls").read_text().splitlines()
-    run_experiment()
-    after = (tmp_path / "calls").read_text().splitlines()
-    assert len(before) == 7 and len(after) == 16 + 1 and len(set(after)) == 17, "one begins twice"
-    assert after[7] == f"{before[6]} --resume_from_checkpoint auto" and "--max_steps 192" in before[6]
-    assert "-m r1zero.tiny_model --seed 1" in after[9] and after[9].endswith("tiny-problems-1")
+    def run(name, *more):
+        small = SMALL | {"max_steps": 2, "max_completion_length": 8, "eval_steps": 1}
+        experiment.main([name, "--output_dir", str(tmp_path / "all" / name), "--seeds", "1", *more, *words(small)])
+        return capsys.readouterr().out
+
+    missing = "missing 1 x warm-up, 1 x problems, 2 x evaluation, 1 x run, about 5 minutes"
+    assert f"small: 0 of 5 done, {missing}" in run("small", "--list")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command resumes"):
+        patch.setattr(subprocess.Popen, "wait", interrupted_wait)
+        run("small")
+    assert "small: 3 of 5 done, missing 1 x run, 1 x evaluation" in run("small")
+    assert "small: 5 of 5 done, missing nothing" in run("small")
+    assert "other: 2 of 5 done, missing 1 x problems, 2 x evaluation" in run("other", "--list"), "they share the rest"
 
     folder = tmp_path / "all" / "small"
     rows = [line[2:-2].split(" | ") for line in (folder / "table.md").read_text().splitlines()]
-    assert rows[0][2:] == ["accuracy after", "pass@2", "share of true equations"]
-    assert [row[:4] for row in rows[2:]] == [
-        ["base", "2", "-", "50.0% ± 0.0%"],
-        ["0", "2", "5.0% ± 7.1%", "50.0% ± 0.0%"],
-        ["0.5", "2", "55.0% ± 7.1%", "50.0% ± 0.0%"],
-    ]
-    assert json.loads((folder / "results.json").read_text())["runs"]["0"][0]["pass@k over k"] == {
-        "1.0": 0.25,
-        "2.0": 0.5,
-    }
+    assert rows[0] == ["", "runs", "accuracy after", "share of true equations"]
+    assert [row[:2] for row in rows[2:]] == [["base", "1"], ["0.5", "1"]] and rows[2][2] == "-" != rows[3][2]
     assert (folder / "figure.png").is_file() and (folder / "comparison.html").is_file()
-    run_experiment()
-    assert len((tmp_path / "calls").read_text().splitlines()) == 17, "nothing is repeated"
-    (tmp_path / "other.yaml").write_text(EXPERIMENT)
-    capsys.readouterr()
-    experiment.main(["other", "--list", "--output_dir", str(tmp_path / "all" / "other")])
-    assert "8 of 16 done, missing 2 x problems, 6 x evaluation" in capsys.readouterr().out, "bases and runs are shared"
+    found = json.loads((folder / "results.json").read_text())["runs"]["0.5"][0]
+    assert 0 <= found["accuracy after"] <= 1 and found["pass@k over k"].keys() == {"1.0", "2.0"}
+    assert len(found["accuracy over seconds"]) == 3
 
 
 def test_an_accuracy_is_passed_on_the_line_between_two_evaluations():
@@ -114,12 +101,3 @@ def test_flags_of_the_experiments_exist(path):
             parse_all(of_runs, job["command"][1:])
         else:
             parse_command(["python", *job["command"]])
-
-
-@pytest.mark.slow
-def test_an_experiment_is_run(tmp_path, run_experiment):
-    small = SMALL | {"max_steps": 2, "max_completion_length": 8, "eval_steps": 1}
-    run_experiment("--settings", "0.5", "--seeds", "1", *words(small))
-    found = json.loads((tmp_path / "all" / "small" / "results.json").read_text())["runs"]["0.5"][0]
-    assert 0 <= found["accuracy after"] <= 1 and found["pass@k over k"].keys() == {"1.0", "2.0"}
-    assert len(found["accuracy over seconds"]) == 3

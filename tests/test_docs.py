@@ -23,8 +23,7 @@ CLONE = "~/countdown-r1-zero/"  # where the worked example takes this project to
 
 def blocks(page, language):
     """The texts of a page's code blocks in a language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in found if name == language]
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page):
@@ -106,14 +105,11 @@ def test_worked_example_trains_and_its_accuracy_and_verdicts_are_on_the_page(
     assert "letters_in_answer" in run_to_end(script, cwd=tmp_path)
 
     run = tmp_path / "outputs" / "reverse"
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["before"]["n"] == 64 and 0 <= metrics["after"]["accuracy"] <= 1
-    reader = reader_of(run)
-    assert reader["steps"] == [0, 1, 2] and "letters_in_answer" in (run / "report.html").read_text()
-    for problem in reader["problems"]:
+    assert 0 <= json.loads((run / "metrics.json").read_text())["after"]["accuracy"] <= 1
+    assert "letters_in_answer" in (run / "report.html").read_text()
+    for problem in reader_of(run)["problems"]:
         assert len(problem["about"]["problem"]) == 4
-        for completion in problem["at"].values():
-            assert completion["verdict"] in ("correct", "wrong", "no answer")
+        assert {at["verdict"] for at in problem["at"].values()} <= {"correct", "wrong", "no answer"}
 
     monkeypatch.chdir(tmp_path)
     own = ["--reward_funcs", "reverse:reverse_reward", "--max_completion_length", "96"]
@@ -121,21 +117,14 @@ def test_worked_example_trains_and_its_accuracy_and_verdicts_are_on_the_page(
     assert "64 problems" in capsys.readouterr().out
 
 
-def flags_of_papers():
-    """The flags of each row of the table that has papers and flags."""
-    return re.findall(
-        r"^\| [^|]*arxiv[^|]* \| `([^`]+)` \|", (ROOT / "docs" / "recipes.md").read_text(), flags=re.MULTILINE
-    )
-
-
-def test_table_of_papers_is_read():
-    assert len(flags_of_papers()) == 5
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", flags_of_papers())
-def test_flags_of_each_paper_train(flags, tiny_model, tiny_data, tmp_path):
+def test_flags_of_each_paper_train(tiny_model, tiny_data, tmp_path):
+    row = r"^\| [^|]*arxiv[^|]* \| `([^`]+)` \|"
+    papers = re.findall(row, (ROOT / "docs" / "recipes.md").read_text(), flags=re.MULTILINE)
+    assert len(papers) == 5
     small = SMALL | {"steps_per_generation": 2, "max_steps": 2, "eval_strategy": "no", "eval_on_start": False}
-    paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
-    train_here(ROOT / "configs" / "tiny_cpu.yaml", *flags.split(), **small, **paths)
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
+    for number, flags in enumerate(papers):
+        run = tmp_path / f"run{number}"
+        paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": run}
+        train_here(ROOT / "configs" / "tiny_cpu.yaml", *flags.split(), **small, **paths)
+        assert json.loads((run / "metrics.json").read_text())["steps"] == 2

@@ -5,26 +5,20 @@ bash tests/run.sh tests/test_hostile_text.py
 With --all, texts are as long as a megabyte, computer algebra takes part, and hypothesis makes up 14,000 more.
 """
 
-import html.parser
 import json
-import os
-import resource
-import subprocess
-import sys
+import time
+from types import SimpleNamespace
 
 import pytest
-from conftest import PATIENCE, rows_of
+from conftest import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero import ROOT
 from r1zero.grading import algebra, sandbox
 from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, count_behaviours, name_mistake
 from r1zero.grading.extract import extract_answer
-from r1zero.report import completions as completions_reader
 from r1zero.report import console
-from r1zero.report import page as report
-from r1zero.report.completions import LONGEST, visible
+from r1zero.report.completions import LONGEST, read_completion, visible
 from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
@@ -36,7 +30,7 @@ REWARDS = {
     "boxed number": (boxed_math_reward, {"solution": "391"}, BOXED),
     "boxed formula": (boxed_math_reward, {"solution": r"x^2-\frac{1}{3}"}, BOXED),
     "boxed equation": (boxed_math_reward, {"solution": "y=2x+7"}, BOXED),
-    "code": (code_reward, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, {0.0, 0.5}),  # of NoSandbox
+    "code": (code_reward, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, {0.0, 0.5}),  # see stand_ins
 }
 
 
@@ -73,13 +67,6 @@ def attacks(size):
     return texts
 
 
-class NoSandbox:
-    """What stands for the sandbox: a process for each program would take too long."""
-
-    def share_passed(self, programs, tests):
-        return [0.0 if program is None else 0.5 for program in programs]
-
-
 def rewarded(completions):
     """What every reward makes of some completions: {name: a value for each}."""
     found = {}
@@ -94,7 +81,7 @@ def scored(texts):
         "behaviours": [count_behaviours(text) for text in texts],
         "mistakes": [name_mistake(text, 9) for text in texts],
         "console": [console.completion_lines(row_of(text)) for text in texts],
-        "page": [completions_reader.read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
+        "page": [read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
     }
 
 
@@ -126,15 +113,18 @@ def is_harmless(text, longest=LONGEST):
     return text.replace("\n", "").replace("\t", "").isprintable() and len(text) <= escapes * (longest + 100)
 
 
-def put_stand_ins(patch):
-    """Computer algebra that decides nothing, and no sandbox. Their time is bounded: see their own tests."""
-    patch.setattr(algebra, "ask_helper", lambda pairs: [None] * len(pairs))
-    patch.setattr(sandbox, "SHARED", [NoSandbox()])
+ASK_HELPER = algebra.ask_helper  # the real one
 
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    put_stand_ins(monkeypatch)
+    """Computer algebra that decides nothing, and no sandbox. Their time is bounded: see their own tests."""
+
+    def share_passed(programs, tests):
+        return [0.0 if program is None else 0.5 for program in programs]
+
+    monkeypatch.setattr(algebra, "ask_helper", lambda pairs: [None] * len(pairs))
+    monkeypatch.setattr(sandbox, "SHARED", [SimpleNamespace(share_passed=share_passed)])
 
 
 def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented():
@@ -166,37 +156,24 @@ def test_any_text_gets_a_documented_value_the_same_in_any_batch(examples):
     holds()
 
 
-def in_another_process(size, *flags):
-    """What another process makes of all attacks, with other hashes, and what it writes to the terminal."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
-    command = [sys.executable, __file__, str(size), *flags]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert run.returncode == 0, f"{run.returncode}: -24 is the end of its processor time\n{run.stderr[-4000:]}"
-    return json.loads(run.stdout), run.stderr
-
-
-def main(size, *flags):
-    """Prints what is made of all attacks. A process that works longer than only a hang could is ended."""
-    resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
-    ask_helper, algebra.BATCH_SECONDS = algebra.ask_helper, 3
-    with pytest.MonkeyPatch.context() as patch:
-        put_stand_ins(patch)
-        if "--algebra" in flags:
-            patch.setattr(algebra, "ask_helper", ask_helper)
-        print(json.dumps(scored(attacks(int(size)))))
-
-
 @pytest.mark.slow
-def test_attacks_are_wrong_to_computer_algebra_too_and_nothing_of_them_reaches_the_terminal():
-    found, written = in_another_process(10**4, "--algebra")
-    assert found == scored(attacks(10**4))
+def test_attacks_are_wrong_to_computer_algebra_too_and_nothing_of_them_reaches_the_terminal(monkeypatch, capfd):
+    texts = attacks(10**4)
+    expected = rewarded(texts)
+    algebra.CLIENT.stop()  # the next helper writes to the terminal of this test
+    monkeypatch.setattr(algebra, "ask_helper", ASK_HELPER)
+    monkeypatch.setattr(algebra, "BATCH_SECONDS", 3)
+    assert rewarded(texts) == expected
+    written = capfd.readouterr().err
     assert is_harmless(written) and "Traceback" not in written
 
 
 @pytest.mark.slow
 def test_a_megabyte_of_anything_is_read_in_linear_time():
-    """A pattern that is not linear would take the process's time many times over."""
-    check(in_another_process(10**6)[0])
+    """A pattern that is not linear would take the time many times over."""
+    began = time.process_time()
+    check(scored(attacks(10**6)))
+    assert time.process_time() - began < 300
 
 
 def test_of_a_megabyte_the_middle_is_left_out_and_said_so():
@@ -204,43 +181,3 @@ def test_of_a_megabyte_the_middle_is_left_out_and_said_so():
     shown = visible(text)
     assert shown.startswith("begin") and shown.endswith("end") and len(shown) < LONGEST + 100
     assert f"\n[{len(text) - LONGEST:,} characters are left out here]\n" in shown
-
-
-class Elements(html.parser.HTMLParser):
-    """The elements of a page with their attributes, and the text of the last one."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.texts = [], {}
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, attributes))
-
-    def handle_data(self, data):
-        if self.found:
-            self.texts[str(self.found[-1])] = self.texts.get(str(self.found[-1]), "") + data
-
-
-def page_of(texts, path):
-    """The elements of the page of a run whose completions are these texts."""
-    problems = []
-    for text in texts:
-        about, completion = completions_reader.read_completion(row_of(text), TABLES_BEFORE)
-        problems.append({"prompt": "3*3 = ", "about": about, "at": {0: completion}})
-    reader = {"steps": [0], "problems": problems, "of": len(problems)}
-    report.render(path, title="a run", about="", tables=[], charts=[], reader=reader, configs={})
-    return Elements(path.read_text(encoding="utf-8"))
-
-
-def test_page_has_the_same_elements_whatever_the_completions_are(tmp_path):
-    texts = attacks(10**4)
-    page = page_of(texts, tmp_path / "page.html")
-    assert page.found == page_of(["harmless"], tmp_path / "page.html").found
-    (data,) = [text for element, text in page.texts.items() if "('id', 'data')" in element]
-    assert [problem["at"]["0"]["text"] for problem in json.loads(data)["problems"]] == list(map(visible, texts))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

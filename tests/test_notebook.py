@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -20,19 +19,6 @@ def as_python(cell):
     """A cell with its lines for a shell, and its changes of folder, as calls of `shell` and `cd`."""
     cell = re.sub(r"^( *)!(.*)$", r"\1shell(f'''\2''')", cell, flags=re.MULTILINE)
     return re.sub(r"^%cd (.*)$", r"cd('\1')", cell, flags=re.MULTILINE)
-
-
-def copy_of_the_project(folder):
-    """A repository with the files of this one as they are now, to be cloned."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    author = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "as it is"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
 
 
 @pytest.mark.slow
@@ -62,7 +48,7 @@ def test_all_cells_train_the_embedded_default_beside_an_old_driver(tmp_path, mon
     names = {}
     exec(settings, names)
     assert names.keys() >= {"REPO", "FLAGS"}
-    names |= {"REPO": copy_of_the_project(tmp_path / "project"), "shell": shell, "cd": os.chdir}
+    names |= {"REPO": ROOT, "shell": shell, "cd": os.chdir}  # the last commit is cloned
     names["FLAGS"] = " ".join(["--config", "configs/tiny_cpu.yaml", *words(flags)])
     for cell in cells:
         exec(as_python(cell), names)

@@ -7,6 +7,7 @@ import yaml
 from conftest import parser
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from trl import GRPOConfig
+from trl.generation import vllm_generation
 from trl.kernels import chunked_logprob
 from trl.trainer import grpo_trainer, utils
 
@@ -40,6 +41,12 @@ def test_buffers_and_tiles_of_the_memory_estimate_are_those_of_the_libraries():
     assert (memory.BUCKET, memory.LIVE) == (zero.reduce_bucket_size, zero.max_live_parameters)
     assert memory.TILE_TOKENS == chunked_logprob.TOKEN_CHUNK_SIZE
     assert memory.TILE_ENTRIES == utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
+def test_push_of_an_adapter_is_a_merge_and_its_opposite():
+    """r1zero/training/lora.py keeps the base exact in these two calls alone; tests/test_lora.py shows that it does."""
+    source = inspect.getsource(vllm_generation)
+    assert source.count("model.merge_adapter()") == source.count("model.unmerge_adapter()") == 1
 
 
 def test_choices_are_texts_that_trl_knows():

@@ -14,9 +14,9 @@ from r1zero.preflight import hardware
 from r1zero.training import vllm as vllm_settings
 
 
-def values(*flags, config=TINY):
+def values(*flags):
     """Every setting of a recipe that generates with a server."""
-    return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=config)
+    return settings("--use_vllm", "true", "--vllm_mode", "server", *flags, config=TINY)
 
 
 def test_plan_says_what_starts_the_server(tmp_path, tiny_model, tiny_data, monkeypatch, capsys):
@@ -42,19 +42,21 @@ def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():
 def asked(monkeypatch, tmp_path):
     """What the engine of a process is built with, as a dict, for a run's settings."""
 
-    def ask(group=0, dtype="float32", **settings):
+    def ask(group=0, **settings):
         # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
         settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
-        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype=dtype))
+        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype="float32"))
         return llm(model="path", seed=group)
 
     return ask
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_engine_computes_in_the_type_of_the_update(asked, bf16, dtype):
-    assert asked(bf16=bf16)["dtype"] == dtype
+def test_engine_has_the_updates_type_and_every_run_and_group_a_seed_of_its_own(asked):
+    assert [asked(bf16=bf16)["dtype"] for bf16 in (True, False)] == ["bfloat16", "float32"]
+    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
+    assert seeds[0] == asked(0, seed=0)["seed"]
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
@@ -64,9 +66,3 @@ def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch
     before = sys.getrefcount(None)
     asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
     assert (sys.getrefcount(None) - before > 1 << 29) == sleeps
-
-
-def test_every_run_and_every_group_samples_with_a_seed_of_its_own_the_same_each_time(asked):
-    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
-    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
-    assert seeds[0] == asked(0, seed=0)["seed"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests with a real vLLM on the CPU, in an environment of their own, .venv-vllm: eight minutes on two cores.
+# Runs the tests with a real vLLM on the CPU, in an environment of their own, .venv-vllm: ten minutes on two cores.
 # The first call also builds vLLM from its source package and installs everything: docs/recipes.md.
 #   bash tests/vllm.sh [pytest flags]
 #   VLLM_WHEEL=path bash tests/vllm.sh [pytest flags]     # takes a vLLM for the CPU that was built before
@@ -12,18 +12,30 @@ if [ ! -x .venv-vllm/bin/pip ]; then
 fi
 source .venv-vllm/bin/activate
 
-# The project with PyTorch's build for the CPU; some machines have it at hand
+# The versions of configs/locks, without their hashes: PyTorch's build for the CPU is another one
+constraints=.venv-vllm/constraints.txt
+grep -h '==' configs/locks/base.txt configs/locks/gpu.txt | tr -d '\\' >$constraints
+torch=$(sed -n 's/^ *"torch==\(.*\)",$/\1/p' pyproject.toml)+cpu
 if ! cmp -s pyproject.toml .venv-vllm/installed-project; then
     echo "installing into .venv-vllm (a few minutes, once)"
-    torch=$(sed -n 's/^ *"torch==\(.*\)",$/\1/p' pyproject.toml)+cpu
-    python -m pip install -q "torch==$torch" ||
+    python -m pip install -q "torch==$torch" || # some machines have it at hand
         python -m pip install -q "torch==$torch" --index-url https://download.pytorch.org/whl/cpu
-    python -m pip install -q -e ".[dev]" -c tests/vllm_constraints.txt
+    python -m pip install -q -e ".[dev]" -c $constraints
     cp pyproject.toml .venv-vllm/installed-project
 fi
-if ! cat tests/build_vllm_cpu.py tests/vllm_constraints.txt <(echo "$wheel") | cmp -s - .venv-vllm/installed-vllm; then
-    python tests/build_vllm_cpu.py ${wheel:+--wheel "$wheel"}
-    cat tests/build_vllm_cpu.py tests/vllm_constraints.txt <(echo "$wheel") >.venv-vllm/installed-vllm
+wanted=$(cat tests/build_vllm_cpu.py $constraints <(echo "$wheel") | cksum)
+if [ "$(cat .venv-vllm/installed-vllm 2>/dev/null)" != "$wanted" ]; then
+    if [ -z "$wheel" ]; then
+        python tests/build_vllm_cpu.py .venv-vllm/wheels
+        wheel=$(ls -t .venv-vllm/wheels/vllm-*.whl | sed -n 1p)
+        echo "built $wheel; VLLM_WHEEL=$wheel installs it again"
+    fi
+    python -m pip install -q --no-deps --force-reinstall "$wheel"
+    # What it needs, but for its pins for building it, and for what no text model needs: audio, vision, Intel's OpenMP
+    python -c 'from importlib.metadata import requires; print(*requires("vllm"), sep="\n")' |
+        grep -Ev '^(torch|setuptools|intel-openmp)' >.venv-vllm/needed.txt
+    python -m pip install -q --no-warn-conflicts "torch==$torch" -r .venv-vllm/needed.txt -c $constraints
+    echo "$wanted" >.venv-vllm/installed-vllm
 fi
 
 export VLLM_NO_USAGE_STATS=1 # vLLM would report usage over the network

@@ -1,7 +1,7 @@
 """train_countdown.py for the tests of several processes and of vLLM: the same script, prepared and then run as it is.
 
-- Sampling takes a row's place in its group where it would take a random number: the completions, and with them the
-  gradient, no longer depend on how many processes share the batch. Where vLLM generates, engine.py does the like.
+- Sampling takes a row's place in its group where it would take a random number, and vLLM takes it for a seed: the
+  completions, and with them the gradient, no longer depend on how many processes share the batch.
 - FSDP: accelerate has it only between GPUs, so it is told that gloo is between GPUs.
 
 The last line of a run says what accelerate made of the launcher's configuration.
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-stand_in, sys.path[0] = sys.path[0], str(ROOT)  # as if the script itself had been started
+sys.path[0] = str(ROOT)  # as if the script itself had been started
 
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
@@ -38,10 +38,20 @@ def place_in_group(probabilities, num_samples):
 torch.multinomial = place_in_group
 generation.draw = lambda probabilities: place_in_group(probabilities, 1).squeeze(1)
 if "--use_vllm" in sys.argv:
-    sys.path.append(stand_in)
-    import engine
+    import vllm
 
-    engine.put_in_place()
+    class Engine(vllm.LLM):
+        def __init__(self, **settings):
+            super().__init__(**settings, enforce_eager=True)  # compiling takes longer than these short runs
+            sys.stdout.write(f"\nengine computes in {self.llm_engine.model_config.dtype}\n")
+
+        def generate(self, prompts, sampling_params, **settings):
+            each = [sampling_params.clone() for _ in prompts]
+            for place, own in enumerate(each):
+                own.seed = place % GROUP
+            return super().generate(prompts, each, **settings)
+
+    vllm.LLM = Engine
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
