@@ -1,13 +1,19 @@
-"""The supervised warm start, and the whole way of a pretrained model.   bash tests/run.sh tests/test_warm_start.py"""
+"""The supervised warm start, and the whole way of a pretrained model.   bash tests/run.sh tests/test_warm_start.py
 
+REAL_MODEL=FOLDER names a folder of real weights, with a chat template, for the last test.
+"""
+
+import json
+import os
 import random
 import re
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, run_to_end, words
+from conftest import ENVIRONMENT, ROOT, run_to_end, words
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
@@ -21,6 +27,7 @@ from r1zero.tiny_model import write_trace
 TRAIN = [sys.executable, ROOT / "train_countdown.py", "--config", ROOT / "configs" / "smollm2-135m.yaml"]
 SMALL = {"completions_per_step": 4, "per_device_train_batch_size": 4, "num_generations": 2, "logging_steps": 1}
 SMALL |= {"max_completion_length": 16, "per_device_eval_batch_size": 4}
+REAL_MODEL = os.environ.get("REAL_MODEL")
 
 
 @pytest.fixture
@@ -134,3 +141,26 @@ def test_recipe_makes_its_problems_and_its_model_and_trains_on(tmp_path, tiny_mo
     assert start.keys() == warm.keys() and not any(torch.equal(start[name], warm[name]) for name in start)
     assert warm.keys() == trained.keys()
     assert "wrote" not in run_to_end([*TRAIN, *words(flags), "--dry_run"], cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_MODEL, reason="needs real weights: REAL_MODEL=FOLDER")
+def test_real_model_trains_resumes_and_is_scored_with_its_own_chat_template(tmp_path):
+    """Two steps, of which the second is resumed."""
+    folder = Path(REAL_MODEL).resolve()
+    make = [sys.executable, ROOT / "preprocess.py", "countdown", "--template", "chat", "--tokenizer", folder]
+    printed = run_to_end([*make, "--train_size", 8, "--test_size", 4], cwd=tmp_path)
+    assert "Let me solve this step by step.\n<think>" in printed
+    flags = SMALL | {"model_name_or_path": folder, "data_dir": "data/countdown", "output_dir": "run"}
+    flags |= {"save_steps": 1, "eval_steps": 1}
+    for step in (1, 2):
+        more = ["--resume_from_checkpoint", "auto"] if step == 2 else []
+        printed = run_to_end([*TRAIN, *words(flags | {"max_steps": step}), *more], cwd=tmp_path)
+    assert "resumes from run/checkpoint-1" in printed
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert all(entry["grad_norm"] >= 0 for entry in state["log_history"] if "grad_norm" in entry)
+    score = [sys.executable, "-m", "r1zero.evaluate", "--model", "run", "--data", "data/countdown/test.parquet"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    printed = run_to_end([*score, "--max_completion_length", 16, "--use_cpu"], environment, tmp_path)
+    assert "4 problems" in printed

@@ -173,19 +173,20 @@ def parse(argv):
         nargs="+",
         help="functions of rewards.py, or your own as module:function; default: those of rewards.py for the columns",
     )
-    parser.add_argument("--limit", type=int, help="score so many problems, chosen by the seed; default: all")
-    parser.add_argument("--n", type=int, default=1, help="completions of each problem; above 1 for pass@k")
+    parser.add_argument("--limit", type=at_least(1), help="score so many problems, chosen by the seed; default: all")
+    parser.add_argument("--n", type=at_least(1), default=1, help="completions of each problem; above 1 for pass@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    parser.add_argument("--max_completion_length", type=int, default=1024, help="tokens; default 1024")
-    parser.add_argument("--batch_size", type=int, help="problems at a time; default 64 / n, with vLLM 1024 / n")
-    parser.add_argument("--seed", type=int, default=0, help="of --limit and of sampling")
+    parser.add_argument("--max_completion_length", type=at_least(1), default=1024, help="tokens; default 1024")
+    parser.add_argument("--batch_size", type=at_least(1), help="problems at once; default 64 / n, with vLLM 1024 / n")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of --limit and of sampling")
     parser.add_argument("--backend", choices=("vllm", "transformers"), help="default: vllm if it and a GPU are there")
     parser.add_argument("--use_cpu", action="store_true", help="compute on the CPU, even if there is a GPU")
     parser.add_argument("--allow_unsandboxed_code", action="store_true", help="run code without bubblewrap")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the Python code that a model comes with")
     args = parser.parse_args(argv)
-    if args.n > 1 and not args.temperature:
-        parser.error(f"--temperature 0 gives {args.n} equal completions: wanted above 0, such as 0.6, or --n 1")
+    if not 0 <= args.temperature < math.inf or (args.n > 1 and not args.temperature):
+        found = f"--temperature {args.temperature:g} with --n {args.n}"
+        parser.error(f"{found}: wanted above 0, such as 0.6, or 0 with --n 1")
     import torch
 
     gpu = torch.cuda.is_available() and not args.use_cpu
@@ -198,6 +199,17 @@ def parse(argv):
         completions = 1024 if args.backend == "vllm" else 64
         args.batch_size = max(1, completions // args.n)
     return args
+
+
+def at_least(lowest):
+    """Return the type of a flag, for argparse: whole numbers from `lowest` on."""
+
+    def number(text):
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text}, wanted at least {lowest}")
+        return int(text)
+
+    return number
 
 
 def print_engine(args, problems, state):

@@ -16,13 +16,54 @@ from r1zero import processes, schedule
 from r1zero.preflight import settings
 
 CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
-RENAMED = {  # a setting that TRL or transformers had before: the setting now, or what to do
+DATA = "data_dir names a folder that preprocess.py has written"
+RENAMED = {  # a setting of before or of another project: the setting here, or what to do; of verl its last word
+    # TRL and transformers
     "torch_dtype": "dtype",
+    "vllm_dtype": "dtype",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "max_new_tokens": "max_completion_length",
+    "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
     "warmup_ratio": "pass it as warmup_steps, which is a share of all steps below 1",
     "max_prompt_length": "TRL has it no more; preprocess.py --max_prompt_length leaves out longer prompts",
+    "overwrite_output_dir": "leave it out, as an earlier run's folder is moved aside",
+    "save_safetensors": "leave it out, as nothing else is saved",
+    "vllm_device": "leave it out, as vllm_mode colocate generates on the GPUs of training",
+    "logging_dir": "write env: {TENSORBOARD_LOGGING_DIR: FOLDER} into the recipe",
+    # open-r1 and X-R1
+    "dataset_name": DATA,
+    "dataset_config": DATA,
+    "dataset_train_split": DATA,
+    "dataset_test_split": DATA,
+    "dataset_prompt_column": f"it is prompt; {DATA}",
+    "system_prompt": "it is a part of the prompts, which preprocess.py writes",
+    "chat_template": "it is the tokenizer's own; preprocess.py --tokenizer writes prompts with it",
+    "hub_model_revision": "hub_revision",
+    "wandb_entity": "write env: {WANDB_ENTITY: NAME} into the recipe",
+    "wandb_project": "write env: {WANDB_PROJECT: NAME} into the recipe",
+    # verl
+    "train_files": DATA,
+    "val_files": DATA,
+    "train_batch_size": "completions_per_step is that number of prompts times num_generations",
+    "max_response_length": "max_completion_length",
+    "path": "model_name_or_path",
+    "lr": "learning_rate",
+    "n": "num_generations",
+    "kl_coef": "beta",
+    "kl_loss_coef": "beta",
+    "clip_ratio": "epsilon",
+    "clip_ratio_high": "epsilon_high",
+    "ppo_epochs": "num_iterations",
+    "ppo_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "tensor_model_parallel_size": "vllm_tensor_parallel_size",
+    "total_epochs": "num_train_epochs",
+    "total_training_steps": "max_steps",
+    "save_freq": "save_steps",
+    "test_freq": "eval_steps",
+    "experiment_name": "run_name",
+    "default_local_dir": "output_dir",
 }
 
 
@@ -103,7 +144,7 @@ def unknown_settings(words, known):
     for word in [word for word in words if word.startswith("--")] or words:
         name = word.lstrip("-").split("=")[0]
         nearest = difflib.get_close_matches(name, known, n=1) or ["nothing has a name like it; see --help"]
-        meant = RENAMED.get(name, nearest[0])
+        meant = RENAMED.get(name.split(".")[-1], nearest[0])
         errors.append(f"{name}: {f'did you mean {meant}?' if meant in known else meant}")
     return errors
 
