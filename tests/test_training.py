@@ -1,5 +1,6 @@
 """Runs of train_countdown.py in this process.   bash tests/run.sh tests/test_training.py"""
 
+import collections
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from r1zero.estimate.hours import Card
 from r1zero.report import page
 from r1zero.report.console import Console
 from r1zero.training import generation, lora, phases
@@ -72,6 +74,22 @@ def test_seconds_of_each_phase_are_logged_once_a_step(run):
     found, metrics = {name: seconds for name, seconds in seconds.items() if seconds}, read(run[0] / "metrics.json")
     assert metrics["phases"].keys() == found.keys() | {"evaluation"}
     assert metrics["phases"]["step"] == pytest.approx(sum(step["profiling/step"] for step in steps), abs=0.06)
+
+
+def test_mfu_is_of_whole_generations_and_counts_no_gradient_of_frozen_weights():
+    """Two optimizer steps a generation, two processes, 100 trained and 100 frozen weights."""
+    model = torch.nn.ParameterList([torch.ones(100), torch.nn.Parameter(torch.ones(100), requires_grad=False)])
+    metrics = collections.defaultdict(list)
+    device = SimpleNamespace(type="cpu")
+    trainer = SimpleNamespace(model=model, _metrics={"train": metrics}, accelerator=SimpleNamespace(device=device))
+    measured = phases.Phases(trainer, None)
+    measured.kind, measured.tokens = Card(80, operations=1e6, bytes=1), 50
+    args = SimpleNamespace(steps_per_generation=2, num_iterations=1, gradient_accumulation_steps=1, world_size=2)
+    for step in (1, 2, 3, 4):
+        measured.spent += 1.5
+        tokens = 50 + 600 * (step // 2)
+        measured.measure_utilization(args, SimpleNamespace(global_step=step, num_input_tokens_seen=tokens))
+    assert metrics["mfu"] == pytest.approx([600 * (6 + 4) * 100 / (3.0 * 2e6)] * 2)
 
 
 def test_extremes_are_logged_and_each_phase_is_shown_as_it_begins(run):

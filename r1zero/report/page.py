@@ -121,6 +121,7 @@ def what_it_took(run):
         ("seconds a step", f"{seconds / max(1, metrics['steps']):,.2f}"),
         ("where the time went", ", ".join(f"{name} {taken / seconds:.0%}" for name, taken in phases) or "-"),
         ("memory", memory_text(extremes)),
+        ("MFU", text_of(extremes.get("mfu"), "{:.1%}")),
         ("longest prompt (tokens)", text_of(extremes.get("prompts/max_length"), "{:,.0f}")),
         ("least and greatest reward", rewards),
         ("completions", f"{metrics['completions']:,}"),

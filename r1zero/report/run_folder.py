@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 
 import yaml
 from filelock import FileLock, Timeout
@@ -23,7 +24,14 @@ from r1zero.files import checksums, replaced
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 
 # Metrics of which metrics.json has the extreme of the run
-EXTREMES = {"memory/card": max, "memory/process": max, "prompts/max_length": max, "reward_min": min, "reward_max": max}
+EXTREMES = {
+    "memory/card": max,
+    "memory/process": max,
+    "prompts/max_length": max,
+    "reward_min": min,
+    "reward_max": max,
+    "mfu": fmean,
+}
 
 CLAIMED = {}  # {path: FileLock} of the output folders that no other run may write to
 
@@ -263,7 +271,7 @@ def phase_seconds(log_history):
 
 
 def extremes(log_history, estimated=None):
-    """Return the extreme (dict) of each of EXTREMES that was logged. estimated: preflight's GiB a card, or None."""
+    """Return the extreme (dict) of each of EXTREMES that was logged, of the MFU its mean. estimated: preflight's GiB a card, or None."""
     found = {"memory/estimated": round(estimated, 3)} if estimated else {}
     for name, of in EXTREMES.items():
         keys = (name, f"eval_{name}")

@@ -11,6 +11,9 @@ import time
 import torch
 from transformers import TrainerCallback
 
+from r1zero import schedule
+from r1zero.estimate import hours
+
 PROFILE = {  # names in TRL's profile
     "transformers.generate": "generation",
     "vLLM.generate": "generation",
@@ -70,6 +73,9 @@ class Phases(TrainerCallback):
         self.metrics = trainer._metrics["train"]  # lists, of which TRL logs the means
         self.seconds = None  # of the phases of this step, None outside of one
         self.card = 0.0  # GiB
+        is_cuda = trainer.accelerator.device.type == "cuda"
+        self.kind = hours.find_card(torch.cuda.get_device_name()) if is_cuda else None  # None: no MFU
+        self.tokens, self.spent = None, 0.0  # that were generated before this generation, seconds of its steps
 
     def add(self, phase, since):
         end = now()
@@ -112,7 +118,23 @@ class Phases(TrainerCallback):
         ):
             self.metrics[name] = [of([*self.metrics[name], value])]  # since the last logging step
 
+    def measure_utilization(self, args, state):
+        """Log the MFU of a generation at its last step: operations of its update over what the cards can do.
+
+        A token takes 2 operations a parameter forward, 2 backward, and 2 more for the gradient of a trained one.
+        """
+        if self.kind is None or state.global_step % max(1, int(schedule.span(args))):
+            return
+        operations = 0
+        for weight in self.trainer.model.parameters():
+            operations += (6 if weight.requires_grad else 4) * getattr(weight, "ds_numel", weight.numel())  # of ZeRO-3
+        operations *= (state.num_input_tokens_seen - self.tokens) * args.num_iterations
+        self.metrics["mfu"].append(operations / (self.spent * self.kind.operations * args.world_size))
+        self.tokens, self.spent = state.num_input_tokens_seen, 0.0
+
     def on_step_begin(self, args, state, control, **kwargs):
+        if self.tokens is None:
+            self.tokens = state.num_input_tokens_seen
         self.seconds, self.began = dict.fromkeys(PHASES, 0.0), now()
 
     def on_substep_end(self, args, state, control, **kwargs):
@@ -130,6 +152,8 @@ class Phases(TrainerCallback):
         self.add("step", self.began)
         for phase, seconds in self.seconds.items():
             self.metrics[f"profiling/{phase}"].append(seconds)
+        self.spent += self.seconds["step"]
+        self.measure_utilization(args, state)
         self.seconds = None
         self.measure_memory()
         self.show("")
