@@ -271,7 +271,7 @@ def phase_seconds(log_history):
 
 
 def extremes(log_history, estimated=None):
-    """Return the extreme (dict) of each of EXTREMES that was logged, of the MFU its mean. estimated: preflight's GiB a card, or None."""
+    """Return (dict) of each of EXTREMES that was logged its extreme or mean. estimated: preflight's GiB a card, or None."""
     found = {"memory/estimated": round(estimated, 3)} if estimated else {}
     for name, of in EXTREMES.items():
         keys = (name, f"eval_{name}")
