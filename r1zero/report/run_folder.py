@@ -271,7 +271,7 @@ def phase_seconds(log_history):
 
 
 def extremes(log_history, estimated=None):
-    """Return (dict) of each of EXTREMES that was logged its extreme or mean. estimated: preflight's GiB a card, or None."""
+    """Return the extreme or the mean of what was logged of EXTREMES, as a dict. estimated: GiB a card, or None."""
     found = {"memory/estimated": round(estimated, 3)} if estimated else {}
     for name, of in EXTREMES.items():
         keys = (name, f"eval_{name}")
