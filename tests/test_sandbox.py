@@ -5,7 +5,6 @@ kernel refuses it in the sandbox. Skipped if bubblewrap does not start, but a fa
 (CI=true). Programs that must pass have PATIENCE, which only a hang meets; those that must be ended have little time.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -18,6 +17,7 @@ import tracemalloc
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import CASES, ENVIRONMENT, PATIENCE, each_case, rows_of, wait_until, write_commands
 
@@ -54,12 +54,8 @@ def plain(no_bubblewrap):
 
 def processes_with(marker):
     """Ids of all processes on the machine whose command line holds the marker."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if marker.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+    every = psutil.process_iter(["cmdline"])
+    return [process.pid for process in every if marker in "".join(process.info["cmdline"] or ())]
 
 
 def share(box, program, *cases):
