@@ -30,13 +30,9 @@ def test_pair_has_its_verdict_by_text_or_by_algebra(patient, case):
     assert equal([case["gold"]], [case["answer"]]) == [expected]
 
 
-EMPTY = [("", ""), (" ", r"\,"), ("", "5")]
-LONG = [("1", "1" * 2_000), ("0.5", r"\frac{" * 140 + "1"), ("0.5", r"\frac{" * 70 + "1" + "}{1}" * 70)]
-
-
-@pytest.mark.parametrize(("gold", "answer"), EMPTY + LONG)
-def test_text_finds_different(gold, answer):
-    assert equal_exactly(gold, answer) is False
+@pytest.mark.parametrize("answer", ["1" * 2_000, r"\frac{" * 140 + "1", r"\frac{" * 70 + "1" + "}{1}" * 70])
+def test_text_decides_a_long_or_deep_answer(answer):
+    assert equal_exactly("0.5", answer) is False
 
 
 # What only computer algebra finds equal
@@ -93,14 +89,10 @@ BATCHES = {  # {what: (pairs, each as its seconds and its verdict; what a batch 
 @pytest.mark.parametrize("workers", [1, 2, 8, 100])
 @pytest.mark.parametrize(("pairs", "expected"), BATCHES.values(), ids=BATCHES)
 def test_each_pair_gets_a_short_try_and_those_that_overran_share_what_is_left(simulated, workers, pairs, expected):
-    assert judge(pairs, 6.0, Pool(workers), listening=lambda: None) == expected
+    pool = Pool(workers)
+    assert judge(pairs, 6.0, pool, listening=lambda: None) == expected
     assert simulated.now <= 6.01
-
-
-def test_pool_is_whole_after_a_batch_that_hung(simulated):
-    pool = Pool(2)
-    judge([(NEVER, True)] * 9, 6.0, pool, listening=lambda: None)
-    assert judge([(0.01, True)] * 9, 6.0, pool, listening=lambda: None) == [True] * 9
+    assert judge([(0.01, True)] * 9, 6.0, pool, listening=lambda: None) == [True] * 9, "the pool is whole"
 
 
 @pytest.fixture
