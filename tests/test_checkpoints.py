@@ -106,33 +106,25 @@ def test_another_number_of_processes_is_said_and_refused_if_deepspeed_cannot(tmp
     assert "saved by 2 processes and this run has 4" in error and "--num_processes 2" in error
 
 
-class TestSealer:
-    def step(self, tmp_path, step, history=(), **control):
-        arguments = SimpleNamespace(output_dir=str(tmp_path), eval_strategy="steps")
-        state = TrainerState(global_step=step, eval_steps=4, log_history=list(history))
-        return arguments, state, TrainerControl(**control)
+def test_save_for_which_there_is_no_room_does_not_begin(tmp_path, monkeypatch):
+    make(tmp_path / "checkpoint-4")
+    sealer, control = checkpoints.Sealer(), TrainerControl(should_save=True)
+    run = SimpleNamespace(output_dir=str(tmp_path)), TrainerState()
+    sealer.on_step_end(*run, control)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(OSError, match="a checkpoint takes 0 MB and 0 MB are free"):
+        sealer.on_step_end(*run, control)
+    sealer.on_step_end(*run, TrainerControl())
 
-    def test_save_is_sealed(self, tmp_path):
-        checkpoint = make(tmp_path / "checkpoint-4", sealed=False)
-        assert checkpoints.newest_name(tmp_path) is None
-        checkpoints.Sealer().on_save(*self.step(tmp_path, 4))
-        found = json.loads((checkpoint / checkpoints.SEAL).read_text())["files"]
-        assert set(found) == set(FILES) and checkpoints.newest_name(tmp_path) == "checkpoint-4"
 
-    def test_save_for_which_there_is_no_room_does_not_begin(self, tmp_path, monkeypatch):
-        make(tmp_path / "checkpoint-4")
-        checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-        with pytest.raises(OSError, match="a checkpoint takes 0 MB and 0 MB are free"):
-            checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
-        checkpoints.Sealer().on_step_end(*self.step(tmp_path, 9))
-
-    @pytest.mark.parametrize(("step", "evaluated", "expected"), [(8, 4, True), (8, 8, False), (6, 4, False)])
-    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, evaluated, expected):
-        """One is due every 4 steps."""
-        arguments, state, control = self.step(tmp_path, step, [{"step": evaluated, "eval_reward": 1.0}])
-        checkpoints.Sealer().on_train_begin(arguments, state, control)
-        assert arguments.eval_on_start == expected
+@pytest.mark.parametrize(("step", "evaluated", "expected"), [(8, 4, True), (8, 8, False), (6, 4, False)])
+def test_resumed_run_begins_with_the_evaluation_that_is_missing(step, evaluated, expected):
+    """One is due every 4 steps."""
+    arguments = SimpleNamespace(eval_strategy="steps")
+    history = [{"step": evaluated, "eval_reward": 1.0}]
+    state = TrainerState(global_step=step, eval_steps=4, log_history=history)
+    checkpoints.Sealer().on_train_begin(arguments, state, TrainerControl())
+    assert arguments.eval_on_start == expected
 
 
 class TestChanged:
