@@ -20,7 +20,6 @@ from test_evaluate import words as of_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
-from r1zero.evaluate import command
 from r1zero.preflight import hardware
 
 IS_HERE = any(found.version.endswith("+cpu") for found in distributions(name="vllm"))  # one for GPUs computes nothing
@@ -66,6 +65,16 @@ class TestProcesses:
         assert_same(run, alone, tiny_model)
 
 
+def evaluate(models, data, output_dir, processes=1, **flags):
+    """Greedy texts of models on held-out problems, a list for each model."""
+    output_dir.mkdir()
+    flags |= {"data": data / "test.parquet", "output_dir": output_dir}
+    command = [*accelerate(output_dir, "ddp", processes), "-m", "r1zero.evaluate", "--model", *models]
+    run_to_end([*command, *words(flags)])
+    tables = [pq.read_table(output_dir / model.name / "completions.parquet") for model in models]
+    return [table["completion"].to_pylist() for table in tables]
+
+
 class TestLearning:
     """The embedded default after a part of its warm-up: GRPO is to teach it patience, as it does without vLLM."""
 
@@ -107,23 +116,12 @@ class TestLearning:
         self.train(base, tmp_path / "run", resume_from_checkpoint="true")
         assert same_weights(tmp_path / "run", run[0])
 
-    def evaluate(self, models, base, output_dir, processes=1, **flags):
-        """Greedy texts of models on the first 96 problems: a dict of each model's folder to a list."""
-        flags |= {"data": base[1] / "test.parquet", "limit": 96, "max_completion_length": 128}
-        output_dir.mkdir()
-        command = [*accelerate(output_dir, "ddp", processes), "-m", "r1zero.evaluate", "--model", *models]
-        run_to_end([*command, *words(flags | {"output_dir": output_dir})])
-        texts = {}
-        for model in models:
-            table = pq.read_table(output_dir / model.name / "completions.parquet")
-            texts[model] = table["completion"].to_pylist()
-        return texts
-
     def test_evaluation_of_two_models_by_two_processes_gives_the_texts_of_transformers(self, run, base, tmp_path):
-        models = [base[0], run[0]]
-        expected = self.evaluate(models, base, tmp_path / "expected", backend="transformers")
-        assert expected[models[0]] != expected[models[1]]
-        assert self.evaluate(models, base, tmp_path / "found", processes=2, backend="vllm", batch_size=48) == expected
+        models, flags = [base[0], run[0]], {"limit": 96, "max_completion_length": 128}
+        expected = evaluate(models, base[1], tmp_path / "expected", backend="transformers", **flags)
+        assert expected[0] != expected[1]
+        flags |= {"processes": 2, "batch_size": 48}
+        assert evaluate(models, base[1], tmp_path / "found", backend="vllm", **flags) == expected
 
 
 def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(begin, tiny_model, tiny_data):
@@ -166,13 +164,12 @@ def test_evaluation_of_an_adapter_gives_the_texts_of_transformers(tiny_model, ti
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    texts = []
-    for backend in ("vllm", "transformers"):
-        flags = {"limit": 12, "max_completion_length": 24, "backend": backend}
-        command.main(of_evaluation([tmp_path / "adapter"], tiny_data / "test.parquet", tmp_path / backend, **flags))
-        table = pq.read_table(tmp_path / backend / "adapter" / "completions.parquet")
-        texts.append(table["completion"].to_pylist())
-    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+    flags = {"limit": 12, "max_completion_length": 24}
+    (found,), (expected,) = (
+        evaluate([tmp_path / "adapter"], tiny_data, tmp_path / backend, backend=backend, **flags)
+        for backend in ("vllm", "transformers")
+    )
+    assert found == expected and len(set(found)) > 1
 
 
 STOPPED = "r1zero.evaluate: stopped; what is done stays"
