@@ -4,9 +4,7 @@ The cases stand in tests/cases/rewards.tsv and behaviours.tsv, with texts and wh
 bash tests/run.sh tests/test_rewards.py
 """
 
-import ast
 import json
-import operator
 import re
 from collections import defaultdict
 from fractions import Fraction
@@ -14,7 +12,7 @@ from statistics import mean
 
 import pytest
 from conftest import each_case
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1zero.grading import algebra
@@ -130,7 +128,7 @@ expressions = st.recursive(
 def test_value_agrees_with_pythons_parser(expression):
     tokens = tokenize(expression)
     try:
-        expected = by_python(expression)
+        expected = eval(re.sub("([0-9]+)", r"Fraction(\1)", expression), {"Fraction": Fraction})
     except ZeroDivisionError:
         with pytest.raises(ZeroDivisionError):
             exact_value(tokens)
@@ -156,29 +154,3 @@ def test_text_is_counted(case):
             assert counts["answer_multiplies"] == expected
         case "mistake":
             assert name_mistake(text, 12) == expected and expected in MISTAKES
-
-
-@settings(max_examples=300)
-@given(st.text(max_size=80) | st.text(alphabet="0123456789+-*/() .=\n", max_size=80))
-@example("1+1=2" * 3)
-def test_true_equations_of_any_text_are_true(text):
-    for equation, is_true in equations(text).items():
-        left, right = equation.split("=")
-        assert (by_python(left) == by_python(right)) == is_true
-
-
-def by_python(side):
-    """The value of an expression or a decimal number by Python's own parser, as a Fraction."""
-    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-
-    def walk(node):
-        if isinstance(node, ast.BinOp):
-            return operators[type(node.op)](walk(node.left), walk(node.right))
-        if isinstance(node, ast.UnaryOp):
-            return -walk(node.operand) if isinstance(node.op, ast.USub) else walk(node.operand)
-        return Fraction(node.value)
-
-    if "." in side:
-        return Fraction(side)
-    whole = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", side)  # Python has no 007
-    return walk(ast.parse(whole, mode="eval").body)
