@@ -51,13 +51,10 @@ class TestProcesses:
 
     @pytest.mark.parametrize(
         ("strategy", "kind", "parallel"),
-        [
-            pytest.param("ddp", "MULTI_CPU", 1, id="DDP"),
-            pytest.param("zero2", "DEEPSPEED 2", 1, id="ZeRO-2"),
-            pytest.param("zero3", "DEEPSPEED 3", 2, id="ZeRO-3 and an engine over both processes"),
-        ],
+        [("ddp", "MULTI_CPU", 1), ("zero2", "DEEPSPEED 2", 1), ("zero3", "DEEPSPEED 3", 2)],
     )
     def test_two_processes_train_as_one(self, launch_tiny, alone, tiny_model, strategy, kind, parallel):
+        """With ZeRO-3 one engine is spread over both processes."""
         run = launch_tiny(strategy, use_vllm=True, vllm_tensor_parallel_size=parallel)
         assert run.said("ran as") == [f"2 processes on 1 machines, {kind}"]
         assert run.said("engine computes in") == ["torch.float32"] * 2
@@ -141,10 +138,8 @@ def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(be
     assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
 
 
-@pytest.mark.parametrize(
-    ("dtype", "nearest"),
-    [pytest.param("float32", 1e-4, id="float32"), pytest.param("bfloat16", 0.1, id="bfloat16, 8 bits of a number")],
-)
+# bfloat16 has 8 bits of a number
+@pytest.mark.parametrize(("dtype", "nearest"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_engine_and_trainer_agree_at_every_push_of_an_adapter(tmp_path, tiny_model, tiny_data, dtype, nearest):
     flags = SMALL | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
     flags |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
