@@ -6,18 +6,18 @@ bash tests/run.sh tests/test_algebra.py
 
 import math
 import os
+import re
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import psutil
 import pytest
-from conftest import each_case, rows_of, wait_until
+from conftest import PATIENCE, each_case, rows_of
 from test_hostile_text import ATTACKS
 
-from r1zero import ROOT
 from r1zero.grading import algebra
 from r1zero.grading.algebra import CLIENT, Pool, ask_helper, judge
 from r1zero.grading.latex import equal, equal_exactly
@@ -119,8 +119,8 @@ def test_helper_and_worker_that_were_killed_are_replaced(monkeypatch, patient):
     assert ask_helper([("3x", "x+2x")]) == [True]
     second = CLIENT.process.pid
     assert second != first
-    for pid in set(processes_of(second)) - {second}:
-        os.kill(pid, signal.SIGKILL)
+    for worker in psutil.Process(second).children():
+        worker.kill()
     ask_helper([("4x", "x+3x")])  # costs one verdict at most
     assert ask_helper(GOOD) == [True] * len(GOOD)
 
@@ -136,29 +136,20 @@ def test_helper_is_ours_in_a_folder_with_files_of_the_same_names(monkeypatch, tm
     assert ask_helper([("2x", "x+x")]) == [True]
 
 
-def processes_of(session):
-    """Ids of the processes of a session: a helper, whose id it has, and its workers."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,sid="], capture_output=True, text=True, check=True).stdout
-    found = [line.split() for line in listed.splitlines()]
-    return [int(pid) for pid, sid in found if int(sid) == session]
-
-
 SCRIPT = """
-import pathlib, sys
 from r1zero.grading import algebra
 algebra.BATCH_SECONDS = 600
 algebra.ask_helper([("2x", "x+x")])
-pathlib.Path(sys.argv[1]).write_text(f"{algebra.CLIENT.process.pid}\\n")
+print(f"\\nhelper {algebra.CLIENT.process.pid}", flush=True)
 algebra.ask_helper([("2x", f"9^{{9^{{9^9}}}}+{i}") for i in range(64)])
 """
 
 
-def test_no_process_is_left_behind_by_a_parent_that_is_killed_in_a_batch_of_bombs(tmp_path):
-    path = tmp_path / "pid"
-    with subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
-        wait_until(lambda: path.is_file() and path.read_text().endswith("\n"))
-        time.sleep(0.5)  # into the bombs
-        helper = int(path.read_text())
-        assert len(processes_of(helper)) >= 2, "the helper and a worker"
-        parent.kill()
-    wait_until(lambda: not processes_of(helper))
+def test_no_process_is_left_behind_by_a_parent_that_is_killed_in_a_batch_of_bombs(begin):
+    run = begin([sys.executable, "-c", SCRIPT])
+    helper = psutil.Process(int(run.await_(lambda: re.search(r"\nhelper (\d+)\n", run.text()))[1]))
+    time.sleep(0.5)  # into the bombs
+    workers = helper.children()
+    assert workers
+    run.end()
+    assert psutil.wait_procs([helper, *workers], timeout=PATIENCE)[1] == []
