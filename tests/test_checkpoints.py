@@ -60,8 +60,9 @@ def test_every_file_that_is_cut_short_empty_changed_or_missing_is_named(tmp_path
     assert checkpoints.faults(checkpoint) == []
 
 
-def choose(folder, given, strategy=ONE):
-    return checkpoints.choose(SimpleNamespace(resume_from_checkpoint=given, output_dir=str(folder)), strategy)
+def choose(folder, given, strategy=ONE, steps=None, **values):
+    values = SimpleNamespace(resume_from_checkpoint=given, output_dir=str(folder), **values)
+    return checkpoints.choose(values, strategy, steps)
 
 
 @pytest.mark.parametrize("given", ["true", "auto"])
@@ -106,72 +107,53 @@ def test_another_number_of_processes_is_said_and_refused_if_deepspeed_cannot(tmp
     assert "saved by 2 processes and this run has 4" in error and "--num_processes 2" in error
 
 
-class TestSealer:
-    def step(self, tmp_path, step, history=(), **control):
-        arguments = SimpleNamespace(output_dir=str(tmp_path), eval_strategy="steps")
-        state = TrainerState(global_step=step, eval_steps=4, log_history=list(history))
-        return arguments, state, TrainerControl(**control)
-
-    def test_save_is_sealed(self, tmp_path):
-        checkpoint = make(tmp_path / "checkpoint-4", sealed=False)
-        assert checkpoints.newest_name(tmp_path) is None
-        checkpoints.Sealer().on_save(*self.step(tmp_path, 4))
-        found = json.loads((checkpoint / checkpoints.SEAL).read_text())["files"]
-        assert set(found) == set(FILES) and checkpoints.newest_name(tmp_path) == "checkpoint-4"
-
-    def test_save_for_which_there_is_no_room_does_not_begin(self, tmp_path, monkeypatch):
-        make(tmp_path / "checkpoint-4")
-        checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-        with pytest.raises(OSError, match="a checkpoint takes 0 MB and 0 MB are free"):
-            checkpoints.Sealer().on_step_end(*self.step(tmp_path, 8, should_save=True))
-        checkpoints.Sealer().on_step_end(*self.step(tmp_path, 9))
-
-    @pytest.mark.parametrize(("step", "evaluated", "expected"), [(8, 4, True), (8, 8, False), (6, 4, False)])
-    def test_resumed_run_begins_with_the_evaluation_that_is_missing(self, tmp_path, step, evaluated, expected):
-        """One is due every 4 steps."""
-        arguments, state, control = self.step(tmp_path, step, [{"step": evaluated, "eval_reward": 1.0}])
-        checkpoints.Sealer().on_train_begin(arguments, state, control)
-        assert arguments.eval_on_start == expected
+def test_save_for_which_there_is_no_room_does_not_begin(tmp_path, monkeypatch):
+    make(tmp_path / "checkpoint-4")
+    sealer, control = checkpoints.Sealer(), TrainerControl(should_save=True)
+    run = SimpleNamespace(output_dir=str(tmp_path)), TrainerState()
+    sealer.on_step_end(*run, control)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(OSError, match="a checkpoint takes 0 MB and 0 MB are free"):
+        sealer.on_step_end(*run, control)
+    sealer.on_step_end(*run, TrainerControl())
 
 
-class TestChanged:
-    """Settings of a resumed run that its checkpoint decides, whatever is given."""
+@pytest.mark.parametrize(("step", "evaluated", "expected"), [(8, 4, True), (8, 8, False), (6, 4, False)])
+def test_resumed_run_begins_with_the_evaluation_that_is_missing(step, evaluated, expected):
+    """One is due every 4 steps."""
+    arguments = SimpleNamespace(eval_strategy="steps")
+    history = [{"step": evaluated, "eval_reward": 1.0}]
+    state = TrainerState(global_step=step, eval_steps=4, log_history=history)
+    checkpoints.Sealer().on_train_begin(arguments, state, TrainerControl())
+    assert arguments.eval_on_start == expected
 
-    BEFORE = {"learning_rate": 2e-4, "optim": "adamw_torch_fused", "save_strategy": "steps", "save_steps": 32}
-    BEFORE |= {"lora_target_modules": "all-linear", "max_steps": 96}
 
-    @pytest.fixture
-    def errors(self, tmp_path):
-        """The lines for a run that goes on with other settings."""
-        checkpoint = make(tmp_path / "run" / "checkpoint-4")
+BEFORE = dict.fromkeys([*checkpoints.DECIDED, "logging_strategy", "eval_strategy"])
+BEFORE |= {"learning_rate": 2e-4, "optim": "adamw_torch_fused", "save_strategy": "steps", "save_steps": 32}
+BEFORE |= {"lora_target_modules": "all-linear", "max_steps": 96}
+CHANGES = [  # in a resumed run; its steps; what is said of them
+    ({"learning_rate": 1e-5}, None, "learning_rate was 0.0002 and is 1e-05, but checkpoint-4 decides it: leave"),
+    ({"optim": "adafactor"}, None, "optim was adamw_torch_fused and is adafactor"),
+    ({"optim": OptimizerNames.ADAMW_TORCH_FUSED, "lora_target_modules": ["all-linear"], "max_steps": 200}, None, ""),
+    ({"save_steps": 16}, None, "save_steps was 32 and is 16"),
+    ({"save_steps": 16, "save_strategy": "no"}, None, ""),  # it is not used
+    ({"lr_scheduler_type": SchedulerType.COSINE}, 8, "a run of 4 steps, and with 8 its cosine learning rate would"),
+    ({"lr_scheduler_type": "cosine"}, 4, ""),  # it has no steps left
+    ({"lr_scheduler_type": "constant_with_warmup"}, 8, ""),
+]
 
-        def run(config=None, output_dir=tmp_path / "run", given="auto", steps=None, **changed):
-            (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(self.BEFORE) if config is None else config)
-            now = dict.fromkeys([*checkpoints.DECIDED, "logging_strategy", "eval_strategy"]) | self.BEFORE | changed
-            values = SimpleNamespace(**now, resume_from_checkpoint=given, output_dir=str(output_dir))
-            found = checkpoints.choose(values, ONE, steps)
-            assert found.checkpoint == checkpoint
-            return found.errors
 
-        return run
+@pytest.mark.parametrize(("changed", "steps", "said"), CHANGES)
+def test_settings_that_the_checkpoint_decides_are_refused_and_no_others(tmp_path, changed, steps, said):
+    make(tmp_path / "checkpoint-4")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BEFORE))
+    found = choose(tmp_path, "auto", steps=steps, **BEFORE | changed)
+    assert found.checkpoint and len(found.errors) == bool(said) and said in "".join(found.errors)
 
-    def test_are_refused_and_no_others(self, errors):
-        (line,) = errors(learning_rate=1e-5)
-        assert line.startswith("learning_rate was 0.0002 and is 1e-05, but checkpoint-4 decides it: leave it out")
-        assert len(errors(optim="adafactor", save_steps=16)) == 2
-        assert errors(lora_target_modules=["all-linear"], optim=OptimizerNames.ADAMW_TORCH_FUSED, max_steps=200) == []
-        assert errors(save_steps=16, save_strategy="no") == [], "it is not used"
 
-    def test_ended_run_gets_more_steps_only_if_its_learning_rate_goes_on(self, errors):
-        (line,) = errors(steps=8, lr_scheduler_type=SchedulerType.COSINE)
-        assert line.startswith("checkpoint-4 ended a run of 4 steps, and with 8 its cosine learning rate would")
-        assert errors(steps=4, lr_scheduler_type="cosine") == [], "it has none left"
-        assert errors(steps=8, lr_scheduler_type="constant_with_warmup") == []
-
-    def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(self, errors, tmp_path):
-        elsewhere = {"given": str(tmp_path / "run" / "checkpoint-4"), "output_dir": tmp_path / "other"}
-        assert errors(**elsewhere) == []
-        make(tmp_path / "other" / "checkpoint-2")
-        (line,) = errors(**elsewhere)
-        assert "other holds another run than " in line and line.endswith("name another")
+def test_folder_of_another_run_takes_no_checkpoint_from_elsewhere(tmp_path):
+    elsewhere, folder = make(tmp_path / "run" / "checkpoint-4"), tmp_path / "other"
+    assert choose(folder, str(elsewhere)) == checkpoints.Choice(elsewhere)
+    make(folder / "checkpoint-2")
+    (line,) = choose(folder, str(elsewhere)).errors
+    assert "other holds another run than " in line and line.endswith("name another")

@@ -1,30 +1,19 @@
 """Countdown's problems, drawn, told apart, split and sorted.   bash tests/run.sh tests/test_countdown_problems.py"""
 
 import random
-from argparse import Namespace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+import preprocess
 from r1zero.grading.arithmetic import solves_countdown
 from r1zero.tasks.countdown import CELL_METRICS, cells, draw_problems, make_splits, problem_id, solve, split_source
 
-ASKED = Namespace(
-    num_operands=[3, 4],
-    min_number=1,
-    max_number=99,
-    min_target=10,
-    max_target=100,
-    train_size=1001,
-    test_size=100,
-    seed=0,
-)
 
-
-@pytest.fixture(scope="module")
-def splits():
-    return make_splits(ASKED)
+def asked(flags):
+    """The arguments of preprocess.py countdown with these flags."""
+    return preprocess.read_arguments(["countdown", *flags.split()])
 
 
 def reachable(values):
@@ -49,20 +38,16 @@ def solved_by_sums(nums, target):
     return target in sums
 
 
-def test_problems_are_as_asked_half_of_each_size_and_none_comes_twice(splits):
-    train, test = splits
+def test_problems_are_as_asked_half_of_each_size_solvable_and_none_comes_twice():
+    train, test = make_splits(asked("--train_size 1001 --test_size 100"))
     assert sorted(len(nums) for nums, _ in train) == [3] * 501 + [4] * 500
     assert sorted(len(nums) for nums, _ in test) == [3] * 50 + [4] * 50
     for nums, target in train + test:
         assert all(1 <= number <= 99 for number in nums) and 10 <= target <= 100
+    assert all(solves_countdown(solve(*problem), *problem) for problem in (train + test)[:20])
     assert len({problem_id(*problem) for problem in train + test}) == 1101
     needed = [not solved_by_sums(*problem) for problem in train]
     assert 0.4 < sum(needed) / len(needed) < 0.6, "products and quotients are needed in a fair share"
-
-
-def test_every_problem_is_solvable_with_each_number_once(splits):
-    for nums, target in (splits[0] + splits[1])[:20]:
-        assert target in reachable([Fraction(number) for number in nums]), (nums, target)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -80,22 +65,22 @@ def test_solution_is_found_if_there_is_one(k):
 
 
 def test_seed_decides_the_problems_and_their_order():
-    def drawn(seed):
-        return make_splits(Namespace(**vars(ASKED) | {"num_operands": [3], "train_size": 50, "seed": seed}))
-
-    assert drawn(1) == drawn(1) != drawn(2)
+    first, again, other = (
+        make_splits(asked(f"--num_operands 3 --train_size 50 --test_size 50 --seed {seed}")) for seed in (1, 1, 2)
+    )
+    assert first == again != other
 
 
 def test_existing_set_is_deduplicated_and_split_without_leakage_or_as_tinyzero_does(capsys):
     problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 40)]
     reordered = [([5, *nums[:2]], target) for nums, target in problems[:10]]
-    train, test = split_source(problems + reordered, Namespace(split="unique", train_size=25, test_size=5, seed=0))
+    train, test = split_source(problems + reordered, asked("--source x --train_size 25 --test_size 5"))
     assert "40 rows, 10 of them duplicates, 30 different problems" in capsys.readouterr().out
     assert (len(train), len(test)) == (25, 5)
     assert len({problem_id(*problem) for problem in train + test}) == 30
     held_out = [([5, 11, 10], 26), ([90, 3, 4], 97)]
-    asked = Namespace(split="tinyzero", train_size=10, test_size=2, seed=0)
-    assert split_source(problems[:10] + held_out, asked) == (problems[:10], held_out)
+    tinyzeros = asked("--source x --split tinyzero --train_size 10 --test_size 2")
+    assert split_source(problems[:10] + held_out, tinyzeros) == (problems[:10], held_out)
     assert "leaks: 1 of 2 test rows (50.0%)" in capsys.readouterr().out
 
 

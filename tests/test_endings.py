@@ -96,7 +96,8 @@ def is_bad(place, state):
     return place == os.environ["BAD"] and os.environ["RANK"] == "1" and state.global_step == 1
 
 def own_reward(completions, trainer_state, **columns):
-    return [float("nan") if is_bad("reward", trainer_state) else float(row) for row in range(len(completions))]
+    bad_row = 1 if is_bad("reward", trainer_state) else None
+    return [None if row == bad_row else float(row) for row in range(len(completions))]
 
 GRPOTrainer.compute_loss = spoilt_loss
 """
@@ -110,7 +111,8 @@ def test_bad_number_of_one_process_ends_all_in_order(begin, command, tmp_path, m
     run = begin(command("run", launcher, max_steps=4, save_steps=1, reward_funcs=f"{tmp_path}/mine.py:own_reward"))
     assert run.wait() == 1
     (line,) = re.findall(r"^train_countdown.py: (.*)$", run.text(), flags=re.MULTILINE)
-    assert ("own_reward gave nan" if bad == "reward" else "the norm of the gradient is nan") in line
+    said = {"reward": "no reward function scored row 1 of a batch of 4", "loss": "the norm of the gradient is nan"}
+    assert said[bad] in line
     assert "in step 2" in line and line.endswith("goes on from checkpoint-1")
     assert (tmp_path / "run" / "report.html").is_file(), "the main process has ended in order too"
     assert run.text().count("Traceback") == 1, "the launcher's own, of a process that failed"

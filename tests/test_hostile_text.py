@@ -33,22 +33,11 @@ REWARDS = {
     "code": (code_reward, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, {0.0, 0.5}),  # see stand_ins
 }
 
-
-def read_attacks():
-    """{kind: {name: text}}. In the file a text is JSON: a string, or a list of strings and how often they repeat."""
-    kinds = {"answer": {}, "completion": {}, "piece": {}, "bomb": {}}
-    for row in rows_of("hostile_texts.tsv"):
-        parts = json.loads(row["text"])
-        parts = [parts] if isinstance(parts, str) else parts
-        joined = ""
-        for part, following in zip(parts, [*parts[1:], ""], strict=True):
-            if isinstance(part, str):
-                joined += part * (following if isinstance(following, int) else 1)
-        kinds[row["kind"]][row["name"]] = joined
-    return kinds
-
-
-ATTACKS = read_attacks()
+ATTACKS = {}  # {kind: {name: text}}
+for row in rows_of("hostile_texts.tsv"):
+    content = json.loads(row["text"])  # a text, or pieces with how often each repeats
+    text = content if isinstance(content, str) else "".join(piece * times for piece, times in content)
+    ATTACKS.setdefault(row["kind"], {})[row["name"]] = text
 PIECES = list(ATTACKS["piece"].values())
 
 
@@ -119,12 +108,9 @@ ASK_HELPER = algebra.ask_helper  # the real one
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """Computer algebra that decides nothing, and no sandbox. Their time is bounded: see their own tests."""
-
-    def share_passed(programs, tests):
-        return [0.0 if program is None else 0.5 for program in programs]
-
+    box = SimpleNamespace(share_passed=lambda programs, _: [0.0 if program is None else 0.5 for program in programs])
     monkeypatch.setattr(algebra, "ask_helper", lambda pairs: [None] * len(pairs))
-    monkeypatch.setattr(sandbox, "SHARED", [SimpleNamespace(share_passed=share_passed)])
+    monkeypatch.setattr(sandbox, "SHARED", [box])
 
 
 def test_no_attack_is_right_raises_or_gets_a_value_that_is_not_documented():

@@ -14,9 +14,6 @@ from conftest import FIXTURES, each_case
 import preprocess
 from r1zero.tasks.word_problems import TEXT_TASKS, TextProblem, Unusable
 
-SCHEMA = ["nums", "target", "data_source", "prompt", "ability", "reward_model", "extra_info"]
-TWO = [([1, 2, 30], 33), ([1, 2, 40], 43)]
-
 
 def read(folder):
     """Return the rows of train and test."""
@@ -29,29 +26,23 @@ def prepare(task, folder, *flags):
     return read(folder)
 
 
-def write_source(path, problems):
-    pq.write_table(pa.table({"target": [t for _, t in problems], "nums": [n for n, _ in problems]}), path)
-    return path
-
-
-class TestCountdown:
-    def test_rows_have_tinyzeros_schema_and_counts_and_a_whole_prompt_are_printed(self, tmp_path, capsys):
-        tinyzeros = ("--num_samples", 21, "--template_type=qwen-instruct")
-        made = prepare("countdown", tmp_path, *tinyzeros, "--test_size", 4)
-        assert [len(rows) for rows in made] == [21, 4]
-        for split, rows in zip(("train", "test"), made, strict=True):
-            for index, row in enumerate(rows):
-                assert list(row) == SCHEMA
-                assert row["data_source"] == "countdown" and row["ability"] == "math"
-                truth = {"target": row["target"], "numbers": row["nums"]}
-                assert row["reward_model"] == {"style": "rule", "ground_truth": truth}
-                assert row["extra_info"] == {"split": split, "index": index}
-                question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
-                assert question in row["prompt"] and row["prompt"].startswith("<|im_start|>system")
-        output, row = capsys.readouterr().out, made[1][0]
-        assert f"{tmp_path}/train.parquet: 21 problems, 11 of 3 numbers (" in output and "% need * or /)" in output
-        assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
-        assert f"  prompt:\n{row['prompt']}\n" in output
+def test_rows_have_tinyzeros_schema_and_counts_and_a_whole_prompt_are_printed(tmp_path, capsys):
+    tinyzeros = ("--num_samples", 21, "--template_type=qwen-instruct")
+    made = prepare("countdown", tmp_path, *tinyzeros, "--test_size", 4)
+    assert [len(rows) for rows in made] == [21, 4]
+    for split, rows in zip(("train", "test"), made, strict=True):
+        for index, row in enumerate(rows):
+            assert " ".join(row) == "nums target data_source prompt ability reward_model extra_info"
+            assert row["data_source"] == "countdown" and row["ability"] == "math"
+            truth = {"target": row["target"], "numbers": row["nums"]}
+            assert row["reward_model"] == {"style": "rule", "ground_truth": truth}
+            assert row["extra_info"] == {"split": split, "index": index}
+            question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
+            assert question in row["prompt"] and row["prompt"].startswith("<|im_start|>system")
+    output, row = capsys.readouterr().out, made[1][0]
+    assert f"{tmp_path}/train.parquet: 21 problems, 11 of 3 numbers (" in output and "% need * or /)" in output
+    assert f"One example of {tmp_path}/test.parquet:\n  nums: {row['nums']}" in output
+    assert f"  prompt:\n{row['prompt']}\n" in output
 
 
 # Drawn, all that exist, and longer than a machine word
@@ -94,8 +85,8 @@ def test_wrong_input_ends_in_a_line_that_says_what_was_wanted(tmp_path, monkeypa
     for name, text in {"x.txt": "x", "empty.jsonl": "", "types.jsonl": '{"problem": "x", "solution": 7}\n'}.items():
         (tmp_path / name).write_text(text)
     pq.write_table(pa.table({"a": [1]}), "other.parquet")
-    write_source("bare.parquet", [TWO[0], ([], 43)])
-    write_source("two.parquet", TWO)
+    pq.write_table(pa.table({"nums": [[1, 2, 30], []], "target": [33, 43]}), "bare.parquet")
+    pq.write_table(pa.table({"nums": [[1, 2, 30], [1, 2, 40]], "target": [33, 43]}), "two.parquet")
     arguments = case["arguments"].replace("{fixtures}", str(FIXTURES)).split()
     with pytest.raises(SystemExit) as stopped:
         preprocess.main([*arguments, "--local_dir", "data"])

@@ -1,5 +1,6 @@
 """What a prompt says, how it is rendered, and which are too long.   bash tests/run.sh tests/test_prompts.py"""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,44 +8,24 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import trl
-from conftest import FIXTURES, ROOT, train_here
+from conftest import FIXTURES, ROOT, each_case, train_here
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import preprocess
 from r1zero import tiny_model as tiny
 from r1zero.tasks import countdown
 from r1zero.tasks.prompts import fill_template, load_tokenizer, render_template
 
-FORMS = ("base", "chat")
+
+@each_case("countdown_prompts.tsv", "form")
+def test_countdowns_prompts_are_tinyzeros_to_the_letter(case):
+    template = render_template(countdown.PROMPT, case["form"])
+    assert fill_template(template, numbers=[3, 7, 5], target=16) == json.loads(case["prompt"])
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model):
-    return AutoTokenizer.from_pretrained(tiny_model)
-
-
-def test_countdowns_prompts_are_tinyzeros_to_the_letter():
-    question = (
-        "Using the numbers [3, 7, 5], create an equation that equals 16. You can use basic arithmetic operations "
-        "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
-        "final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
-    )
-    slots = {"numbers": [3, 7, 5], "target": 16}
-    base, chat = (fill_template(render_template(countdown.PROMPT, form), **slots) for form in FORMS)
-    assert base == (
-        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
-        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
-        f"User: {question}\nAssistant: Let me solve this step by step.\n<think>"
-    )
-    assert chat == (
-        "<|im_start|>system\nYou are a helpful assistant. You first thinks about the reasoning process in the mind "
-        f"and then provides the user with the answer.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
-        "<|im_start|>assistant\nLet me solve this step by step.\n<think>"
-    )
-
-
-def test_a_model_with_a_chat_template_of_its_own_gets_that_one(tokenizer):
+def test_a_model_with_a_chat_template_of_its_own_gets_that_one():
+    tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ '{}' }}[end]{% endfor %}"
     template = render_template(countdown.PROMPT, "chat", tokenizer)
     assert template.startswith("[system]You are") and "{}[end][user]Using the numbers {numbers}" in template
@@ -89,7 +70,7 @@ def tokenizer_with_bos(folder, adds, writes, bos="<|bos|>"):
     return str(folder)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["base", "chat"])
 @pytest.mark.parametrize("writes", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_prompt_begins_with_bos_once(tmp_path, adds, writes, form):

@@ -85,12 +85,10 @@ class TestResolve:
         assert case["said"] in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_code_without_bubblewrap_is_refused_or_runs_as_plain_processes_if_that_is_allowed(no_bubblewrap):
+def test_code_without_bubblewrap_is_refused_unless_plain_processes_are_allowed(no_bubblewrap):
     with pytest.raises(RuntimeError, match="bubblewrap .bwrap. is not installed.*--allow_unsandboxed_code"):
         resolve(["code_reward"], "data")
-    (function,) = resolve(["code_reward"], "data", allow_unsandboxed_code=True)
-    tests = '{"inputs": ["1"], "outputs": ["1"]}'
-    assert function(["```python\nprint(input())\n```", "no"], tests=[tests, tests]) == [1.0, 0.0]
+    assert len(resolve(["code_reward"], "data", allow_unsandboxed_code=True)) == 1
 
 
 def test_verdicts_of_a_users_function_become_accuracy_unless_it_logs_that_itself():
@@ -107,42 +105,32 @@ def test_verdicts_of_a_users_function_become_accuracy_unless_it_logs_that_itself
     assert metrics["behaviours/restarts"] == [1, 0] and metrics["behaviours_correct/restarts"] == [1]
     metrics = logged_by(spelling, completions=["wait", "b", "c"], is_own=True)[1]
     assert metrics["accuracy"] == [0.5] and "format_rate" not in metrics
+    metrics = logged_by(lambda completions, **_: [1.0, None, 0.5], completions=["wait", "wait", "c"])[1]
+    assert metrics["behaviours/restarts"] == [1, 0] and len(metrics) == len(BEHAVIOURS), "it gives no verdicts"
 
 
-class TestScorer:
-    def test_logs_behaviours_and_cells_of_right_and_wrong_completions(self):
-        batch = {
-            "completions": ["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", "wait, wait", "Wait."],
-            "nums": [[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
-            "target": [16, 11, 120, None],
-        }
-        given, found, table = logged_by(
-            rewards.countdown_reward, **batch, completion_ids=[[0] * 200, [0], [0] * 201, [0] * 999]
-        )
-        assert given == rewards.countdown_reward(**batch) == [1.0, 1.0, 0.0, None]
-        assert table["verdict"] == ["correct", "correct", "no answer", ""]
-        assert found["accuracy"] == [1.0, 1.0, 0.0] and found["times_divide_rate"] == [1.0, 0.0]
-        assert found["behaviours/over_200_tokens"] == [False, False, True]
-        assert found["behaviours_correct/over_200_tokens"] == [False, False]
-        assert found["behaviours_incorrect/over_200_tokens"] == [True]
-        assert found["behaviours/restarts"] == [1, 0, 2]
-        assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
-        assert found["behaviours_correct/true_equations"] == [1, 0]
-        assert found["cells/3_numbers_needs_times_divide"] == [True, False]
-        assert found["cells/4_numbers_sums_suffice"] == [True]
-        counted = {name.split("/")[1] for name in found if name.startswith("behaviours")}
-        assert counted == {*BEHAVIOURS, "over_200_tokens"}
-
-    def test_logs_behaviours_of_chats_other_tasks_and_rewards_without_verdicts(self):
-        chat = [[{"role": "assistant", "content": "Alternatively, \\boxed{2}"}]] * 2
-        _, found, _ = logged_by(rewards.boxed_math_reward, completions=chat, solution=["2", None])
-        assert found["behaviours/restarts"] == [1] and not any(name.startswith("cells") for name in found)
-
-        def own_reward(completions, **kwargs):
-            return [None if text == "" else 1.0 for text in completions]
-
-        _, found, _ = logged_by(own_reward, completions=["Wait.", "", "ok"])
-        assert found["behaviours/restarts"] == [1, 0] and len(found) == len(BEHAVIOURS)
+def test_behaviours_and_cells_of_right_and_wrong_completions_are_logged():
+    chat = [{"role": "assistant", "content": "wait, wait"}]
+    batch = {
+        "completions": ["wait 3*7 = 21 <answer>3*7-5</answer>", "<answer>1+2+3+5</answer>", chat, "Wait."],
+        "nums": [[3, 7, 5], [1, 2, 3, 5], [4, 5, 6], None],
+        "target": [16, 11, 120, None],
+    }
+    ids = [[0] * 200, [0], [0] * 201, [0] * 999]
+    given, found, table = logged_by(rewards.countdown_reward, **batch, completion_ids=ids)
+    assert given == rewards.countdown_reward(**batch) == [1.0, 1.0, 0.0, None]
+    assert table["verdict"] == ["correct", "correct", "no answer", ""]
+    assert found["accuracy"] == [1.0, 1.0, 0.0] and found["times_divide_rate"] == [1.0, 0.0]
+    assert found["behaviours/over_200_tokens"] == [False, False, True]
+    assert found["behaviours_correct/over_200_tokens"] == [False, False]
+    assert found["behaviours_incorrect/over_200_tokens"] == [True]
+    assert found["behaviours/restarts"] == [1, 0, 2]
+    assert found["behaviours_correct/restarts"] == [1, 0] and found["behaviours_incorrect/restarts"] == [2]
+    assert found["behaviours_correct/true_equations"] == [1, 0]
+    assert found["cells/3_numbers_needs_times_divide"] == [True, False]
+    assert found["cells/4_numbers_sums_suffice"] == [True]
+    counted = {name.split("/")[1] for name in found if name.startswith("behaviours")}
+    assert counted == {*BEHAVIOURS, "over_200_tokens"}
 
 
 def test_numbers_of_every_kind_and_none_are_taken():

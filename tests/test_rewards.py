@@ -4,9 +4,7 @@ The cases stand in tests/cases/rewards.tsv and behaviours.tsv, with texts and wh
 bash tests/run.sh tests/test_rewards.py
 """
 
-import ast
 import json
-import operator
 import re
 from collections import defaultdict
 from fractions import Fraction
@@ -14,7 +12,7 @@ from statistics import mean
 
 import pytest
 from conftest import each_case
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1zero.grading import algebra
@@ -62,24 +60,43 @@ def test_texts_of_any_length_and_depth_are_read():
     assert python_block("```python\na\n```\n" * 10**5) == "a"
 
 
-def logged(reward, *columns):
-    """What a reward logs: the mean of each metric, as TRL averages it, and the columns."""
+def logged(*calls):
+    """What rewards log of a batch: the mean of each metric, as TRL averages it, and the columns.
+
+    calls: (reward, completions, columns...).
+    """
     metrics, extra = defaultdict(list), {}
-    reward(*columns, log_metric=lambda name, value: metrics[name].append(value), log_extra=extra.__setitem__)
+    for reward, *columns in calls:
+        reward(*columns, log_metric=lambda name, value: metrics[name].append(value), log_extra=extra.__setitem__)
     return {name: mean(values) for name, values in metrics.items()}, extra
 
 
-def test_metrics_and_columns_are_logged():
-    metrics, columns = logged(countdown_reward, [answer("5+2"), answer("5*2"), "5+2"], [[2, 5]] * 3, [7] * 3)
-    rates = {"accuracy": pytest.approx(1 / 3), "format_rate": pytest.approx(2 / 3), "times_divide_rate": 0.5}
-    assert metrics == rates
-    assert columns == {
-        "target": [7, 7, 7],
-        "numbers": ["[2, 5]"] * 3,
-        "equation": ["5+2", "5*2", None],
-        "verdict": ["correct", "wrong", "no answer"],
+def test_rows_of_another_task_get_none_and_accuracy_is_over_all_rows_and_for_each_task():
+    completions = [answer("5*2"), r"\boxed{7}", r"\boxed{8}", r"\boxed{9}"]
+    countdown = (countdown_reward, completions, [[2, 5], None, None, None], [10, None, None, None])
+    maths = (boxed_math_reward, completions, [None, "7", "8", "7"])
+    given = [reward(*columns) for reward, *columns in (countdown, maths)]
+    assert given == [[1.0, None, None, None], [None, 1.1, 1.1, 0.1]]
+    assert multiplication_reward(completions, [None, None, None, "7"]) == [None, None, None, 0.0]
+    metrics, columns = logged(countdown, maths)
+    assert metrics == {
+        "accuracy": 0.75,
+        "format_rate": 1.0,
+        "accuracy/countdown": 1.0,
+        "accuracy/boxed_math": pytest.approx(2 / 3),
+        "undecided": 0.0,
+        "times_divide_rate": 1.0,
     }
-    assert logged(multiplication_reward, ["<answer>8</answer>", ""], ["7", "7"]) == (
+    assert columns == {
+        "target": [10, None, None, None],
+        "numbers": ["[2, 5]", None, None, None],
+        "equation": ["5*2", None, None, None],
+        "verdict": ["correct", "", "", ""],
+        "gold": [None, "7", "8", "7"],
+        "boxed": [None, "7", "8", "9"],
+        "boxed_verdict": ["", "correct", "correct", "wrong"],
+    }
+    assert logged((multiplication_reward, ["<answer>8</answer>", ""], ["7", "7"])) == (
         {"accuracy": 0.0, "format_rate": 0.5},
         {"product": ["7", "7"], "stated_product": ["8", None], "product_verdict": ["wrong", "no answer"]},
     )
@@ -88,30 +105,9 @@ def test_metrics_and_columns_are_logged():
 def test_what_algebra_cannot_decide_is_wrong_and_counted(monkeypatch):
     monkeypatch.setattr(algebra, "BATCH_SECONDS", 2)
     completions = [r"\boxed{9^{9^{9^9}}}", r"\boxed{2x}", r"\boxed{y}"]
-    metrics, columns = logged(boxed_math_reward, completions, ["x^2", "x+x", "x"])
+    metrics, columns = logged((boxed_math_reward, completions, ["x^2", "x+x", "x"]))
     assert columns["boxed_verdict"] == ["undecided", "correct", "wrong"]
-    assert columns["gold"] == ["x^2", "x+x", "x"] and columns["boxed"] == ["9^{9^{9^9}}", "2x", "y"]
     assert metrics == {name: pytest.approx(1 / 3) for name in ("accuracy", "undecided")} | {"format_rate": 1.0}
-
-
-def test_rows_of_another_task_get_none_and_accuracy_is_over_all_rows_and_for_each_task():
-    metrics, extra = defaultdict(list), {}
-    log = {"log_metric": lambda name, value: metrics[name].append(value), "log_extra": extra.__setitem__}
-    completions = [answer("5+2"), r"\boxed{7}", r"\boxed{8}", r"\boxed{9}"]
-    first = countdown_reward(completions, [[2, 5], None, None, None], [7, None, None, None], **log)
-    second = boxed_math_reward(completions, [None, "7", "8", "7"], **log)
-    assert first == [1.0, None, None, None] and second == [None, 1.1, 1.1, 0.1]
-    means = {name: mean(values) for name, values in metrics.items()}
-    assert means == {
-        "accuracy": 0.75,
-        "format_rate": 1.0,
-        "accuracy/countdown": 1.0,
-        "accuracy/boxed_math": pytest.approx(2 / 3),
-        "undecided": 0.0,
-        "times_divide_rate": 0.0,
-    }
-    assert len(extra) == 7 and all(len(values) == 4 for values in extra.values()), "no column is written twice"
-    assert multiplication_reward(["<answer>7</answer>"] * 2, ["7", None]) == [1.0, None]
 
 
 expressions = st.recursive(
@@ -130,7 +126,7 @@ expressions = st.recursive(
 def test_value_agrees_with_pythons_parser(expression):
     tokens = tokenize(expression)
     try:
-        expected = by_python(expression)
+        expected = eval(re.sub("([0-9]+)", r"Fraction(\1)", expression), {"Fraction": Fraction})
     except ZeroDivisionError:
         with pytest.raises(ZeroDivisionError):
             exact_value(tokens)
@@ -156,29 +152,3 @@ def test_text_is_counted(case):
             assert counts["answer_multiplies"] == expected
         case "mistake":
             assert name_mistake(text, 12) == expected and expected in MISTAKES
-
-
-@settings(max_examples=300)
-@given(st.text(max_size=80) | st.text(alphabet="0123456789+-*/() .=\n", max_size=80))
-@example("1+1=2" * 3)
-def test_true_equations_of_any_text_are_true(text):
-    for equation, is_true in equations(text).items():
-        left, right = equation.split("=")
-        assert (by_python(left) == by_python(right)) == is_true
-
-
-def by_python(side):
-    """The value of an expression or a decimal number by Python's own parser, as a Fraction."""
-    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-
-    def walk(node):
-        if isinstance(node, ast.BinOp):
-            return operators[type(node.op)](walk(node.left), walk(node.right))
-        if isinstance(node, ast.UnaryOp):
-            return -walk(node.operand) if isinstance(node.op, ast.USub) else walk(node.operand)
-        return Fraction(node.value)
-
-    if "." in side:
-        return Fraction(side)
-    whole = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", side)  # Python has no 007
-    return walk(ast.parse(whole, mode="eval").body)

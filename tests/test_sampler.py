@@ -48,9 +48,8 @@ def prompts(count, longest=6):
 
 
 def settings(**changed):
-    return GenerationConfig(
-        **{"max_new_tokens": 60, "eos_token_id": ENDS, "pad_token_id": PAD, "do_sample": False} | changed
-    )
+    usual = {"max_new_tokens": 60, "eos_token_id": ENDS, "pad_token_id": PAD, "do_sample": False}
+    return GenerationConfig(**usual | changed)
 
 
 @pytest.mark.parametrize("ends", [ENDS, 1, None], ids=["two end tokens", "one end token", "none"])
@@ -92,15 +91,7 @@ def test_completions_that_have_ended_are_counted_on_a_terminal_of_the_first_proc
         assert bool(file.getvalue()) == bool(shown)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param({}, id="as it is"),
-        pytest.param({"temperature": 0.5}, id="temperature"),
-        pytest.param({"top_k": 2}, id="top-k"),
-        pytest.param({"top_p": 0.6}, id="top-p"),
-    ],
-)
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}], ids=str)
 def test_sampling_draws_from_generates_distribution(model, how):
     """The first tokens of many completions of one prompt, both ways, and their lengths, within five deviations."""
     count = 6000
@@ -148,11 +139,7 @@ def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
     assert torch.equal(model.generate(**given, generation_config=how), expected) and calls == [4]
 
 
-@pytest.mark.parametrize(
-    "how",
-    [{"num_beams": 2}, {"return_dict_in_generate": True}, {"use_cache": False}],
-    ids=["beams", "more than sequences", "no cache"],
-)
+@pytest.mark.parametrize("how", [{"num_beams": 2}, {"return_dict_in_generate": True}, {"use_cache": False}], ids=str)
 def test_what_the_loop_does_not_do_is_refused(model, how):
     with pytest.raises(ValueError, match="needs one beam, a model with a cache"):
         model.generate(**prompts(2), generation_config=settings(**how), custom_generate=sample_unfinished)

@@ -109,54 +109,50 @@ def test_machine_gets_its_locks_once_and_one_command_or_one_line(run, case):
         assert (status, installed, started) == (1, [], []) and re.search(expected, errors) and errors.count("\n") == 1
 
 
-class TestSlurm:
-    @pytest.fixture
-    def submit(self, tmp_path):
-        """Starts the script with a stand-in for srun. A Popen."""
+@pytest.fixture
+def submit(tmp_path):
+    """Starts Slurm's script with a stand-in for srun. A Popen."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
+    slurm |= {"CPUS_ON_NODE": "96", "SUBMIT_DIR": str(tmp_path)}
+    environment = {f"SLURM_{key}": value for key, value in slurm.items()}
+    environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "STRATEGY": "zero2"}
 
-        def run(srun):
-            write_commands(
-                tmp_path,
-                scontrol='echo "scontrol $*" >>calls; [ "$1" = requeue ] || printf "node7\\nnode8\\n"',
-                scancel='echo "scancel $*" >>calls; kill -USR1 "$(cat pid)"',
-                srun=srun,
-                accelerate='printf "%s " "$PET_SIGNALS_TO_HANDLE" "$@" >>calls; echo >>calls',
-            )
-            (tmp_path / "configs").symlink_to(ROOT / "configs")
-            slurm = {"JOB_ID": "123456", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": "8"}
-            slurm |= {"CPUS_ON_NODE": "96", "SUBMIT_DIR": str(tmp_path)}
-            environment = {f"SLURM_{key}": value for key, value in slurm.items()}
-            environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "STRATEGY": "zero2"}
-            script = [ROOT / "configs/slurm/nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
-            return subprocess.Popen(["bash", *script], env=environment, cwd="/")
+    def run(srun):
+        write_commands(
+            tmp_path,
+            scontrol='echo "scontrol $*" >>calls; [ "$1" = requeue ] || printf "node7\\nnode8\\n"',
+            scancel='echo "scancel $*" >>calls; kill -USR1 "$(cat pid)"',
+            srun=srun,
+            accelerate='printf "%s " "$PET_SIGNALS_TO_HANDLE" "$@" >>calls; echo >>calls',
+        )
+        script = [ROOT / "configs/slurm/nodes.sbatch", "--config", "configs/qwen2.5-7b.yaml", "--run_name", "a b"]
+        return subprocess.Popen(["bash", *script], env=environment, cwd="/")
 
-        return run
+    return run
 
-    def test_script_starts_a_launcher_on_each_node(self, submit, tmp_path):
-        srun = 'echo "$1 $2" >>calls; shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done'
-        assert submit(srun).wait(PATIENCE) == 0
-        assert (tmp_path / "calls").read_text().splitlines() == [
-            "scontrol show hostnames node[7-8]",
-            "--kill-on-bad-exit=1 --cpus-per-task=96",
-            *[
-                "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
-                f"launch --config_file configs/accelerate/zero2.yaml --num_machines 2 --machine_rank {rank} "
-                "--main_process_ip node7 --main_process_port 23456 --num_processes 16 train_countdown.py "
-                "--resume_from_checkpoint auto --config configs/qwen2.5-7b.yaml --run_name a b "
-                for rank in (0, 1)
-            ],
-        ]
 
-    def test_job_whose_time_is_up_is_asked_for_a_checkpoint_and_queued_again_and_no_other(self, submit, tmp_path):
-        job = submit('trap "exit 3" USR1; echo $$ >pid; while true; do sleep 0.05; done')
-        wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
-        job.send_signal(signal.SIGUSR1)
-        assert job.wait(PATIENCE) == 3
-        calls = (tmp_path / "calls").read_text().splitlines()
-        assert calls[1:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
-        (tmp_path / "configs").unlink()
-        assert submit("exit 4").wait(PATIENCE) == 4
-        assert (tmp_path / "calls").read_text().count("requeue") == 1
+def test_script_starts_a_launcher_on_each_node(submit, tmp_path):
+    srun = 'echo "$1 $2" >>calls; shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done'
+    assert submit(srun).wait(PATIENCE) == 0
+    launch = (
+        "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 launch --config_file configs/accelerate/zero2.yaml --num_machines 2 "
+        "--machine_rank {} --main_process_ip node7 --main_process_port 23456 --num_processes 16 train_countdown.py "
+        "--resume_from_checkpoint auto --config configs/qwen2.5-7b.yaml --run_name a b "
+    )
+    calls = ["scontrol show hostnames node[7-8]", "--kill-on-bad-exit=1 --cpus-per-task=96"]
+    assert (tmp_path / "calls").read_text().splitlines() == [*calls, launch.format(0), launch.format(1)]
+
+
+def test_job_whose_time_is_up_is_asked_for_a_checkpoint_and_queued_again_and_no_other(submit, tmp_path):
+    job = submit('trap "exit 3" USR1; echo $$ >pid; while true; do sleep 0.05; done')
+    wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(PATIENCE) == 3
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[1:] == ["scancel --signal=USR1 123456", "scontrol requeue 123456"]
+    assert submit("exit 4").wait(PATIENCE) == 4
+    assert (tmp_path / "calls").read_text().count("requeue") == 1
 
 
 def test_locks_have_the_pins_of_the_project():

@@ -44,13 +44,11 @@ def test_no_held_out_problem_is_in_the_warm_up_or_the_rl_data(rows, tokenizer):
     train = {problem_id(row["nums"], row["target"]) for row in rows["train"]}
     seen = set(train)
     for ids, _, _ in warm_up_examples(rows, tokenizer, count=5000):
-        numbers, target = re.search(
-            r"numbers \[([\d, ]+)\], create an equation that equals (\d+)", tokenizer.decode(ids)
-        ).groups()
-        nums = [int(number) for number in numbers.split(",")]
-        seen.add(problem_id(nums, int(target)))
-        if problem_id(nums, int(target)) not in train:
-            assert not tiny.search(nums, int(target)), "only a fruitless search is for another problem"
+        stated = re.search(r"numbers \[([\d, ]+)\], create an equation that equals (\d+)", tokenizer.decode(ids))
+        nums, target = [int(number) for number in stated[1].split(",")], int(stated[2])
+        seen.add(problem_id(nums, target))
+        if problem_id(nums, target) not in train:
+            assert not tiny.search(nums, target), "only a fruitless search is for another problem"
     assert len(held_out) == 256 and len(train) == 913 < len(seen)
     assert not held_out & seen
 

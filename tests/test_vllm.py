@@ -20,7 +20,6 @@ from test_evaluate import words as of_evaluation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
-from r1zero.evaluate import command
 from r1zero.preflight import hardware
 
 IS_HERE = any(found.version.endswith("+cpu") for found in distributions(name="vllm"))  # one for GPUs computes nothing
@@ -52,18 +51,25 @@ class TestProcesses:
 
     @pytest.mark.parametrize(
         ("strategy", "kind", "parallel"),
-        [
-            pytest.param("ddp", "MULTI_CPU", 1, id="DDP"),
-            pytest.param("zero2", "DEEPSPEED 2", 1, id="ZeRO-2"),
-            pytest.param("zero3", "DEEPSPEED 3", 2, id="ZeRO-3 and an engine over both processes"),
-        ],
+        [("ddp", "MULTI_CPU", 1), ("zero2", "DEEPSPEED 2", 1), ("zero3", "DEEPSPEED 3", 2)],
     )
     def test_two_processes_train_as_one(self, launch_tiny, alone, tiny_model, strategy, kind, parallel):
+        """With ZeRO-3 one engine is spread over both processes."""
         run = launch_tiny(strategy, use_vllm=True, vllm_tensor_parallel_size=parallel)
         assert run.said("ran as") == [f"2 processes on 1 machines, {kind}"]
         assert run.said("engine computes in") == ["torch.float32"] * 2
         assert_agree(run.history)
         assert_same(run, alone, tiny_model)
+
+
+def evaluate(models, data, output_dir, processes=1, **flags):
+    """Greedy texts of models on held-out problems, a list for each model."""
+    output_dir.mkdir()
+    flags |= {"data": data / "test.parquet", "output_dir": output_dir}
+    command = [*accelerate(output_dir, "ddp", processes), "-m", "r1zero.evaluate", "--model", *models]
+    run_to_end([*command, *words(flags)])
+    tables = [pq.read_table(output_dir / model.name / "completions.parquet") for model in models]
+    return [table["completion"].to_pylist() for table in tables]
 
 
 class TestLearning:
@@ -107,23 +113,12 @@ class TestLearning:
         self.train(base, tmp_path / "run", resume_from_checkpoint="true")
         assert same_weights(tmp_path / "run", run[0])
 
-    def evaluate(self, models, base, output_dir, processes=1, **flags):
-        """Greedy texts of models on the first 96 problems: a dict of each model's folder to a list."""
-        flags |= {"data": base[1] / "test.parquet", "limit": 96, "max_completion_length": 128}
-        output_dir.mkdir()
-        command = [*accelerate(output_dir, "ddp", processes), "-m", "r1zero.evaluate", "--model", *models]
-        run_to_end([*command, *words(flags | {"output_dir": output_dir})])
-        texts = {}
-        for model in models:
-            table = pq.read_table(output_dir / model.name / "completions.parquet")
-            texts[model] = table["completion"].to_pylist()
-        return texts
-
     def test_evaluation_of_two_models_by_two_processes_gives_the_texts_of_transformers(self, run, base, tmp_path):
-        models = [base[0], run[0]]
-        expected = self.evaluate(models, base, tmp_path / "expected", backend="transformers")
-        assert expected[models[0]] != expected[models[1]]
-        assert self.evaluate(models, base, tmp_path / "found", processes=2, backend="vllm", batch_size=48) == expected
+        models, flags = [base[0], run[0]], {"limit": 96, "max_completion_length": 128}
+        expected = evaluate(models, base[1], tmp_path / "expected", backend="transformers", **flags)
+        assert expected[0] != expected[1]
+        flags |= {"processes": 2, "batch_size": 48}
+        assert evaluate(models, base[1], tmp_path / "found", backend="vllm", **flags) == expected
 
 
 def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(begin, tiny_model, tiny_data):
@@ -143,10 +138,8 @@ def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(be
     assert found["prompt_ids"][0] + found["completion_ids"][0] == expected
 
 
-@pytest.mark.parametrize(
-    ("dtype", "nearest"),
-    [pytest.param("float32", 1e-4, id="float32"), pytest.param("bfloat16", 0.1, id="bfloat16, 8 bits of a number")],
-)
+# bfloat16 has 8 bits of a number
+@pytest.mark.parametrize(("dtype", "nearest"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_engine_and_trainer_agree_at_every_push_of_an_adapter(tmp_path, tiny_model, tiny_data, dtype, nearest):
     flags = SMALL | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
     flags |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
@@ -166,13 +159,12 @@ def test_evaluation_of_an_adapter_gives_the_texts_of_transformers(tiny_model, ti
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    texts = []
-    for backend in ("vllm", "transformers"):
-        flags = {"limit": 12, "max_completion_length": 24, "backend": backend}
-        command.main(of_evaluation([tmp_path / "adapter"], tiny_data / "test.parquet", tmp_path / backend, **flags))
-        table = pq.read_table(tmp_path / backend / "adapter" / "completions.parquet")
-        texts.append(table["completion"].to_pylist())
-    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+    flags = {"limit": 12, "max_completion_length": 24}
+    (found,), (expected,) = (
+        evaluate([tmp_path / "adapter"], tiny_data, tmp_path / backend, backend=backend, **flags)
+        for backend in ("vllm", "transformers")
+    )
+    assert found == expected and len(set(found)) > 1
 
 
 STOPPED = "r1zero.evaluate: stopped; what is done stays"

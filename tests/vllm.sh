@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests with a real vLLM on the CPU, in an environment of their own, .venv-vllm: ten minutes on two cores.
-# The first call also builds vLLM from its source package and installs everything: docs/recipes.md.
-#   bash tests/vllm.sh [pytest flags]
-#   VLLM_WHEEL=path bash tests/vllm.sh [pytest flags]     # takes a vLLM for the CPU that was built before
+# VLLM_WHEEL names a wheel of vLLM for the CPU: the package index has those for GPUs alone. docs/recipes.md has more.
+#   VLLM_WHEEL=PATH bash tests/vllm.sh [pytest flags]     # the first call also installs everything
 set -euo pipefail
-wheel=${VLLM_WHEEL:+$(realpath "$VLLM_WHEEL")}
+wheel=$(realpath "${VLLM_WHEEL:?wanted the path of a vLLM wheel for the CPU, as its releases on GitHub have for x86}")
 cd "$(dirname "$0")/.."
 
 if [ ! -x .venv-vllm/bin/pip ]; then
@@ -23,13 +22,8 @@ if ! cmp -s pyproject.toml .venv-vllm/installed-project; then
     python -m pip install -q -e ".[dev]" -c $constraints
     cp pyproject.toml .venv-vllm/installed-project
 fi
-wanted=$(cat tests/build_vllm_cpu.py $constraints <(echo "$wheel") | cksum)
+wanted=$(cat $constraints <(echo "$wheel") | cksum)
 if [ "$(cat .venv-vllm/installed-vllm 2>/dev/null)" != "$wanted" ]; then
-    if [ -z "$wheel" ]; then
-        python tests/build_vllm_cpu.py .venv-vllm/wheels
-        wheel=$(ls -t .venv-vllm/wheels/vllm-*.whl | sed -n 1p)
-        echo "built $wheel; VLLM_WHEEL=$wheel installs it again"
-    fi
     python -m pip install -q --no-deps --force-reinstall "$wheel"
     # What it needs, but for its pins for building it, and for what no text model needs: audio, vision, Intel's OpenMP
     python -c 'from importlib.metadata import requires; print(*requires("vllm"), sep="\n")' |
