@@ -14,9 +14,10 @@ from conftest import each_case, reader_of
 
 from r1zero.report import page, run_folder
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
+from r1zero.training.reward_functions import ours
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
-TABLES = run_folder.TABLES_BEFORE | {"length": ("", "", [])}
+TABLES = {name: function.task.table for name, function in ours().items()} | {"length": ("", "", [])}
 TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
 STEPS = (0, 4, 8)
 ASKED = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
@@ -56,8 +57,9 @@ def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_rewar
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 16}))
     evaluated = [{**evaluation, "n": 3} for evaluation in run_folder.evaluations(history)]
     metrics = {"before": evaluated[0], "after": evaluated[-1], "steps": 8, "train_seconds": 80.0, "completions": 64}
-    own = {} if accuracy else {"own_metrics": ["edit_distance"]}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000} | own))
+    metrics |= {"completion_tokens": 4000, "phases": {}, "extremes": {}}
+    metrics |= {"own_metrics": [] if accuracy else ["edit_distance"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
 
@@ -102,7 +104,6 @@ def test_page_holds_everything_and_asks_for_nothing(run):
 
 def test_memory_that_a_run_took_stands_beside_the_estimate(run):
     measured = page.read(run)
-    assert ("memory", "-") in page.what_it_took(measured), "an older run"
     measured.metrics["extremes"] = {"memory/process": 5.12, "reward_min": -0.5, "reward_max": 1.0}
     rows = page.what_it_took(measured)
     assert ("memory", "the process took 5.1 GiB") in rows and ("least and greatest reward", "-0.5, 1") in rows
@@ -184,7 +185,8 @@ def make_tables(folder, steps, problems=4, **settings):
         pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
     history = [{"step": at, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for at in (*steps, 99)]
     metrics = {"after": {"n": problems}}
-    return SimpleNamespace(folder=folder, settings=settings, config="", metrics=metrics, history=history)
+    config = f"{run_folder.TABLES}{{}}"
+    return SimpleNamespace(folder=folder, settings=settings, config=config, metrics=metrics, history=history)
 
 
 @pytest.mark.parametrize(
