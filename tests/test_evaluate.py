@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PATIENCE, each_case
-from launches import accelerate
+from conftest import PATIENCE, accelerate, each_case
 
 import rewards
 from r1zero import tiny_model as tiny

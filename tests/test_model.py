@@ -177,7 +177,14 @@ def test_pickled_weights_are_refused_with_what_converts_them(line, folder, monke
     assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
 
 
-def test_weights_in_the_hubs_cache_are_looked_at_there(cached_model):
+def test_weights_in_the_hubs_cache_are_looked_at_there(tiny_model, tmp_path, monkeypatch):
+    """The cache as it lies on disk, without the hub."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--somebody--something"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached_model = shutil.copytree(tiny_model, cache / "snapshots" / commit)
     config = of_models.read_config("somebody/something")
     assert of_models.weight_errors("somebody/something", config) == []
     pickle_weights(cached_model)
