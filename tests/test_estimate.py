@@ -114,24 +114,8 @@ def peak_bytes(compute, path):
     return most
 
 
-@pytest.mark.parametrize(
-    ("changed", "rows", "shape"),
-    [
-        pytest.param({}, 8, {}, id="float32 under autocast"),
-        pytest.param({"activation_checkpointing": False}, 8, {}, id="without checkpointing"),
-        pytest.param({"bf16": False}, 8, {}, id="float32"),
-        pytest.param({"dtype": "bfloat16"}, 8, {}, id="bfloat16"),
-        pytest.param({"use_peft": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"}, 8, {}, id="LoRA"),
-        pytest.param({"use_peft": True, "activation_checkpointing": False}, 8, {}, id="LoRA without checkpointing"),
-        pytest.param({"tokens_per_pass": 16 * 128}, 32, {}, id="16 rows at a time"),
-        pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
-        pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
-        pytest.param({}, 1, {"intermediate_size": 4000}, id="wide layers"),
-        pytest.param({}, 8, {"model_type": "qwen3", "head_dim": 64}, id="norms of query and key"),
-        pytest.param({}, 8, {"model_type": "llama"}, id="Llama"),
-    ],
-)
-def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, monkeypatch, changed, rows, shape):
+@each_case("passes.tsv")
+def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, monkeypatch, case):
     """Counted on a CPU, whose passes allocate what those of a GPU do. On a GPU, test_gpu.py compares a whole run.
 
     The head has small tiles here, whose folding and sums allocate nothing, as TRL's kernels for a GPU do not.
@@ -146,9 +130,10 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, m
     monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 512)
     monkeypatch.setattr(memory, "TILE_ENTRIES", 512)
 
-    changed = changed | {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
-    settings = values(beta=0, use_vllm=False, **changed)
-    model = small_model(settings.dtype, **shape)
+    rows = int(case["rows"])
+    batch = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
+    settings = values(beta=0, use_vllm=False, **batch | json.loads(case["changed"]))
+    model = small_model(settings.dtype, **json.loads(case["shape"]))
     parts, peaks = memory.memory(settings, model, ONE, 128, None).values()
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     if settings.use_peft:
