@@ -30,6 +30,9 @@ from r1zero import tiny_model as tiny  # noqa: E402
 from r1zero.grading.sandbox import why_unavailable  # noqa: E402
 
 collect_ignore = ["stand_in"]  # programs, which --doctest-modules would import
+CONFIGS = ROOT / "configs"
+TINY = CONFIGS / "tiny_cpu.yaml"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = Path(__file__).parent / "cases"  # tables of inputs, expected outputs and reasons
 # One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
@@ -154,7 +157,7 @@ def parser():
     return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
 
 
-def settings(*flags, config=ROOT / "configs" / "tiny_cpu.yaml", processes=1):
+def settings(*flags, config=TINY, processes=1):
     """Every setting of a recipe with flags, without a GPU: what the checks see. processes: None for no batch yet."""
     from r1zero.preflight import recipe
     from r1zero.preflight.machine import Machine, Strategy
@@ -181,7 +184,7 @@ def train(tiny_model, tiny_data):
 
     def run(output_dir, model=tiny_model, data=tiny_data, **flags):
         paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", **SMALL | flags | paths)
+        train_here(TINY, **SMALL | flags | paths)
 
     return run
 
@@ -298,7 +301,7 @@ def is_on_cpu(strategy):
 
 def accelerate(folder, strategy, processes, port=None):
     """The words that launch so many processes on the CPU with a shipped strategy."""
-    config = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{strategy}.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "accelerate" / f"{strategy}.yaml").read_text())
     path = folder / "accelerate.yaml"
     path.write_text(yaml.safe_dump(config | {"use_cpu": is_on_cpu(strategy)}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path]

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, each_case, settings
+from conftest import CONFIGS, each_case, settings
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,7 +40,7 @@ STRATEGIES = {
     "ZeRO-3": deepspeed(3, 8),
     "offload": deepspeed(2, 8, offload="cpu"),
 }
-BASE = settings("--beta", 0.001, config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
+BASE = settings("--beta", 0.001, config=CONFIGS / "qwen2.5-1.5b.yaml")
 
 
 def values(**changed):

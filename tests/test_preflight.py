@@ -18,10 +18,10 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, each_case, parser, settings, words
+from conftest import CONFIGS, RECIPES, TINY, each_case, parser, settings, words
 from filelock import FileLock
 from test_data import COUNTDOWN
-from test_machine import TINY, pretend_card
+from test_machine import pretend_card
 from test_recipe import write_recipe
 from transformers import AutoTokenizer
 
@@ -30,8 +30,7 @@ from r1zero.preflight import hardware
 from r1zero.preflight.machine import Machine, Strategy, read_strategy
 from r1zero.training import checkpoints
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
-GPU_RECIPE = ROOT / "configs" / "qwen2.5-1.5b.yaml"
+GPU_RECIPE = CONFIGS / "qwen2.5-1.5b.yaml"
 
 
 @pytest.fixture
@@ -262,8 +261,9 @@ def line_of(lines, start):
 class TestAnotherMachine:
     """--dry_run --gpus N --gpu_memory G, in a folder without data or models, and without the hub."""
 
-    @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-    def test_of_the_header_has_a_plan_that_fits(self, path, plan):
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_of_the_header_has_a_plan_that_fits(self, recipe, plan):
+        path = CONFIGS / f"{recipe}.yaml"
         of_header = re.search(r"# Hardware: (\w+) (?:T4 of )?([\d.]+) GB", path.read_text()) or [0, "no", 0]
         gpus, gigabytes = NUMBERS[of_header[1]], float(of_header[2])
         lines = plan("--config", path, "--gpus", gpus, "--gpu_memory", gigabytes)
@@ -292,7 +292,7 @@ class TestAnotherMachine:
             ("--gpus 0", "is for a GPU and that machine has none"),
             ("--gpu t4", "bf16 is on and 8 T4s of 80 GB, .* has no bfloat16: pass --bf16 false --fp16 true"),
         ):
-            argv = f"--dry_run --config {ROOT}/configs/qwen2.5-7b.yaml --gpus 8 --gpu_memory 80 {flags}"
+            argv = f"--dry_run --config {CONFIGS}/qwen2.5-7b.yaml --gpus 8 --gpu_memory 80 {flags}"
             with pytest.raises(SystemExit, match=line):
                 checks.check(parser(), argv.split())
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, SMALL, make_tiny_model, reader_of, same_weights, train_here
+from conftest import SMALL, TINY, make_tiny_model, reader_of, same_weights, train_here
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
@@ -188,7 +188,7 @@ def test_shortened_embedded_default_learns_patience(tmp_path, train):
     """A warm-up long enough to spell equations, then a few generations: reward, accuracy and length must rise."""
     model, data = make_tiny_model(tmp_path, steps=500)
     flags = {"learning_rate": 3e-4, "max_steps": 28, "eval_steps": 28, "save_strategy": "no", "logging_steps": 4}
-    recipe = yaml.safe_load((ROOT / "configs" / "tiny_cpu.yaml").read_text())
+    recipe = yaml.safe_load(TINY.read_text())
     flags |= {key: recipe[key] for key in SMALL if key in recipe} | {"max_completion_length": 128}
     train(tmp_path / "run", model, data, **flags)
     metrics = read(tmp_path / "run" / "metrics.json")
