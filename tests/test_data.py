@@ -1,8 +1,8 @@
 """What is read of a file of problems, and of a damaged one; its faults are in tests/test_preflight.py."""
 
 import math
+import pkgutil
 import random
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,8 +54,7 @@ def test_prompts_that_would_be_written_otherwise_now_are_said(data, monkeypatch,
     assert len(notices()) == 1
     values.prepare = None
     assert notices() == []
-    module, _, attribute = name.partition(".")
-    edited = getattr(sys.modules[f"r1zero.tasks.{module}"], attribute)._replace(beginning="Well. <think>")
+    edited = pkgutil.resolve_name(f"r1zero.tasks.{name}")._replace(beginning="Well. <think>")
     monkeypatch.setattr(f"r1zero.tasks.{name}", edited)
     (notice,) = notices()
     assert f"{data / task}/train.parquet has other prompts than {name} of" in notice

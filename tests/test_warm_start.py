@@ -105,7 +105,6 @@ def test_prompt_is_not_trained_and_what_is_interrupted_is_no_model(tmp_path, tin
         ({"searchez": 3}, "found --searchez 3: no such setting; --help lists them all"),
         ({"config": "nowhere.yaml"}, "the settings cannot be read .*nowhere.yaml"),
         ({"output_dir": "made"}, "made is there already: remove it"),
-        ({"model": "no/where"}, "model no/where cannot be had .* hf download no/where --local-dir models/where"),
         ({"model": "models/where"}, "model models/where is a folder that does not exist"),
     ],
 )
