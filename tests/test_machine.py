@@ -10,7 +10,6 @@ from conftest import CONFIGS, TINY, each_case, settings, write_commands
 
 from r1zero.preflight import hardware, prepare
 from r1zero.preflight.machine import STRATEGIES, Machine, launcher_variables, read_strategy
-from r1zero.preflight.recipe import Flags
 
 
 def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
@@ -119,19 +118,3 @@ class TestStrategy:
         assert DeepSpeedPlugin().zero_stage == 3, "which accelerate makes of it"
         path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
         assert read_strategy(variables | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}).name == "DeepSpeed ZeRO-1"
-
-
-class TestDescribed:
-    def test_of_a_named_card_has_its_memory_and_as_many_as_the_recipe_starts(self):
-        config = str(CONFIGS / "qwen2.5-7b.yaml")
-        machine = Machine.described(Flags(config, {"gpu": "h100", "dry_run": True}, []))
-        assert (machine.processes, machine.card, machine.peak.bytes) == (8, 80 * 10**9, 3350e9)
-        machine = Machine.described(Flags(None, {"gpu": "t4", "dry_run": True}, []))
-        assert (machine.processes, machine.bf16) == (1, False)
-        assert machine.choose_recipe() == str(CONFIGS / "qwen2.5-1.5b-lora-t4.yaml")
-
-    def test_of_no_known_card_is_refused(self):
-        with pytest.raises(
-            SystemExit, match="--gpu h1000 is not in the table:?\n.*t4, l4, a10g, rtx-3090.*, b200, or"
-        ):
-            Machine.described(Flags(None, {"gpu": "h1000", "dry_run": True}, []))

@@ -139,27 +139,21 @@ def test_resumed_run_that_had_done_all_its_steps_does_no_more(run, tmp_path, tra
     assert again["after"] == run.metrics["after"] and again["steps"] == 2
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """What the uploads of a run leave in its repository: {path: contents}, without the hub."""
-    files = {}
+@pytest.mark.parametrize("push_to_hub", [False, True])
+def test_adapter_names_its_base_by_the_whole_path_and_on_the_hub_as_given(
+    tmp_path, train, tiny_model, monkeypatch, push_to_hub
+):
+    """The hub, whose stand-in knows files by their paths, has all results of a run, too."""
+    hub = {}
 
     def upload_folder(self, *, folder_path, allow_patterns=None, ignore_patterns=None, **_):
         paths = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
         for path in filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
-            files[path] = Path(folder_path, path).read_bytes()
+            hub[path] = Path(folder_path, path).read_bytes()
 
     monkeypatch.setattr(HfApi, "whoami", lambda *_: {})
     monkeypatch.setattr(HfApi, "create_repo", lambda _, name, **__: SimpleNamespace(repo_id=f"somebody/{name}"))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    return files
-
-
-@pytest.mark.parametrize("push_to_hub", [False, True])
-def test_adapter_names_its_base_by_the_whole_path_and_on_the_hub_as_given(
-    tmp_path, train, tiny_model, monkeypatch, hub, push_to_hub
-):
-    """The hub has all results of a run, too."""
     monkeypatch.chdir(tiny_model.parent)
     kept = []
     monkeypatch.setattr(lora, "keep_base_exact", kept.append)
