@@ -1,6 +1,5 @@
 """What a run writes into its folder, and what it reads there again.   bash tests/run.sh tests/test_run_folder.py"""
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -46,14 +45,10 @@ def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys)
 
 
 def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
-    @dataclasses.dataclass
-    class Script:
-        data_dir: str = "data/mine"
-        prepare: str | None = None
-
     arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=3e-4, use_cpu=True, hub_token="secret")
     arguments.resume_from_checkpoint = "checkpoint-4"
-    run_folder.write_config(tmp_path / "config.yaml", Script(), arguments, {"generation_batch_size": 8, "n": 2})
+    others = {"data_dir": "data/mine", "prepare": None, "generation_batch_size": 8, "n": 2}
+    run_folder.write_config(tmp_path / "config.yaml", arguments, others)
     text = (tmp_path / "config.yaml").read_text()
     assert re.match(r"# commit \S+\n# python 3[\d.]+, torch \S+, trl 1\S+,", text) and "secret" not in text
     settings = yaml.safe_load(text)
