@@ -4,19 +4,24 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it: no test waits for a network
 
+import contextlib  # noqa: E402
 import csv  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
-import shutil  # noqa: E402
 import signal  # noqa: E402
+import socket  # noqa: E402
 import subprocess  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
+import psutil  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 import preprocess  # noqa: E402
@@ -25,6 +30,9 @@ from r1zero import tiny_model as tiny  # noqa: E402
 from r1zero.grading.sandbox import why_unavailable  # noqa: E402
 
 collect_ignore = ["stand_in"]  # programs, which --doctest-modules would import
+CONFIGS = ROOT / "configs"
+TINY = CONFIGS / "tiny_cpu.yaml"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = Path(__file__).parent / "cases"  # tables of inputs, expected outputs and reasons
 # One thread is what accelerate launch leaves, and makes the same sums in every run; vLLM's cache takes 1 GiB on a CPU
@@ -33,7 +41,6 @@ PATIENCE = 600  # seconds after which something hangs, however busy the machine 
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
-pytest.register_assert_rewrite("launches")
 
 
 def rows_of(table):
@@ -75,17 +82,6 @@ def no_bubblewrap(monkeypatch):
     why_unavailable.cache_clear()
 
 
-@pytest.fixture
-def cached_model(tiny_model, tmp_path, monkeypatch):
-    """The folder of the model somebody/something in the hub's cache as it lies on disk, without the hub."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cache = tmp_path / "models--somebody--something"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    return shutil.copytree(tiny_model, cache / "snapshots" / commit)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def same_everywhere():
     """Ctrl-C reaches what tests start, also from a shell's background, and sums are those of launched processes."""
@@ -115,34 +111,6 @@ def tinyzeros_data(tmp_path_factory, tiny_data):
 def tiny_model(tiny_data):
     """Folder of the embedded default's model with random weights."""
     return tiny_data.parent / "model"
-
-
-@pytest.fixture(scope="session")
-def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
-    """Trains the embedded default's model with a shipped strategy, in processes of their own: launches.launch."""
-    import launches  # which imports from here
-
-    def run(strategy, **settings):
-        paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data}
-        return launches.launch(tmp_path_factory.mktemp(strategy), strategy, **paths | settings)
-
-    return run
-
-
-@pytest.fixture
-def begin(tmp_path):
-    """Starts a command, as launches.Started; whatever is left of it is ended with the test."""
-    from launches import Started
-
-    started = []
-
-    def run(command):
-        started.append(Started(command, tmp_path / f"console{len(started)}"))
-        return started[-1]
-
-    yield run
-    for one in started:
-        one.end()
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +157,7 @@ def parser():
     return TrlParser((train_countdown.ScriptArguments, GRPOConfig, ModelConfig), allow_abbrev=False)
 
 
-def settings(*flags, config=ROOT / "configs" / "tiny_cpu.yaml", processes=1):
+def settings(*flags, config=TINY, processes=1):
     """Every setting of a recipe with flags, without a GPU: what the checks see. processes: None for no batch yet."""
     from r1zero.preflight import recipe
     from r1zero.preflight.machine import Machine, Strategy
@@ -216,7 +184,7 @@ def train(tiny_model, tiny_data):
 
     def run(output_dir, model=tiny_model, data=tiny_data, **flags):
         paths = {"output_dir": output_dir, "model_name_or_path": model, "data_dir": data}
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", **SMALL | flags | paths)
+        train_here(TINY, **SMALL | flags | paths)
 
     return run
 
@@ -250,3 +218,170 @@ SMALL = {
     "per_device_eval_batch_size": 128,
     "logging_steps": 1,
 }
+
+
+# Commands in processes of their own
+
+
+class Started:
+    """A command in a process group of its own, with its console in a file. It finds ninja, for DeepSpeed."""
+
+    def __init__(self, command, console):
+        self.console = console
+        environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with console.open("w") as file:
+            to = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, **to)
+
+    def text(self):
+        return self.console.read_text(errors="replace")
+
+    def await_(self, condition):
+        """Waits for a condition while the run goes on."""
+
+        def holds():
+            done = condition()
+            assert done or self.process.poll() is None, self.text()[-4000:]
+            return done
+
+        return wait_until(holds)
+
+    def await_step(self, step):
+        """Waits until the console has the line of that step, or of a later one."""
+        found = re.compile(r"step +(\d+)/")
+        self.await_(lambda: max(map(int, found.findall(self.text())), default=0) >= step)
+
+    def workers(self):
+        """The processes that train, without their launcher."""
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return [member for member in family if any("train_countdown.py" in word for word in member.cmdline()[:3])]
+
+    def wait(self):
+        """The status, once all that was started has ended."""
+        status = self.process.wait(timeout=PATIENCE)
+        wait_until(self.has_ended)
+        return status
+
+    def has_ended(self):
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+
+    def end(self):
+        """Ends the command with all that it has started itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a command, as Started; whatever is left of it is ended with the test."""
+    started = []
+
+    def run(command):
+        started.append(Started(command, tmp_path / f"console{len(started)}"))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.end()
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def is_on_cpu(strategy):
+    """Whether accelerate is told of the CPU: it would make DDP of FSDP there. See stand_in/train.py."""
+    return strategy != "fsdp2"
+
+
+def accelerate(folder, strategy, processes, port=None):
+    """The words that launch so many processes on the CPU with a shipped strategy."""
+    config = yaml.safe_load((CONFIGS / "accelerate" / f"{strategy}.yaml").read_text())
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config | {"use_cpu": is_on_cpu(strategy)}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path]
+    return [*command, "--num_processes", processes, "--main_process_port", port or free_port()]
+
+
+# Two steps of 16 completions, 4 a group, in two micro-batches, whatever the number of processes
+TWO_STEPS = {
+    "num_generations": 4,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 2,
+    "max_completion_length": 8,
+    "max_steps": 2,
+    "lr_scheduler_type": "constant",
+    "reward_funcs": "tests/stand_in/letters.py:letters_reward",
+    "logging_steps": 1,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+}
+
+
+@dataclass
+class Run:
+    folder: Path
+    console: str
+
+    @property
+    def history(self):
+        """The logged entries of the training steps."""
+        log = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+        return [entry for entry in log if "grad_norm" in entry]
+
+    def grad_norms(self):
+        return [entry["grad_norm"] for entry in self.history]
+
+    def weights(self):
+        return load_file(self.folder / "model.safetensors")
+
+    def said(self, beginning):
+        """What follows in each line of the console that begins so."""
+        return re.findall(rf"^{re.escape(beginning)} (.*)$", self.console, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def launch_tiny(tmp_path_factory, tiny_model, tiny_data):
+    """Trains the embedded default's model with a shipped strategy on the CPU. Returns a Run.
+
+    machines: launchers, which share the processes between them.
+    """
+
+    def run(strategy, processes=2, machines=1, **flags):
+        folder, port, launchers = tmp_path_factory.mktemp(strategy), free_port(), []
+        own = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": folder / "run"}
+        own |= {"use_cpu": is_on_cpu(strategy), "per_device_train_batch_size": 8 // processes}
+        script = ["tests/stand_in/train.py", "--config", "configs/tiny_cpu.yaml", *words(TWO_STEPS | own | flags)]
+        for machine in range(machines):
+            command = [*accelerate(folder, strategy, processes, port), "--main_process_ip", "127.0.0.1"]
+            command += ["--num_machines", machines, "--machine_rank", machine, *script]
+            launchers.append(Started(command, folder / f"console{machine}"))
+        try:
+            statuses = [launcher.process.wait(timeout=PATIENCE) for launcher in launchers]
+        finally:
+            for launcher in launchers:  # one that waits for another, which has failed
+                launcher.end()
+        consoles = [launcher.text() for launcher in launchers]
+        assert statuses == [0] * machines, "\n".join(console[-4000:] for console in consoles)
+        return Run(folder / "run", "".join(consoles))
+
+    return run
+
+
+def distance(weights, others):
+    """Euclidean, over all parameters of `others`."""
+    return sum((weights[name] - others[name]).square().sum() for name in others).sqrt()
+
+
+def assert_same(run, reference, tiny_model):
+    """Both steps' gradients, and the weights they lead to, are the reference's; measured: 1e-6 and 5e-6 apart."""
+    assert run.grad_norms() == pytest.approx(reference.grad_norms(), rel=1e-4)
+    initial, expected, found = load_file(tiny_model / "model.safetensors"), reference.weights(), run.weights()
+    assert found.keys() - {"lm_head.weight"} == expected.keys()  # some strategies write the tied head out
+    assert distance(found, expected) < 1e-3 * distance(initial, expected)

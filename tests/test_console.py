@@ -122,20 +122,15 @@ def test_phase_is_shown_behind_the_bar_on_a_terminal_alone(started, monkeypatch,
     made.show("evaluation: generation")  # of an evaluation after the last step
 
 
-def test_line_of_an_evaluation_says_so_and_leaves_out_the_signal_and_what_trainers_log_at_the_end(started):
-    run = started()
-    metrics = {"reward": 0.5, "accuracy": 0.4, "completions/mean_length": 20.0, "frac_reward_zero_std": 1.0}
-    (line,) = log(run, 0, **{f"eval_{name}": value for name, value in metrics.items()}, epoch=0)
-    assert line == "step     0/100  reward  0.500  accuracy  40.0%  length     20  held out"
-    assert log(run, 100, train_loss=0.1) == []
-
-
-def test_lines_end_with_what_a_users_reward_logs_and_have_no_accuracy_if_there_is_none(started, clock):
+def test_line_of_an_evaluation_says_so_and_has_what_a_users_reward_logs_but_no_signal_and_no_loss(started, clock):
+    """Without an accuracy if there is none. Trainer logs a last time at its end."""
     run = started(own_metrics=["edit_distance", "vowels"])
-    evaluated = {"reward": -0.5, "completions/mean_length": 4.0, "edit_distance": 3.25, "vowels": None, "loss": 0.0}
-    (line,) = log(run, 0, **{f"eval_{name}": value for name, value in evaluated.items()})
+    evaluated = {"reward": -0.5, "completions/mean_length": 4.0, "edit_distance": 3.25, "vowels": None}
+    evaluated |= {"frac_reward_zero_std": 1.0, "loss": 0.0}
+    (line,) = log(run, 0, **{f"eval_{name}": value for name, value in evaluated.items()}, epoch=0)
     assert line == "step     0/100  reward -0.500  length      4  held out  edit_distance 3.25"
     clock.seconds += 2
     (line,) = log(run, 2, reward=-0.25, grad_norm=1.0, edit_distance=0.0000125, **{"rewards/spelling/mean": -0.25})
     assert line.startswith("step     2/100  reward -0.250    1.00 s/step")
     assert line.endswith("  edit_distance 1.25e-05") and "accuracy" not in line
+    assert log(run, 100, train_loss=0.1) == []

@@ -1,8 +1,8 @@
 """What is read of a file of problems, and of a damaged one; its faults are in tests/test_preflight.py."""
 
 import math
+import pkgutil
 import random
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,65 +54,56 @@ def test_prompts_that_would_be_written_otherwise_now_are_said(data, monkeypatch,
     assert len(notices()) == 1
     values.prepare = None
     assert notices() == []
-    module, _, attribute = name.partition(".")
-    edited = getattr(sys.modules[f"r1zero.tasks.{module}"], attribute)._replace(beginning="Well. <think>")
+    edited = pkgutil.resolve_name(f"r1zero.tasks.{name}")._replace(beginning="Well. <think>")
     monkeypatch.setattr(f"r1zero.tasks.{name}", edited)
     (notice,) = notices()
     assert f"{data / task}/train.parquet has other prompts than {name} of" in notice
 
 
-class TestRightFiles:
-    @pytest.mark.parametrize(
-        ("chat", "is_text"),
-        [
-            ([{"role": "user", "content": "1 + 1?\n<think>\n"}], True),
-            ([{"role": "user", "content": "Write in <think> </think> tags."}], False),
-            ([{"role": "assistant", "content": "<think>"}], False),
-            ([*CHAT, {"role": "user", "content": "<think>"}], False),
-        ],
-    )
-    def test_prompt_of_one_user_message_that_opens_a_think_is_its_text(self, examine, chat, is_text):
-        file, _ = examine({"prompt": [chat, chat]}, "mine:reward")
-        assert file.first["prompt"] == file.prompts == [chat[0]["content"] if is_text else chat] * 2
-        assert len(file.notices) == is_text
-        assert examine({"prompt": [chat, CHAT]}, "mine:reward")[0].notices == [], "all rows or none"
-
-    @pytest.mark.parametrize(
-        ("names", "columns"),
-        [
-            ("countdown_reward", TYPED),
-            ("multiplication_reward", {"product": ["-12"]}),
-            ("multiplication_reward", {"product": [12]}),
-            ("boxed_math_reward", {"ground_truth": ["1"]}),
-            ("countdown_reward boxed_math_reward", MIXED),  # with nulls in the rows of another task
-            # of a user, with any other columns
-            ("mine:reward", {"nums": [None, "two"], "target": [math.nan, 1.5]}),
-            ("countdown_reward mine:reward", {"nums": [[1, 2], None], "target": [3, None]}),
-        ],
-    )
-    def test_of_other_types_and_with_other_rows_that_serve_as_well_are_taken(self, examine, names, columns):
-        rows = max(map(len, columns.values()))
-        assert examine({"prompt": ["a"] * rows} | columns, *names.split())[1] == []
-
-    def test_longest_prompts_are_found_wherever_they_stand(self, examine, monkeypatch):
-        monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 7)
-        lengths = list(range(1, 101))
-        random.Random(0).shuffle(lengths)
-        file, _ = examine({"prompt": ["é" * length for length in lengths]}, "mine:reward", row_group_size=10)
-        assert [len(prompt) for prompt in file.prompts] == list(range(85, 101)) and file.rows == 100
+@pytest.mark.parametrize(
+    ("chat", "is_text"),
+    [
+        ([{"role": "user", "content": "1 + 1?\n<think>\n"}], True),
+        ([{"role": "user", "content": "Write in <think> </think> tags."}], False),
+        ([{"role": "assistant", "content": "<think>"}], False),
+        ([*CHAT, {"role": "user", "content": "<think>"}], False),
+    ],
+)
+def test_prompt_of_one_user_message_that_opens_a_think_is_its_text(examine, chat, is_text):
+    file, _ = examine({"prompt": [chat, chat]}, "mine:reward")
+    assert file.first["prompt"] == file.prompts == [chat[0]["content"] if is_text else chat] * 2
+    assert len(file.notices) == is_text
+    assert examine({"prompt": [chat, CHAT]}, "mine:reward")[0].notices == [], "all rows or none"
 
 
-class TestRows:
-    def test_are_counted_in_the_file_and_not_in_its_parts(self, examine, monkeypatch):
-        monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 10)
-        prompts = ["a" for _ in range(95)]
-        prompts[37] = prompts[81] = ""
-        chats = [CHAT if prompt else [] for prompt in prompts]
-        nums = [[1, 2] if prompt else [1, None] for prompt in prompts]
-        for columns, names, row in (
-            ({"prompt": prompts}, ["mine:reward"], "row 37 is ''"),
-            ({"prompt": chats}, ["mine:reward"], "row 37 is []"),
-            ({"prompt": ["a"] * 95, "nums": nums, "target": [3] * 95}, ["countdown_reward"], "row 37 is [1, None]"),
-        ):
-            (error,) = examine(columns, *names, row_group_size=25)[1]
-            assert row in error and "(2 such of 95 rows)" in error
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        ("countdown_reward", TYPED),
+        ("multiplication_reward", {"product": ["-12"]}),
+        ("multiplication_reward", {"product": [12]}),
+        ("boxed_math_reward", {"ground_truth": ["1"]}),
+        ("countdown_reward boxed_math_reward", MIXED),  # with nulls in the rows of another task
+        # of a user, with any other columns
+        ("mine:reward", {"nums": [None, "two"], "target": [math.nan, 1.5]}),
+        ("countdown_reward mine:reward", {"nums": [[1, 2], None], "target": [3, None]}),
+    ],
+)
+def test_of_other_types_and_with_other_rows_that_serve_as_well_are_taken(examine, names, columns):
+    rows = max(map(len, columns.values()))
+    assert examine({"prompt": ["a"] * rows} | columns, *names.split())[1] == []
+
+
+def test_longest_prompts_are_found_wherever_they_stand(examine, monkeypatch):
+    monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 7)
+    lengths = list(range(1, 101))
+    random.Random(0).shuffle(lengths)
+    file, _ = examine({"prompt": ["é" * length for length in lengths]}, "mine:reward", row_group_size=10)
+    assert [len(prompt) for prompt in file.prompts] == list(range(85, 101)) and file.rows == 100
+
+
+def test_rows_are_counted_in_the_file_and_not_in_its_parts(examine, monkeypatch):
+    monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 10)
+    prompts = ["" if row in (37, 81) else "a" for row in range(95)]
+    (error,) = examine({"prompt": prompts}, "mine:reward", row_group_size=25)[1]
+    assert "row 37 is ''" in error and "(2 such of 95 rows)" in error

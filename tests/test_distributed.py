@@ -4,7 +4,7 @@ bash tests/run.sh --all tests/test_distributed.py
 """
 
 import pytest
-from launches import assert_same, distance
+from conftest import assert_same, distance
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow

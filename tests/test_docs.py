@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import PATIENCE, ROOT, SMALL, parser, reader_of, run_to_end, train_here
+from conftest import PATIENCE, ROOT, SMALL, TINY, parser, reader_of, run_to_end, train_here
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
@@ -126,5 +126,5 @@ def test_flags_of_each_paper_train(tiny_model, tiny_data, tmp_path):
     for number, flags in enumerate(papers):
         run = tmp_path / f"run{number}"
         paths = {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": run}
-        train_here(ROOT / "configs" / "tiny_cpu.yaml", *flags.split(), **small, **paths)
+        train_here(TINY, *flags.split(), **small, **paths)
         assert json.loads((run / "metrics.json").read_text())["steps"] == 2

@@ -13,8 +13,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ENVIRONMENT, SMALL, run_to_end, same_weights, train_here, words
-from launches import accelerate
+from conftest import ENVIRONMENT, SMALL, accelerate, run_to_end, same_weights, train_here, words
 from transformers import TrainerControl, TrainerState
 
 from r1zero.estimate import plan

@@ -36,15 +36,12 @@ def generated(path, prompts, batch_size=8):
     return [up_to_end(row, model.ends) for row in found]
 
 
-def test_a_folder_is_known_by_its_name_and_a_checkpoint_by_its_runs_before_it(tiny_model, tmp_path, monkeypatch):
+def test_a_checkpoint_has_the_name_of_its_run_before_it_also_from_there(tiny_model, tmp_path, monkeypatch):
     checkpoint = shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")
-    model = engines.read_model(str(tiny_model))
-    assert (model.name, model.base, model.context) == ("model", str(tiny_model), 512)
-    assert engines.read_model(str(checkpoint)).name == "run-checkpoint-3"
-    monkeypatch.chdir(tmp_path / "run")
-    assert engines.read_model("checkpoint-3").name == "run-checkpoint-3"
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    monkeypatch.chdir(tmp_path / "run")
     model = engines.read_model("checkpoint-3")
+    assert (model.name, model.context) == ("run-checkpoint-3", 512)
     assert model.ends == sorted({5, 7, model.tokenizer.eos_token_id}), "wherever either file says"
 
 

@@ -1,14 +1,13 @@
 """The plan of steps and memory before a run.   bash tests/run.sh tests/test_estimate.py"""
 
 import json
-import re
 from argparse import Namespace
 from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, each_case, settings
+from conftest import CONFIGS, each_case, settings
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,22 +22,24 @@ from r1zero.preflight.model import without_weights
 from r1zero.report import run_folder
 
 
-def deepspeed(stage, processes, **offloaded):
+def deepspeed(stage, processes, offload="none"):
     environment = {"WORLD_SIZE": str(processes), "ACCELERATE_USE_DEEPSPEED": "true"}
-    environment |= {f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE": "cpu" for part in offloaded}
+    environment |= {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": offload}
     return read_strategy(environment | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)})
 
 
-ONE, OFFLOAD = read_strategy({}), deepspeed(2, 8, OPTIMIZER=1)
-FSDP = read_strategy({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
-STRATEGIES = {"one": ONE, "DDP": read_strategy({"WORLD_SIZE": "8"}), "FSDP2": FSDP, "offload": OFFLOAD}
-STRATEGIES |= {f"ZeRO-{stage}": deepspeed(stage, 8) for stage in (1, 2, 3)}
-STRATEGIES |= {"ZeRO-0 alone": deepspeed(0, 1), "ZeRO-2 of two": deepspeed(2, 2)}
-SEVERAL = {"steps_per_generation": 64, "num_iterations": 2, "max_steps": -1, "num_train_epochs": 0.5}
-LORA = {"use_peft": True, "lora_target_modules": "all-linear", "dtype": "bfloat16"}
-
-
-BASE = settings("--beta", 0.001, config=ROOT / "configs" / "qwen2.5-1.5b.yaml")
+ONE = read_strategy({})
+STRATEGIES = {
+    "one": ONE,
+    "DDP": read_strategy({"WORLD_SIZE": "8"}),
+    "FSDP2": read_strategy({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+    "ZeRO-0 alone": deepspeed(0, 1),
+    "ZeRO-2 of two": deepspeed(2, 2),
+    "ZeRO-2": deepspeed(2, 8),
+    "ZeRO-3": deepspeed(3, 8),
+    "offload": deepspeed(2, 8, offload="cpu"),
+}
+BASE = settings("--beta", 0.001, config=CONFIGS / "qwen2.5-1.5b.yaml")
 
 
 def values(**changed):
@@ -53,32 +54,21 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("changed", "rows", "processes", "expected"),
+    ("a_generation", "iterations", "accumulation", "steps"),
     [
-        ({}, 327_680, 1, (32, 256, 1, 10_240, 500, 128_000)),
-        # several steps on one generation
-        (SEVERAL, 1000, 2, (128, 1024, 4, 28, 14, 4 * 1024)),
-        ({}, None, 1, (32, 256, 1, None, 500, 128_000)),  # the number of problems is not known
-        ({"max_steps": -1}, None, 1, (32, 256, 1, None, None, None)),
+        pytest.param(2, 2, 1, 32, id="two steps a generation, each of them twice"),
+        pytest.param(4, 1, 3, 6, id="a generation of a step and a third, and an epoch of two and two thirds"),
+        pytest.param(1, 1, 3, 6, id="three generations a step, and an epoch of two and two thirds"),
     ],
 )
-def test_steps_and_completions_follow_from_the_batch(changed, rows, processes, expected):
-    assert tuple(schedule.schedule(values(**changed), rows, processes).values()) == expected
-
-
-@pytest.mark.parametrize(
-    ("a_generation", "accumulation", "steps"),
-    [
-        pytest.param(2, 1, 16, id="two steps a generation"),
-        pytest.param(4, 3, 6, id="a generation of a step and a third, and an epoch of two and two thirds"),
-        pytest.param(1, 3, 6, id="three generations a step, and an epoch of two and two thirds"),
-    ],
-)
-def test_steps_and_completions_are_those_of_trl(tmp_path, tiny_model, tiny_data, a_generation, accumulation, steps):
+def test_steps_and_completions_are_those_of_trl(
+    tmp_path, tiny_model, tiny_data, a_generation, iterations, accumulation, steps
+):
     """Two epochs of 16 problems, 2 a micro-batch; Trainer accumulates nothing beyond the end of an epoch."""
     sampled = []
     batch = {"num_train_epochs": 2, "num_generations": 4, "per_device_train_batch_size": 8}
-    batch |= {"steps_per_generation": a_generation, "gradient_accumulation_steps": accumulation, "logging_steps": 1}
+    batch |= {"steps_per_generation": a_generation, "gradient_accumulation_steps": accumulation}
+    batch |= {"num_iterations": iterations, "logging_steps": 1}
     cpu = {"use_cpu": True, "bf16": False, "max_completion_length": 2, "save_strategy": "no", "disable_tqdm": True}
     trainer = GRPOTrainer(
         model=str(tiny_model),
@@ -123,9 +113,12 @@ def peak_bytes(compute, path):
     return most
 
 
-@pytest.fixture
-def gpu_head(monkeypatch):
-    """TRL's head with small tiles, whose folding and sums allocate nothing, as its kernels for a GPU do not."""
+@each_case("passes.tsv")
+def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, monkeypatch, case):
+    """Counted on a CPU, whose passes allocate what those of a GPU do. On a GPU, test_gpu.py compares a whole run.
+
+    The head has small tiles here, whose folding and sums allocate nothing, as TRL's kernels for a GPU do not.
+    """
 
     def add(total, left, right):
         if total.dtype == left.dtype:
@@ -136,29 +129,10 @@ def gpu_head(monkeypatch):
     monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 512)
     monkeypatch.setattr(memory, "TILE_ENTRIES", 512)
 
-
-@pytest.mark.parametrize(
-    ("changed", "rows", "shape"),
-    [
-        pytest.param({}, 8, {}, id="float32 under autocast"),
-        pytest.param({"activation_checkpointing": False}, 8, {}, id="without checkpointing"),
-        pytest.param({"bf16": False}, 8, {}, id="float32"),
-        pytest.param({"dtype": "bfloat16"}, 8, {}, id="bfloat16"),
-        pytest.param(LORA, 8, {}, id="LoRA on bfloat16"),
-        pytest.param({"use_peft": True, "activation_checkpointing": False}, 8, {}, id="LoRA without checkpointing"),
-        pytest.param({"tokens_per_pass": 16 * 128}, 32, {}, id="16 rows at a time"),
-        pytest.param({"trim_padding": False}, 32, {}, id="32 rows at a time"),
-        pytest.param({}, 2, {"vocab_size": 20_000}, id="a large head, tied"),
-        pytest.param({}, 1, {"intermediate_size": 4000}, id="wide layers"),
-        pytest.param({}, 8, {"model_type": "qwen3", "head_dim": 64}, id="norms of query and key"),
-        pytest.param({}, 8, {"model_type": "llama"}, id="Llama"),
-    ],
-)
-def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, gpu_head, changed, rows, shape):
-    """Counted on a CPU, whose passes allocate what those of a GPU do. On a GPU, test_gpu.py compares a whole run."""
-    changed = changed | {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
-    settings = values(beta=0, use_vllm=False, **changed)
-    model = small_model(settings.dtype, **shape)
+    rows = int(case["rows"])
+    batch = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
+    settings = values(beta=0, use_vllm=False, **batch | json.loads(case["changed"]))
+    model = small_model(settings.dtype, **json.loads(case["shape"]))
     parts, peaks = memory.memory(settings, model, ONE, 128, None).values()
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     if settings.use_peft:
@@ -187,97 +161,49 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, g
         assert 1 <= parts["evaluation"] / peak_bytes(score, tmp_path / "evaluation.json") <= 2
 
 
-def test_plan_says_steps_model_machine_memory_and_disk(model):
+def test_plan_says_what_fits_and_what_is_not_known_yet(model):
+    """Its other lines are in tests/test_preflight.py."""
     planned = plan.make_plan(values(), model, 327_680, 256, ONE, 80 * memory.GIB)
-    steps, parameters, machine, _, disk = planned.lines
-    assert steps == (
-        "steps: 256 completions of 32 prompts a generation, 1 optimizer step on them; 10,240 steps an epoch of "
-        "327,680 problems, 500 steps and 128,000 completions in this run"
-    )
-    assert parameters.endswith(
-        "1,543,714,304 parameters, all trained, weights float32, arithmetic bf16, attention sdpa"
-    )
+    steps, _, machine, _, disk = planned.lines
+    assert steps.endswith("10,240 steps an epoch of 327,680 problems, 500 steps and 128,000 completions in this run")
     assert machine == "machine: one process; vLLM in the same processes, tensor parallel 1"
     assert disk == "disk: 61.75 GB for 3 checkpoints at once and the final model"
     smaller = plan.make_plan(values(), model, 327_680, 256, ONE, 24 * memory.GIB)
     assert any(line.startswith("will not fit in update: try a smaller --per_device_train") for line in smaller.lines)
     assert planned.fits and not smaller.fits
-    server = plan.make_plan(values(vllm_mode="server"), model, 327_680, 256, ONE, None)
-    assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in server.lines[2]
-
-
-def test_plan_says_what_is_not_known_before_the_data_is_there(model):
-    steps, _, _, card, _ = plan.make_plan(values(), model, None, 0, ONE, 80 * memory.GIB).lines
-    assert steps.endswith("; the number of problems is not known yet, 500 steps and 128,000 completions in this run")
-    assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
-    endless = values(max_steps=-1, num_train_epochs=3)
-    steps, *_ = plan.make_plan(endless, model, None, 0, ONE, 80 * memory.GIB).lines
+    endless = values(max_steps=-1, num_train_epochs=3, vllm_mode="server")
+    steps, _, machine, card, *_ = plan.make_plan(endless, model, None, 0, ONE, 80 * memory.GIB).lines
     assert steps.endswith("; the number of problems is not known yet, nor is that of the steps in 3 epochs")
+    assert "a vLLM server at http://0.0.0.0:8000, awaited for 240 s" in machine
+    assert "estimate in GiB without the prompts, whose length is not known yet: weights 5.8" in card
+    able = hours.find_card("h100")._asdict()
+    assert plan.time_line(able, endless, model, None, None, 0, ONE).startswith("time: not known")
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),  # as the hub counts them
-    [
-        ("Qwen2.5-3B-Instruct", 3_085_938_688),
-        ("Qwen/Qwen3-1.7B-Base", 1_720_574_976),
-        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-        ("models/SmolLM2-360M-warm", 361_821_120),
-    ],
-)
-def test_shape_is_that_of_the_model(name, parameters):
-    assert without_weights(model_shapes.config_of(name)).num_parameters() == parameters
+def test_shapes_have_the_parameters_that_the_hub_counts():
+    counted = {"Qwen2.5-3B-Instruct": 3_085_938_688, "Qwen/Qwen3-1.7B-Base": 1_720_574_976}
+    counted |= {"meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400, "models/SmolLM2-360M-warm": 361_821_120}
+    assert {name: without_weights(model_shapes.config_of(name)).num_parameters() for name in counted} == counted
 
 
-@pytest.mark.parametrize(
-    ("changed", "bandwidth", "held_out", "seconds"),
-    [
-        pytest.param({}, 2e12, None, 0.6657 + 5 * 0.7861, id="sampled, scored twice, forward, backward"),
-        pytest.param({"beta": 0}, 2e12, None, 0.6657 + 4 * 0.7861, id="no reference"),
-        pytest.param(
-            {"beta": 0, "vllm_importance_sampling_correction": False}, 2e12, None, 0.6657 + 3 * 0.7861, id="no scoring"
-        ),
-        pytest.param({}, 1e9, None, 790.38 + 5 * 0.7861, id="256 tokens that read 3.09 GB each"),
-        pytest.param({"vllm_tensor_parallel_size": 2}, 1e9, None, 395.19 + 5 * 0.7861, id="two cards read them"),
-        pytest.param({"vllm_mode": "server"}, 1e9, None, 5 * 0.7861, id="cards of its own sample"),
-        pytest.param({"eval_strategy": "steps"}, 2e12, 200, 4.5964 + 3 * 0.9848, id="3 batches of 64 problems"),
-        pytest.param({"eval_strategy": "steps"}, 2e12, None, 4.5964 + 0.9848, id="one batch at least"),
-    ],
-)
-def test_least_hours_are_those_counted_by_hand(model, changed, bandwidth, held_out, seconds):
+@each_case("least_hours.tsv")
+def test_least_hours_are_those_counted_by_hand(model, case):
     """One generation of 256 completions of 256 tokens, after 32 prompts of 64, at 312 TFLOPS.
 
     A pass over all tokens is 2 x (1.310 billion x 256 x 320 + the head's 0.233 billion x 256 x 256) operations, 0.7861
     seconds; sampling computes each prompt once, 0.6657 seconds. A batch of 64 problems takes 0.9848: the weights are
     read 256 times at 2 TB/s, 0.3952, and three passes take a quarter of 0.7861 each.
     """
-    able = {"operations": 312e12, "bytes": bandwidth}
-    changed = values(**{"max_steps": 1, "eval_strategy": "no"} | changed)
+    changed = values(**{"max_steps": 1, "eval_strategy": "no"} | json.loads(case["changed"]))
+    able, held_out = {"operations": 312e12, "bytes": float(case["bandwidth"])}, int(case["held_out"] or 0) or None
     found, tokens = hours.least_hours(able, changed, model, None, held_out, 256, ONE)
+    seconds = float(case["sampling"]) + int(case["passes"]) * 0.7861 + int(case["batches"]) * 0.9848
     assert found * 3600 == pytest.approx(seconds, rel=1e-4) and tokens == (64, 256)
 
 
-def test_plan_says_the_least_time_and_cost(model):
-    able, eight = hours.find_card("NVIDIA H100 80GB HBM3")._asdict(), STRATEGIES["ZeRO-3"]
-    line = plan.time_line(able, values(price_per_hour=2.5), model, None, None, 256, eight)
-    found = re.match(r"time: at least (\S+) minutes, and a cost of (\S+) at 2.5 an hour, if (.*); a", line)
-    assert float(found[2]) == pytest.approx(2.5 * float(found[1]) / 60, abs=0.01)
-    assert found[3].startswith("completions have 256 tokens and prompts 64, a quarter of the most, and every group ")
-    unknown = values(max_steps=-1)
-    assert plan.time_line(able, unknown, model, None, None, 256, eight).startswith("time: not known")
-
-
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [
-        ("NVIDIA A100-SXM4-80GB", "a100-80"),
-        ("NVIDIA A100-PCIE-40GB", "a100-40"),
-        ("a100-80gb", "a100-80"),
-        ("Tesla T4", "t4"),
-        ("NVIDIA L4", "l4"),
-        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
-        ("NVIDIA GB200", None),  # faster than a B200
-        ("a100", None),  # of two memories
-    ],
-)
-def test_card_is_found_by_torchs_name_and_by_the_tables(name, known):
-    assert hours.find_card(name) is hours.CARDS.get(known)
+def test_card_is_found_by_torchs_name():
+    named = {"NVIDIA A100-SXM4-80GB": "a100-80", "NVIDIA A100-PCIE-40GB": "a100-40", "Tesla T4": "t4"}
+    named |= {"NVIDIA L4": "l4", "NVIDIA GeForce RTX 4090": "rtx-4090"}
+    assert {name: hours.find_card(name) for name in named} == {name: hours.CARDS[card] for name, card in named.items()}
+    assert hours.find_card("NVIDIA GB200") is None, "faster than a B200"
+    assert hours.find_card("a100") is None, "of two memories"

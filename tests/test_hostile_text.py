@@ -19,7 +19,6 @@ from r1zero.grading.behaviours import BEHAVIOURS, MISTAKES, count_behaviours, na
 from r1zero.grading.extract import extract_answer
 from r1zero.report import console
 from r1zero.report.completions import LONGEST, read_completion, visible
-from r1zero.report.run_folder import TABLES_BEFORE
 from rewards import boxed_math_reward, code_reward, countdown_reward, multiplication_reward
 
 # Of each reward: its own columns, and the values that are documented
@@ -32,6 +31,7 @@ REWARDS = {
     "boxed equation": (boxed_math_reward, {"solution": "y=2x+7"}, BOXED),
     "code": (code_reward, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}, {0.0, 0.5}),  # see stand_ins
 }
+TABLES = {reward.__name__: reward.task.table for reward, *_ in REWARDS.values()}
 
 ATTACKS = {}  # {kind: {name: text}}
 for row in rows_of("hostile_texts.tsv"):
@@ -70,7 +70,7 @@ def scored(texts):
         "behaviours": [count_behaviours(text) for text in texts],
         "mistakes": [name_mistake(text, 9) for text in texts],
         "console": [console.completion_lines(row_of(text)) for text in texts],
-        "page": [read_completion(row_of(text), TABLES_BEFORE)[1] for text in texts],
+        "page": [read_completion(row_of(text), TABLES)[1] for text in texts],
     }
 
 

@@ -6,14 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import DeepSpeedPlugin
-from conftest import each_case, settings, write_commands
+from conftest import CONFIGS, TINY, each_case, settings, write_commands
 
-from r1zero import ROOT
 from r1zero.preflight import hardware, prepare
 from r1zero.preflight.machine import STRATEGIES, Machine, launcher_variables, read_strategy
-from r1zero.preflight.recipe import Flags
-
-TINY = ROOT / "configs" / "tiny_cpu.yaml"
 
 
 def pretend_card(monkeypatch, gib=16, name="a card", bf16=True):
@@ -30,7 +26,7 @@ class TestRecipe:
     @each_case("chosen_recipes.tsv", "recipe")
     def test_is_chosen_by_the_machine_and_said(self, monkeypatch, capsys, case):
         pretend_card(monkeypatch, gib=float(case["GiB"]) if case["GiB"] else None, bf16=bool(case["bfloat16"]))
-        assert Path(Machine.here().choose_recipe()) == ROOT / "configs" / case["recipe"]
+        assert Path(Machine.here().choose_recipe()) == CONFIGS / case["recipe"]
         assert capsys.readouterr().out.startswith(f"recipe: configs/{case['recipe']} (")
         assert Path(Machine.here().choose_recipe(use_cpu=True)) == TINY
 
@@ -103,8 +99,6 @@ class TestMissing:
 
 
 class TestStrategy:
-    DEEPSPEED = {"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true"}
-
     @each_case("strategies.tsv")
     def test_is_read_from_the_launchers_variables(self, case):
         variables = json.loads(case["variables"] or "null") or launcher_variables(STRATEGIES / case["file"], 8)
@@ -114,7 +108,8 @@ class TestStrategy:
 
     def test_of_a_deepspeed_file_is_the_files_or_what_it_leaves_open(self, tmp_path, monkeypatch):
         path = tmp_path / "ds.json"
-        variables = self.DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+        variables = {"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true"}
+        variables |= {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}))
@@ -123,19 +118,3 @@ class TestStrategy:
         assert DeepSpeedPlugin().zero_stage == 3, "which accelerate makes of it"
         path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
         assert read_strategy(variables | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}).name == "DeepSpeed ZeRO-1"
-
-
-class TestDescribed:
-    def test_of_a_named_card_has_its_memory_and_as_many_as_the_recipe_starts(self):
-        config = str(ROOT / "configs" / "qwen2.5-7b.yaml")
-        machine = Machine.described(Flags(config, {"gpu": "h100", "dry_run": True}, []))
-        assert (machine.processes, machine.card, machine.peak.bytes) == (8, 80 * 10**9, 3350e9)
-        machine = Machine.described(Flags(None, {"gpu": "t4", "dry_run": True}, []))
-        assert (machine.processes, machine.bf16) == (1, False)
-        assert machine.choose_recipe() == str(ROOT / "configs" / "qwen2.5-1.5b-lora-t4.yaml")
-
-    def test_of_no_known_card_is_refused(self):
-        with pytest.raises(
-            SystemExit, match="--gpu h1000 is not in the table:?\n.*t4, l4, a10g, rtx-3090.*, b200, or"
-        ):
-            Machine.described(Flags(None, {"gpu": "h1000", "dry_run": True}, []))

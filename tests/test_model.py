@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from conftest import each_case
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
@@ -37,10 +38,13 @@ def line():
     return run
 
 
-def edit(folder, **settings):
-    """Change settings of a model's configuration."""
+# What breaks a model's folder
+
+
+def edit(folder, settings):
+    """Change settings (JSON) of a model's configuration."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(settings)))
 
 
 def shard(folder):
@@ -58,51 +62,35 @@ def pickle_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-def cut(file, size):
-    """What cuts a file short to so many bytes."""
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:size])
-
-
 def remove_tensors(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"], weights["model.layers.0.mlp.down_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def remove(pattern):
-    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
+def cut(folder, file, size):
+    (folder / file).write_bytes((folder / file).read_bytes()[: int(size)])
 
 
-def write(file, text):
-    return lambda folder: (folder / file).write_text(text)
+def remove(folder, pattern):
+    for path in folder.glob(pattern):
+        path.unlink()
 
 
-SECOND = "model-00002-of-00002.safetensors"
-NO_CONFIG = "model {folder} cannot be had ("
-NO_TOKENIZER = "the tokenizer of model {folder} cannot be used ("
-NOT_WHOLE = "{folder}/model.safetensors is no whole safetensors file ("
-FAULTS = [  # what breaks a folder, and what is said of it, "{folder}" being its path
-    ([remove("config.json")], "copy has no config.json: name the folder"),
-    ([write("config.json", "{")], NO_CONFIG),
-    ([write("config.json", '{"model_type": "nobodys"}')], NO_CONFIG),
-    ([lambda folder: edit(folder, model_type="t5")], "copy is no causal language model that transformers can build ("),
-    ([remove("*token*")], NO_TOKENIZER),
-    ([cut("tokenizer.json", -1000)], NO_TOKENIZER),
-    ([remove("model.safetensors")], "model {folder} has no weights (model.safetensors)"),
-    *(([cut("model.safetensors", size)], NOT_WHOLE) for size in (4, 10_000, -1)),
-    ([shard, cut(SECOND, -1)], f"{{folder}}/{SECOND} is no whole safetensors file ("),
-    ([shard, remove(SECOND)], f"{{folder}}/{SECOND} is no whole safetensors file ("),
-    ([shard, write("model.safetensors.index.json", "{}")], "{folder}/model.safetensors.index.json cannot be read ("),
-    ([remove_tensors], "asks for (model.layers.0.mlp.down_proj.weight is missing, and 1 more): copy"),
-    ([lambda folder: edit(folder, intermediate_size=64)], "weight is [128, 384], wanted [128, 64], and 5 more"),
-]
+def write(folder, file, text):
+    (folder / file).write_text(text)
 
 
-@pytest.mark.parametrize(("breaks", "said"), FAULTS, ids=[said for _, said in FAULTS])
-def test_model_that_is_not_whole_is_told_on_one_line(line, folder, capfd, breaks, said):
-    for each in breaks:
-        each(folder)
-    assert said.replace("{folder}", str(folder)) in line(folder)
+BREAKS = {function.__name__: function for function in (edit, shard, remove_tensors, cut, remove, write)}
+
+
+@each_case("broken_models.tsv", "breaks")
+def test_model_that_is_not_whole_is_told_on_one_line(line, folder, capfd, case):
+    """said: {folder} is its path."""
+    for step in case["breaks"].split(" then "):
+        name, *arguments = step.split(" ", 2)
+        BREAKS[name](folder, *arguments)
+    assert case["said"].replace("{folder}", str(folder)) in line(folder)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())  # transformers' own, which has many lines
 
 
@@ -119,7 +107,7 @@ def test_adapter_alone_is_none_and_one_with_a_base_has_its_weights_looked_at(fol
 @pytest.mark.parametrize("is_allowed", [False, True])
 def test_code_of_a_model_runs_with_the_flag_alone(line, folder, tmp_path, is_allowed):
     """It would ask a terminal for permission for 15 seconds."""
-    edit(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+    edit(folder, '{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}')
     (folder / "own.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\n"
         "from transformers import Qwen2Config\n"
@@ -177,7 +165,14 @@ def test_pickled_weights_are_refused_with_what_converts_them(line, folder, monke
     assert of_models.weight_errors(str(folder), of_models.read_config(str(folder))) == []
 
 
-def test_weights_in_the_hubs_cache_are_looked_at_there(cached_model):
+def test_weights_in_the_hubs_cache_are_looked_at_there(tiny_model, tmp_path, monkeypatch):
+    """The cache as it lies on disk, without the hub."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--somebody--something"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached_model = shutil.copytree(tiny_model, cache / "snapshots" / commit)
     config = of_models.read_config("somebody/something")
     assert of_models.weight_errors("somebody/something", config) == []
     pickle_weights(cached_model)

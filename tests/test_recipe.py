@@ -6,14 +6,10 @@ import os
 
 import pytest
 import yaml
-from conftest import ROOT, each_case, parser, settings
+from conftest import CONFIGS, RECIPES, TINY, each_case, parser, settings
 
 from r1zero import schedule
 from r1zero.preflight import recipe
-
-CONFIGS = ROOT / "configs"
-TINY = CONFIGS / "tiny_cpu.yaml"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("tiny_model", "warm_start"))
 
 
 def write_recipe(path, text=""):

@@ -14,23 +14,11 @@ from conftest import each_case, reader_of
 
 from r1zero.report import page, run_folder
 from r1zero.report.completions import EVALUATIONS, PROBLEMS, read_completion, read_completions
+from r1zero.training.reward_functions import ours
 
 HOSTILE = "</script><script>document.title = 'taken over'</script><!-- <b>not bold</b> & \u2028 ünï"
-TABLES = run_folder.TABLES_BEFORE | {"length": ("", "", [])}
+TABLES = {name: function.task.table for name, function in ours().items()} | {"length": ("", "", [])}
 TABLES |= {"spelling": ("spelling_answer", "spelling_verdict", ["spelling_problem"])}
-STEPS = (0, 4, 8)
-ASKED = {"[3, 7, 5]": 16, "[1, 2, 3]": 6, "[2, 2]": 5}
-TEXTS = {  # of the problems at each step: answer, verdict, reward
-    0: [("3+7+5", "wrong", 0.1), ("1+2+3", "correct", 1.0), (None, "no answer", 0.0)],
-    4: [("3+7+5", "wrong", 0.1), ("1+2-3", "wrong", 0.1), (None, "no answer", 0.0)],
-    8: [("3*7-5", "correct", 1.0), ("1+2-3", "wrong", 0.1), (None, "no answer", 0.0)],
-}
-
-
-def completion(step, i):
-    answer = TEXTS[step][i][0]
-    thought = "10+5 = 15. Wait, that's wrong. " * step if i == 0 else HOSTILE
-    return f"{thought}</think>" + (f" <answer>{answer}</answer>" if answer else "")
 
 
 def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_reward",), **settings):
@@ -46,30 +34,24 @@ def make_run(folder, seed=0, accuracy=(0.1, 0.2, 0.6), rewards=("countdown_rewar
     comments = f"# commit {HOSTILE!r}\n{run_folder.TABLES}{json.dumps(tables)}\n"
     (folder / "config.yaml").write_text(comments + yaml.safe_dump(settings))
     history = []
-    for i, step in enumerate(STEPS):
+    row = {"completion": f"{HOSTILE}</think> <answer>1+2</answer>", "equation": "1+2", "verdict": "wrong"}
+    row |= {"numbers": "[1, 2]", "target": 9, "countdown_reward": 0.1, "advantage": 0.0}
+    for i, step in enumerate((0, 4, 8)):
         metrics = {"reward": 0.1 * i - 0.05, "completions/mean_length": 50.0, "behaviours/restarts": step}
         metrics |= {"accuracy": accuracy[i], "format_rate": 0.9} if accuracy else {"edit_distance": 12.5 - i}
         if step:
             history.append({"step": step, **metrics})
         history.append({"step": step, **{f"eval_{name}": value for name, value in metrics.items()}})
-        write_table(folder, step)
+        # Two rows of training, then those of the evaluation
+        rows = [row | {"step": step, "prompt": f"{number} {HOSTILE}"} for number in range(5)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 16}))
     evaluated = [{**evaluation, "n": 3} for evaluation in run_folder.evaluations(history)]
     metrics = {"before": evaluated[0], "after": evaluated[-1], "steps": 8, "train_seconds": 80.0, "completions": 64}
-    own = {} if accuracy else {"own_metrics": ["edit_distance"]}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"completion_tokens": 4000} | own))
+    metrics |= {"completion_tokens": 4000, "phases": {}, "extremes": {}}
+    metrics |= {"own_metrics": [] if accuracy else ["edit_distance"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
-
-
-def write_table(folder, step):
-    """TRL's table of completions: two of training, then those of the evaluation."""
-    row = {"step": step, "prompt": "p", "completion": "", "advantage": 0.0, "countdown_reward": 0.0}
-    rows = [row | {"numbers": "[9]", "target": 9, "equation": None, "verdict": "no answer"}] * 2
-    for i, (numbers, target) in enumerate(ASKED.items()):
-        answer, verdict, reward = TEXTS[step][i]
-        row = row | {"prompt": f"{numbers} {HOSTILE}", "completion": completion(step, i), "countdown_reward": reward}
-        rows.append(row | {"numbers": numbers, "target": target, "equation": answer, "verdict": verdict})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +59,6 @@ def run(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "mine")
     page.write(folder)
     return folder
-
-
-@pytest.fixture
-def wide(monkeypatch):
-    """A console that is wide enough for every table."""
-    monkeypatch.setenv("COLUMNS", "120")
 
 
 def text_of(path):
@@ -102,7 +78,6 @@ def test_page_holds_everything_and_asks_for_nothing(run):
 
 def test_memory_that_a_run_took_stands_beside_the_estimate(run):
     measured = page.read(run)
-    assert ("memory", "-") in page.what_it_took(measured), "an older run"
     measured.metrics["extremes"] = {"memory/process": 5.12, "reward_min": -0.5, "reward_max": 1.0}
     rows = page.what_it_took(measured)
     assert ("memory", "the process took 5.1 GiB") in rows and ("least and greatest reward", "-0.5, 1") in rows
@@ -122,7 +97,7 @@ def test_run_without_evaluation_or_even_a_step_has_a_page(tmp_path):
     assert "Nothing has been logged yet" in text and "there was no evaluation" in text
 
 
-def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_path, wide, capsys):
+def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_path, capsys):
     folder = make_run(tmp_path / "run", accuracy=None, rewards=["mine:spelling"])
     metrics = page.write(folder)
     rows = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
@@ -139,7 +114,8 @@ def test_page_and_card_of_a_reward_that_says_of_nothing_whether_it_is_right(tmp_
     assert "| mean reward | -0.050 | 0.150 |" in card and card.startswith("`models/tiny`\n")
 
 
-def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compared(tmp_path, wide, capsys):
+def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")  # wide enough for the table
     shares = {0: (0.1, 0.2, 0.5), 1: (0.2, 0.4, 0.9)}
     folders = [make_run(tmp_path / f"base-{seed}", seed, accuracy) for seed, accuracy in shares.items()]
     folders.append(make_run(tmp_path / "faster", learning_rate=2e-6))
@@ -150,9 +126,6 @@ def test_seeds_are_averaged_and_other_settings_and_runs_without_accuracy_compare
     assert any(row.startswith("│ base │ 2 │ 15.0% ± 7.1% ") for row in rows), rows
     assert "│ faster │ 1 │ 10.0% │ 60.0% │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
     assert "│ own │ 1 │ - │ - │ -0.050 │ 0.150 │ 50.0 │ 1.3 │" in rows, rows
-    evaluation = {"step": 8, "accuracy": 0.5, "mean_completion_tokens": 9.0}
-    runs = [SimpleNamespace(metrics={"before": evaluation, "after": evaluation, "train_seconds": 60.0})]
-    assert page.comparison_rows({"evaluated": runs})[0][2:4] == ("accuracy at first", "after")
     text = text_of(tmp_path / "new" / "page.html")
     assert re.search(r"<td>learning_rate</td>\s*<td>1e-06</td>\s*<td>2e-06</td>", text)
     assert not re.search(r"<td>(seed|output_dir|model_name_or_path)</td>", text), "what every seed has of its own"
@@ -184,7 +157,8 @@ def make_tables(folder, steps, problems=4, **settings):
         pq.write_table(pa.Table.from_pylist(rows), folder / "completions" / f"completions_{step:05d}.parquet")
     history = [{"step": at, "eval_reward": 0.1, "eval_completions/mean_length": 9.0} for at in (*steps, 99)]
     metrics = {"after": {"n": problems}}
-    return SimpleNamespace(folder=folder, settings=settings, config="", metrics=metrics, history=history)
+    config = f"{run_folder.TABLES}{{}}"
+    return SimpleNamespace(folder=folder, settings=settings, config=config, metrics=metrics, history=history)
 
 
 @pytest.mark.parametrize(

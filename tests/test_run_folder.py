@@ -1,8 +1,5 @@
 """What a run writes into its folder, and what it reads there again.   bash tests/run.sh tests/test_run_folder.py"""
 
-import dataclasses
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -16,28 +13,21 @@ from transformers import TrainerState, TrainingArguments
 from r1zero.report import run_folder
 
 
-def evaluation(step, **metrics):
-    return {"step": step, "eval_reward": 0.3, "eval_completions/mean_length": 20.0} | metrics
-
-
-def test_metrics_hold_the_first_evaluation_and_that_of_the_model_that_is_saved():
+def test_metrics_hold_extremes_the_first_evaluation_and_that_of_the_model_that_is_saved():
     """Without rates if nothing says what is right."""
-    history = [evaluation(0, eval_accuracy=0.1, eval_format_rate=0.9), evaluation(6), evaluation(8)]
-    state = TrainerState(log_history=[*history, {"step": 10, "train_loss": 0.1}], global_step=10, best_global_step=6)
+    evaluated = {"eval_reward": 0.3, "eval_completions/mean_length": 20.0, "eval_memory/card": 3.5}
+    history = [{"step": step, **evaluated} for step in (0, 6, 8)]
+    history[0] |= {"eval_accuracy": 0.1, "eval_format_rate": 0.9}
+    history.append({"step": 10, "memory/card": 3.0, "reward_min": -0.5, "reward_max": None, "train_loss": 0.1})
+    state = TrainerState(log_history=history, global_step=10, best_global_step=6)
     common = {"reward": 0.3, "mean_completion_tokens": 20.0, "n": 8}
     for is_best, step in ((True, 6), (False, 8)):
-        args = SimpleNamespace(load_best_model_at_end=is_best)
+        args = SimpleNamespace(load_best_model_at_end=is_best, estimated_memory=4.0)
         metrics = run_folder.run_metrics(state, args, 8, train_seconds=1.0)
         assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
         assert metrics["after"] == {"step": step, "accuracy": None, "format_rate": None} | common
+        assert metrics["extremes"] == {"memory/estimated": 4.0, "memory/card": 3.5, "reward_min": -0.5}
         assert run_folder.needs_evaluation(state, args) != is_best
-
-
-def test_extremes_are_those_of_all_steps_and_evaluations_beside_the_estimate():
-    history = [{"memory/card": 2.0, "reward_min": 0.1}, {"eval_memory/card": 3.5}, {"reward_min": None}]
-    history.append({"memory/card": 3.0, "reward_min": -0.5, "loss": 1.0})
-    assert run_folder.extremes(history) == {"memory/card": 3.5, "reward_min": -0.5}
-    assert run_folder.extremes(history, estimated=4.0)["memory/estimated"] == 4.0
 
 
 def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys):
@@ -55,14 +45,10 @@ def test_earlier_run_is_moved_aside_and_an_empty_folder_is_not(tmp_path, capsys)
 
 
 def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
-    @dataclasses.dataclass
-    class Script:
-        data_dir: str = "data/mine"
-        prepare: str | None = None
-
     arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=3e-4, use_cpu=True, hub_token="secret")
     arguments.resume_from_checkpoint = "checkpoint-4"
-    run_folder.write_config(tmp_path / "config.yaml", Script(), arguments, {"generation_batch_size": 8, "n": 2})
+    others = {"data_dir": "data/mine", "prepare": None, "generation_batch_size": 8, "n": 2}
+    run_folder.write_config(tmp_path / "config.yaml", arguments, others)
     text = (tmp_path / "config.yaml").read_text()
     assert re.match(r"# commit \S+\n# python 3[\d.]+, torch \S+, trl 1\S+,", text) and "secret" not in text
     settings = yaml.safe_load(text)
@@ -91,15 +77,8 @@ def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path,
     ]
 
 
-def test_folder_is_claimed_whatever_link_leads_there_and_not_without_locks(tmp_path, monkeypatch):
-    """No file stands for a lock: it would outlast a run that is killed."""
-
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="not implemented"):
-        patch.setattr(fcntl, "flock", flock)
-        run_folder.claim(tmp_path / "run")
+def test_folder_is_claimed_whatever_link_leads_there(tmp_path):
+    """By a lock that ends with the process, and not by a file, which would outlast a run that is killed."""
     (tmp_path / "link").symlink_to(tmp_path / "run")
     run_folder.claim(tmp_path / "link")
     with pytest.raises(Timeout):

@@ -12,8 +12,19 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PATIENCE, make_tiny_model, run_to_end, same_weights, settings, words
-from launches import SMALL, accelerate, assert_same, distance, free_port
+from conftest import (
+    PATIENCE,
+    TWO_STEPS,
+    accelerate,
+    assert_same,
+    distance,
+    free_port,
+    make_tiny_model,
+    run_to_end,
+    same_weights,
+    settings,
+    words,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_evaluate import words as of_evaluation
@@ -141,7 +152,7 @@ def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(be
 # bfloat16 has 8 bits of a number
 @pytest.mark.parametrize(("dtype", "nearest"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_engine_and_trainer_agree_at_every_push_of_an_adapter(tmp_path, tiny_model, tiny_data, dtype, nearest):
-    flags = SMALL | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
+    flags = TWO_STEPS | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
     flags |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
     flags |= {"dtype": dtype, "bf16": dtype == "bfloat16", "use_vllm": True, "learning_rate": 1e-2, "max_steps": 6}
     run_to_end([sys.executable, "train_countdown.py", "--config", "configs/tiny_cpu.yaml", *words(flags)])

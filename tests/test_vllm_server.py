@@ -5,8 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import parser, settings
-from test_machine import TINY
+from conftest import TINY, parser, settings
 from trl import GRPOConfig, ModelConfig
 
 from r1zero.preflight import check as checks

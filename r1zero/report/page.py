@@ -48,7 +48,6 @@ def read(folder):
         state = json.loads((folder / "trainer_state.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not the folder of a run that has logged a step ({one_line(error)})") from None
-    metrics = {"own_metrics": [], "phases": {}, "extremes": {}} | metrics  # older runs have none
     return Run(folder, config, yaml.safe_load(config), metrics, state["log_history"], state["max_steps"])
 
 

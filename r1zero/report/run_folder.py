@@ -45,12 +45,6 @@ LEFT_OUT = (
 )
 
 TABLES = "# tables "  # before the columns of each reward function in the table of completions, in config.yaml
-TABLES_BEFORE = {  # of older runs, without this line
-    "countdown_reward": ["equation", "verdict", ["numbers", "target"]],
-    "multiplication_reward": ["stated_product", "product_verdict", ["product"]],
-    "boxed_math_reward": ["boxed", "boxed_verdict", ["gold"]],
-    "code_reward": ["program", "code_verdict", []],
-}
 
 
 def move_aside(output_dir):
@@ -161,10 +155,8 @@ def changes(before, after):
 
 def recorded_tables(text):
     """Return {reward function: [answer column, verdict column, [problem columns]]} of a text of config.yaml."""
-    for line in text.splitlines():
-        if line.startswith(TABLES):
-            return json.loads(line.removeprefix(TABLES))
-    return TABLES_BEFORE
+    (line,) = (line for line in text.splitlines() if line.startswith(TABLES))
+    return json.loads(line.removeprefix(TABLES))
 
 
 def recorded_checksums(text):
@@ -223,7 +215,7 @@ def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), a
     saved = state.best_global_step if training_args.load_best_model_at_end else None
     best = [evaluation for evaluation in evaluated if evaluation["step"] == saved]
     completions, tokens = count_completions(log_history, training_args, an_epoch)
-    metrics = {
+    return {
         "before": evaluated[0] if evaluated else None,
         "after": (best or evaluated)[-1] if evaluated else None,
         "steps": log_history[-1]["step"] if log_history else 0,
@@ -232,8 +224,8 @@ def run_metrics(state, training_args, held_out, train_seconds, own_metrics=(), a
         "completion_tokens": round(tokens),
         "phases": phase_seconds(log_history),
         "extremes": extremes(log_history, getattr(training_args, "estimated_memory", None)),
+        "own_metrics": sorted(own_metrics),
     }
-    return metrics | {"own_metrics": sorted(own_metrics)} if own_metrics else metrics
 
 
 def needs_evaluation(state, training_args):
