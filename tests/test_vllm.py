@@ -152,6 +152,12 @@ def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(be
 # bfloat16 has 8 bits of a number
 @pytest.mark.parametrize(("dtype", "nearest"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_engine_and_trainer_agree_at_every_push_of_an_adapter(tmp_path, tiny_model, tiny_data, dtype, nearest):
+    if dtype == "bfloat16" and torch.cpu._is_amx_tile_supported():
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        if not hasattr(torch.ops._C, "convert_weight_packed"):
+            pytest.skip("this vLLM was built without the AMX kernels that it takes in bfloat16 on this processor")
     flags = TWO_STEPS | {"model_name_or_path": tiny_model, "data_dir": tiny_data, "output_dir": tmp_path / "run"}
     flags |= {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
     flags |= {"dtype": dtype, "bf16": dtype == "bfloat16", "use_vllm": True, "learning_rate": 1e-2, "max_steps": 6}
