@@ -87,7 +87,7 @@ def print_table(results):
 def table_sections(metrics):
     """Return the sections of one model's column, each a dict of label to text."""
     accuracy = accuracy_text(metrics["accuracy"], metrics["accuracy_interval"])
-    if "judged_problems" in metrics:
+    if "judged_problems" in metrics and metrics["accuracy"] is not None:
         accuracy += f", {metrics['judged_problems']:,} judged"
     head = {"accuracy (95 % interval)": accuracy}
     if metrics["n"] > 1:

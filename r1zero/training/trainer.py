@@ -174,7 +174,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 rows = [packs[number] for number in numbers]
                 output, places = self.compute_packed(model, input_ids, prompt_length, rows, prompts, completions)
                 for number, place in places:
-                    add(output.log_probs[number : number + 1, place], output.entropy[number : number + 1, place])
+                    entropy = output.entropy[number : number + 1, place] if compute_entropy else None
+                    add(output.log_probs[number : number + 1, place], entropy)
         else:
             for rows in self.chunks(order.tolist(), prompts, completions):
                 width = max(1, completions[rows[0]])
