@@ -109,6 +109,7 @@ def draw_charts(panels, groups, columns=2):
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, panel in zip(axes.flat, drawn, strict=False):
         draw_panel(axis, panel, groups)
+        axis.xaxis.get_major_locator().set_params(integer=True)  # no half step
     axes[0, 0].get_legend().set_title("lines: training, dots: held out", {"size": 8})
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
