@@ -132,6 +132,13 @@ class TestLearning:
         assert evaluate(models, base[1], tmp_path / "found", backend="vllm", **flags) == expected
 
 
+def test_sampled_evaluation_of_more_prompts_than_a_batch_of_vllm_holds(tiny_model, tiny_data, tmp_path):
+    """512 prompts of 9 tokens: of one that is split over two batches vLLM rewinds the random numbers."""
+    flags = {"backend": "vllm", "n": 2, "temperature": 1.0, "batch_size": 256, "max_completion_length": 4}
+    (texts,) = evaluate([tiny_model], tiny_data, tmp_path / "found", **flags)
+    assert len(texts) == 512 and len(set(texts)) > 1
+
+
 def test_server_generates_as_transformers_and_is_ready_for_weights_from_a_gpu(begin, tiny_model, tiny_data):
     """It starts as the run says it is to. On a CPU it takes no new weights, which travel between GPUs alone."""
     flags = {"model_name_or_path": tiny_model, "use_vllm": True, "vllm_mode": "server"}
