@@ -18,7 +18,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 
-from r1zero.estimate.hours import Card
 from r1zero.report.console import Console
 from r1zero.training import lora, phases
 
@@ -73,10 +72,9 @@ def test_mfu_is_of_whole_generations_and_counts_no_gradient_of_frozen_weights():
     """Two optimizer steps a generation, two processes, 100 trained and 100 frozen weights."""
     model = torch.nn.ParameterList([torch.ones(100), torch.nn.Parameter(torch.ones(100), requires_grad=False)])
     metrics = collections.defaultdict(list)
-    device = SimpleNamespace(type="cpu")
-    trainer = SimpleNamespace(model=model, _metrics={"train": metrics}, accelerator=SimpleNamespace(device=device))
-    measured = phases.Phases(trainer, None)
-    measured.kind, measured.tokens = Card(80, operations=1e6, bytes=1), 50
+    of_run = SimpleNamespace(peak_operations=1e6)
+    measured = phases.Phases(SimpleNamespace(model=model, _metrics={"train": metrics}, args=of_run), None)
+    measured.tokens = 50
     args = SimpleNamespace(steps_per_generation=2, num_iterations=1, gradient_accumulation_steps=1, world_size=2)
     for step in (1, 2, 3, 4):
         measured.spent += 1.5

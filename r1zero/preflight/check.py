@@ -102,8 +102,9 @@ def check(parser, argv):
     if values.dry_run:
         sys.exit(0 if planned.fits else 1)
     training_args.resume_from_checkpoint = agreed(resumed)
-    if planned.peaks:  # for the line that sets it beside what the run took
+    if planned.peaks:  # for the line that sets it beside what the run took, and for the MFU
         training_args.estimated_memory = max(planned.peaks.values()) / plan.GIB
+        training_args.peak_operations = machine.peak and machine.peak.operations
     return script_args, training_args, model_args, functions
 
 

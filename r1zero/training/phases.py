@@ -12,7 +12,6 @@ import torch
 from transformers import TrainerCallback
 
 from r1zero import schedule
-from r1zero.estimate import hours
 
 PROFILE = {  # names in TRL's profile
     "transformers.generate": "generation",
@@ -73,8 +72,7 @@ class Phases(TrainerCallback):
         self.metrics = trainer._metrics["train"]  # lists, of which TRL logs the means
         self.seconds = None  # of the phases of this step, None outside of one
         self.card = 0.0  # GiB
-        is_cuda = trainer.accelerator.device.type == "cuda"
-        self.kind = hours.find_card(torch.cuda.get_device_name()) if is_cuda else None  # None: no MFU
+        self.able = getattr(trainer.args, "peak_operations", None)  # of preflight's Card a second, None: no MFU
         self.tokens, self.spent = None, 0.0  # that were generated before this generation, seconds of its steps
 
     def add(self, phase, since):
@@ -123,13 +121,13 @@ class Phases(TrainerCallback):
 
         A token takes 2 operations a parameter forward, 2 backward, and 2 more for the gradient of a trained one.
         """
-        if self.kind is None or state.global_step % max(1, int(schedule.span(args))):
+        if self.able is None or state.global_step % max(1, int(schedule.span(args))):
             return
         operations = 0
         for weight in self.trainer.model.parameters():
             operations += (6 if weight.requires_grad else 4) * getattr(weight, "ds_numel", weight.numel())  # of ZeRO-3
         operations *= (state.num_input_tokens_seen - self.tokens) * args.num_iterations
-        self.metrics["mfu"].append(operations / (self.spent * self.kind.operations * args.world_size))
+        self.metrics["mfu"].append(operations / (self.spent * self.able * args.world_size))
         self.tokens, self.spent = state.num_input_tokens_seen, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
