@@ -74,7 +74,8 @@ def test_seed_decides_the_problems_and_their_order():
 def test_existing_set_is_deduplicated_and_split_without_leakage_or_as_tinyzero_does(capsys):
     problems = [([a, a + 1, 5], 2 * a + 6) for a in range(10, 40)]
     reordered = [([5, *nums[:2]], target) for nums, target in problems[:10]]
-    train, test = split_source(problems + reordered, asked("--source x --train_size 25 --test_size 5"))
+    asked_for_three = asked("--source x --num_operands 3 --train_size 25 --test_size 5")
+    train, test = split_source([*problems, *reordered, ([1, 9], 10)], asked_for_three)
     assert "40 rows, 10 of them duplicates, 30 different problems" in capsys.readouterr().out
     assert (len(train), len(test)) == (25, 5)
     assert len({problem_id(*problem) for problem in train + test}) == 30

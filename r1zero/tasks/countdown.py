@@ -25,8 +25,9 @@ COLUMNS = {"nums": pa.list_(pa.int64()), "target": pa.int64()}
 TRUTH = pa.struct({"target": pa.int64(), "numbers": pa.list_(pa.int64())})
 HELP = "reach a target with the given numbers, each once, and + - * /"
 TRAIN_SIZE = 327_680  # TinyZero's
+NUM_OPERANDS = [3, 4]
 # Flags that shape drawn problems, with their defaults. None of them goes with --source.
-MADE_HERE = {"num_operands": [3, 4], "min_number": 1, "max_number": 99, "min_target": 10, "max_target": 100}
+MADE_HERE = {"min_number": 1, "max_number": 99, "min_target": 10, "max_target": 100}
 
 # Draw products and quotients more often, because they leave the range of targets more often than sums
 OPERATION_SHARES = {"+": 0.1, "-": 0.1, "*": 0.4, "/": 0.4}
@@ -182,12 +183,13 @@ def make_problems(rng, size, num_operands, min_number, max_number, min_target, m
 
 
 def make_splits(args):
-    """Draw train and test, two lists of (nums, target), with equal parts of each count in args.num_operands."""
+    """Draw train and test, two lists of (nums, target), with equal parts of each count of numbers."""
     rng = np.random.default_rng(args.seed)
     ranges = args.min_number, args.max_number, args.min_target, args.max_target
-    parts = len(args.num_operands)
+    counts = args.num_operands or NUM_OPERANDS
+    parts = len(counts)
     train, test = [], []
-    for part, k in enumerate(args.num_operands):  # the first parts take the remainders
+    for part, k in enumerate(counts):  # the first parts take the remainders
         n_train = args.train_size // parts + int(part < args.train_size % parts)
         n_test = args.test_size // parts + int(part < args.test_size % parts)
         nums, target = make_problems(rng, n_train + n_test, k, *ranges)
@@ -224,6 +226,8 @@ def read_source(source):
 def split_source(problems, args):
     """Split an existing set into train and test: shuffled and without duplicates, or by TinyZero's own rows."""
     wanted = args.train_size + args.test_size
+    if args.num_operands:
+        problems = [(nums, target) for nums, target in problems if len(nums) in args.num_operands]
     if args.split == "unique":
         rows = len(problems)
         problems = list({problem_id(*problem): problem for problem in problems}.values())
@@ -244,8 +248,9 @@ def split_source(problems, args):
 
 def add_flags(command):
     """Add the flags of preprocess.py's subcommand: those that shape drawn problems, and those that read a set."""
+    counts = "how many numbers: made here in equal parts, by default 3 and 4, or kept of --source, by default all"
+    command.add_argument("--num_operands", type=int, nargs="+", help=counts)
     made = command.add_argument_group("problems made here")
-    made.add_argument("--num_operands", type=int, nargs="+", help="how many numbers, in equal parts")
     made.add_argument("--min_number", type=int, help="smallest number")
     made.add_argument("--max_number", type=int, help="largest number")
     made.add_argument("--min_target", type=int, help="smallest target")
@@ -267,9 +272,11 @@ def wrong_flags(args):
         for name, default in MADE_HERE.items():
             if getattr(args, name) != default:
                 return f"--{name} shapes problems made here and cannot go with --source"
+        if args.num_operands and args.split != "unique":
+            return "--split tinyzero takes the set's own rows: leave out --num_operands"
     elif args.split != "unique":
         return "--split tinyzero is about the rows of an existing set: give it with --source"
-    if min(args.num_operands) < 2 or args.min_number < 1 or args.max_number < args.min_number:
+    if min(args.num_operands or NUM_OPERANDS) < 2 or args.min_number < 1 or args.max_number < args.min_number:
         return "wanted --num_operands of at least 2 and 1 <= --min_number <= --max_number"
     if args.max_target < args.min_target:
         return f"wanted --max_target of at least {args.min_target}"
