@@ -62,7 +62,7 @@ def schedule(values, rows, processes):
 
 def evaluates(values):
     """Return whether a run evaluates on its held-out problems."""
-    return str(values.eval_strategy) != "no"
+    return values.eval_strategy != "no"
 
 
 def mixed_precision(values):

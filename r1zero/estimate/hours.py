@@ -99,7 +99,7 @@ def least_hours(able, values, model, rows, held_out, longest, strategy):
     seconds = generations * sum(generation.values())
     if schedule.evaluates(values):
         every = plan["steps_an_epoch"] or math.inf
-        if str(values.eval_strategy) == "steps":
+        if values.eval_strategy == "steps":
             every = values.eval_steps or values.logging_steps
             every = every if every >= 1 else every * plan["steps"]
         evaluations = math.floor(plan["steps"] / every) + bool(values.eval_on_start)

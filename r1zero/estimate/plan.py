@@ -148,7 +148,7 @@ def most_at_once(values, steps):
     Trainer deletes the oldest one after it has written the newest.
     """
     written = math.ceil(values.num_train_epochs)
-    if str(values.save_strategy) == "steps":
+    if values.save_strategy == "steps":
         every = values.save_steps if values.save_steps >= 1 else values.save_steps * (steps or 1)
         written = math.ceil((steps or 1) / every)
     if values.save_total_limit:
@@ -164,6 +164,6 @@ def disk(values, parameters, rows, strategy, there=0):
     """
     copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
     words = f"{copies} checkpoint{'s' * (copies > 1)}"
-    if values.use_peft or str(values.save_strategy) == "no":
+    if values.use_peft or values.save_strategy == "no":
         return words, 0
     return words, checkpoint_size(parameters, strategy) * copies + 4 * parameters

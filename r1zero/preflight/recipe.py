@@ -273,7 +273,7 @@ def save_errors(values, processes):
         every = math.ceil(every * run_steps) if run_steps else 1
     # After so many steps a generation ends too: span may be a fraction
     span = Fraction(schedule.span(values)).limit_denominator(10**6).numerator
-    if str(values.save_strategy) != "steps" or every % span == 0:
+    if values.save_strategy != "steps" or every % span == 0:
         return []
     return [
         f"save_steps {values.save_steps:g} is no multiple of the {span} optimizer steps on one generation, so a "

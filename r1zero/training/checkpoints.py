@@ -169,7 +169,7 @@ def decided_errors(checkpoint, values):
     errors = []
     for name, strategy in DECIDED.items():
         old, new = before.get(name), getattr(values, name)
-        is_used = strategy is None or str(getattr(values, strategy)) == "steps" == before.get(strategy)
+        is_used = strategy is None or getattr(values, strategy) == "steps" == before.get(strategy)
         old, new = as_plain(old), as_plain(new)
         if is_used and None not in (old, new) and old != new:
             errors.append(
