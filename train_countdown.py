@@ -116,7 +116,8 @@ def main(script_args, training_args, model_args, reward_funcs):
     if not training_args.push_to_hub:
         lora.name_base_by_whole_path(trainer.model)  # the adapter then loads from any folder
     if script_args.drop_finished and generation.processes_generate_alone(trainer):
-        generation.drop_finished_rows(trainer.model)  # transformers computes every row until the longest has ended
+        # transformers computes every row until the longest has ended, and accelerate casts the weights for each token
+        generation.drop_finished_rows(trainer.model, trainer.accelerator.autocast)
     if script_args.stop_on_nan:
         nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
     lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)

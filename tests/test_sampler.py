@@ -1,6 +1,7 @@
 """The loop that drops finished rows against transformers' own generation.   bash tests/run.sh tests/test_sampler.py"""
 
 import collections
+import contextlib
 import io
 import re
 
@@ -127,7 +128,7 @@ def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
     given = {"input_ids": torch.tensor([[5, 6, 7]] * 4), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
     how = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=[0], pad_token_id=0)
     expected = model.generate(**given, generation_config=how)
-    calls = []
+    calls, contexts = [], []
 
     def seen(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         calls.append(len(input_ids))
@@ -135,8 +136,15 @@ def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
         return sample_unfinished(*everything, **model_kwargs)
 
     monkeypatch.setattr(sampler, "sample_unfinished", seen)
-    sampler.drop_finished_rows(model)
+
+    @contextlib.contextmanager
+    def autocast():
+        contexts.append("entered")
+        yield
+
+    sampler.drop_finished_rows(model, autocast)
     assert torch.equal(model.generate(**given, generation_config=how), expected) and calls == [4]
+    assert contexts == ["entered"], "once, and not for each token"
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 2}, {"return_dict_in_generate": True}, {"use_cache": False}], ids=str)

@@ -52,6 +52,9 @@ def memory(values, model, strategy, tokens, card):
     share = int(values.vllm_gpu_memory_utilization * (card or 0)) if colocated else 0
     zero3 = strategy.deepspeed and strategy.gathers_weights
     working = working_bytes(values, model, strategy, tokens)
+    casting = (FORWARD,) if checkpointing(values) else PASS
+    if not values.use_vllm and not values.use_peft:
+        casting += (GENERATION,)
 
     table = [
         ("weights", sharded["weights"], ALWAYS),
@@ -62,7 +65,7 @@ def memory(values, model, strategy, tokens, card):
         ("activations", working["activations"], PASS),
         ("head", working["head"], PASS),
         ("head's gradient", working["head's gradient"], (BACKWARD,)),
-        ("cast weights", working["cast weights"], (FORWARD,) if checkpointing(values) else PASS),
+        ("cast weights", working["cast weights"], casting),
         ("buffers", buffers, ALWAYS if strategy.name == "DDP" else PASS),
         ("gathered weights", gathered_bytes(model, strategy, number), (*PASS, EVALUATION)),
         ("optimizer step", 6 * trained // strategy.shards["optimizer"] if step else 0, (STEP,)),

@@ -6,7 +6,7 @@ computes the prompt of a group once, and on a CPU it samples with one random num
 `generate` takes such a loop as its argument `custom_generate`, and prepares its arguments.
 """
 
-import functools
+import contextlib
 
 import torch
 from tqdm import tqdm
@@ -30,10 +30,20 @@ def processes_generate_alone(trainer):
     return trainer.args.ds3_gather_for_generation or not is_deepspeed_zero3_enabled()
 
 
-def drop_finished_rows(model):
-    """Make `model.generate` use the loop below, in place. model: of transformers, or a PEFT model around one."""
+def drop_finished_rows(model, autocast=contextlib.nullcontext):
+    """Make `model.generate` use the loop below, in place. model: of transformers, or a PEFT model around one.
+
+    autocast: the context in which accelerate computes every forward pass. Around all tokens of a generation, it casts
+    the weights once, and not for each token.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.generate = functools.partial(inner.generate, custom_generate=sample_unfinished)
+    generate = inner.generate
+
+    def generate_in_context(*args, **settings):
+        with autocast():
+            return generate(*args, custom_generate=sample_unfinished, **settings)
+
+    inner.generate = generate_in_context
 
 
 def sample_unfinished(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
