@@ -92,5 +92,7 @@ def test_cells_are_those_of_every_choice_of_signs(k):
     expected = []
     for row, goal in zip(nums, target, strict=True):
         expected.append((f"{k} numbers", "+ - alone" if solved_by_sums(row, goal) else "needs * or /"))
-    assert cells([None, *nums, [1] * 11], [None, *target, 11]) == [None, *expected, None], "each keeps its place"
+    ten, eleven = [1] * 10, [1] * 11  # numbers: of the latter not all choices are tried
+    found = cells([None, *nums, ten, eleven], [None, *target, 10, 11])
+    assert found == [None, *expected, ("10 numbers", "+ - alone"), None], "each keeps its place"
     assert {kind for _, kind in expected} == set(CELL_METRICS)

@@ -199,14 +199,15 @@ def test_finished_evaluations_are_shown_beside_each_other_without_their_models(
     saying, tiny_model, problems, tmp_path, capsys, monkeypatch
 ):
     saying(itertools.repeat(""))
+    twice = {"n": 2, "temperature": 1.0}
     models = [tiny_model, shutil.copytree(tiny_model, tmp_path / "run" / "checkpoint-3")]
-    command.main(words(models, problems, tmp_path))
+    command.main(words(models, problems, tmp_path, **twice))
     assert not (tmp_path / "model" / "parts").exists()
     capsys.readouterr()
     monkeypatch.setattr(engines, "transformers_engine", None)
-    command.main(words(models, problems, tmp_path))
+    command.main(words(models, problems, tmp_path, **twice))
     output = capsys.readouterr().out
-    assert "24 problems, 1 completions each" in output and "accuracy (95 % interval)" in output
+    assert "24 problems, 2 completions each" in output and "pass@2" in output and "accuracy (95 % interval)" in output
     assert re.search("┃ +model +┃ +run-checkpoint-3 +┃", output)
 
 

@@ -19,6 +19,8 @@ def test_metrics_hold_extremes_the_first_evaluation_and_that_of_the_model_that_i
     history = [{"step": step, **evaluated} for step in (0, 6, 8)]
     history[0] |= {"eval_accuracy": 0.1, "eval_format_rate": 0.9}
     history.append({"step": 10, "memory/card": 3.0, "reward_min": -0.5, "reward_max": None, "train_loss": 0.1})
+    history[1] |= {"profiling/step": 2.0}  # the mean of six steps
+    history[3] |= {"profiling/step": 1.0}
     state = TrainerState(log_history=history, global_step=10, best_global_step=6)
     common = {"reward": 0.3, "mean_completion_tokens": 20.0, "n": 8}
     for is_best, step in ((True, 6), (False, 8)):
@@ -26,6 +28,7 @@ def test_metrics_hold_extremes_the_first_evaluation_and_that_of_the_model_that_i
         metrics = run_folder.run_metrics(state, args, 8, train_seconds=1.0)
         assert metrics["before"] == {"step": 0, "accuracy": 0.1, "format_rate": 0.9} | common
         assert metrics["after"] == {"step": step, "accuracy": None, "format_rate": None} | common
+        assert metrics["phases"] == {"step": 6 * 2.0 + 4 * 1.0}
         assert metrics["extremes"] == {"memory/estimated": 4.0, "memory/card": 3.5, "reward_min": -0.5}
         assert run_folder.needs_evaluation(state, args) != is_best
 
