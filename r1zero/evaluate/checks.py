@@ -17,7 +17,7 @@ from r1zero import processes
 from r1zero.evaluate.engines import read_model
 from r1zero.files import checksum, one_line
 from r1zero.preflight.data import columns_read, examine
-from r1zero.preflight.hardware import triton_errors, why_unseen
+from r1zero.preflight.hardware import why_unseen
 from r1zero.preflight.model import context_errors, vocabulary_errors
 from r1zero.tasks.problem_files import with_text_prompts
 from r1zero.training.reward_functions import ours, resolve, score
@@ -69,7 +69,7 @@ def device_errors(args):
         return ["--backend vllm computes on the GPU: leave out --use_cpu, or pass --backend transformers"]
     if importlib.util.find_spec("vllm") is None:
         return ["--backend vllm needs vLLM: type pip install -e '.[gpu]', or pass --backend transformers"]
-    return triton_errors() if cuda else []
+    return []
 
 
 def examine_data(args):

@@ -3,14 +3,10 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
-import sys
-import sysconfig
 import timeit
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from trl.import_utils import is_vllm_available
@@ -71,8 +67,6 @@ def errors(values, machine):
         return [*lines, machine.unseen]
     if machine.card is None and half and (half == "fp16" or not values.use_cpu):
         lines.append(f"{half} is on and there is no GPU: pass --use_cpu --{half} false, or leave out --config")
-    if machine.card is not None and not values.use_cpu:
-        lines += triton_errors()
     if values.use_vllm:
         is_there = is_vllm_available()
         if machine.card is None and not (is_there and version("vllm").endswith("+cpu")):
@@ -80,24 +74,6 @@ def errors(values, machine):
         elif not is_there:
             lines.append("use_vllm is on and vllm is not installed: type pip install -e '.[gpu]', or --use_vllm false")
     return lines
-
-
-def triton_errors():
-    """Return what is missing that Triton compiles with, as a list of one line at most.
-
-    TRL and vLLM compute with it on every GPU. Python's headers are looked for where Triton looks for them.
-    """
-    lacking = []
-    if not os.environ.get("CC") and not any(shutil.which(command) for command in ("gcc", "clang")):
-        lacking.append("gcc")
-    scheme = sysconfig.get_default_scheme()
-    if scheme == "posix_local":  # Debian's own, without headers
-        scheme = "posix_prefix"
-    if not Path(sysconfig.get_path("include", scheme), "Python.h").is_file():
-        lacking.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
-    if not lacking:
-        return []
-    return [f"Triton compiles with a C compiler and Python's headers: type apt-get install {' '.join(lacking)}"]
 
 
 def serve_command(values):

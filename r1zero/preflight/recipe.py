@@ -16,54 +16,9 @@ from r1zero import processes, schedule
 from r1zero.preflight import settings
 
 CLOSE = 1 / 8  # of completions_per_step: to come nearer is not worth a smaller batch a device
-DATA = "data_dir names a folder that preprocess.py has written"
-RENAMED = {  # a setting of before or of another project: the setting here, or what to do; of verl its last word
-    # TRL and transformers
-    "torch_dtype": "dtype",
-    "vllm_dtype": "dtype",
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "max_new_tokens": "max_completion_length",
-    "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
-    "warmup_ratio": "pass it as warmup_steps, which is a share of all steps below 1",
+RENAMED = {  # what other projects' recipes have, and has another nearest name here
+    "torch_dtype": "did you mean dtype?",
     "max_prompt_length": "TRL has it no more; preprocess.py --max_prompt_length leaves out longer prompts",
-    "overwrite_output_dir": "leave it out, as an earlier run's folder is moved aside",
-    "save_safetensors": "leave it out, as nothing else is saved",
-    "vllm_device": "leave it out, as vllm_mode colocate generates on the GPUs of training",
-    "logging_dir": "write env: {TENSORBOARD_LOGGING_DIR: FOLDER} into the recipe",
-    # open-r1 and X-R1
-    "dataset_name": DATA,
-    "dataset_config": DATA,
-    "dataset_train_split": DATA,
-    "dataset_test_split": DATA,
-    "dataset_prompt_column": f"it is prompt; {DATA}",
-    "system_prompt": "it is a part of the prompts, which preprocess.py writes",
-    "chat_template": "it is the tokenizer's own; preprocess.py --tokenizer writes prompts with it",
-    "hub_model_revision": "hub_revision",
-    "wandb_entity": "write env: {WANDB_ENTITY: NAME} into the recipe",
-    "wandb_project": "write env: {WANDB_PROJECT: NAME} into the recipe",
-    # verl
-    "train_files": DATA,
-    "val_files": DATA,
-    "train_batch_size": "completions_per_step is that number of prompts times num_generations",
-    "max_response_length": "max_completion_length",
-    "path": "model_name_or_path",
-    "lr": "learning_rate",
-    "n": "num_generations",
-    "kl_coef": "beta",
-    "kl_loss_coef": "beta",
-    "clip_ratio": "epsilon",
-    "clip_ratio_high": "epsilon_high",
-    "ppo_epochs": "num_iterations",
-    "ppo_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
-    "tensor_model_parallel_size": "vllm_tensor_parallel_size",
-    "total_epochs": "num_train_epochs",
-    "total_training_steps": "max_steps",
-    "save_freq": "save_steps",
-    "test_freq": "eval_steps",
-    "experiment_name": "run_name",
-    "default_local_dir": "output_dir",
 }
 
 
@@ -143,9 +98,9 @@ def unknown_settings(words, known):
     errors = []
     for word in [word for word in words if word.startswith("--")] or words:
         name = word.lstrip("-").split("=")[0]
-        nearest = difflib.get_close_matches(name, known, n=1) or ["nothing has a name like it; see --help"]
-        meant = RENAMED.get(name.split(".")[-1], nearest[0])
-        errors.append(f"{name}: {f'did you mean {meant}?' if meant in known else meant}")
+        nearest = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {nearest[0]}?" if nearest else "nothing has a name like it; see --help"
+        errors.append(f"{name}: {RENAMED.get(name, meant)}")
     return errors
 
 
@@ -155,17 +110,10 @@ def overrule_launcher(values):
     Return what to tell the user of the launcher (list[str]).
     """
     said, wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), schedule.mixed_precision(values) or "no"
-    notices = []
-    if said not in ("no", wanted):
-        os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
-        notices.append(f"mixed precision: {wanted}, as the recipe says, and not the launcher's {said}")
-    # accelerate's launcher has a port for several processes, of which it starts one, unless it takes torch's launcher
-    if processes.is_launched(os.environ) and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        notices.append(
-            "processes: accelerate's launcher was asked for several and has started one: pass --config_file "
-            "configs/accelerate/ddp.yaml to accelerate launch, also on the CPU"
-        )
-    return notices
+    if said in ("no", wanted):
+        return []
+    os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
+    return [f"mixed precision: {wanted}, as the recipe says, and not the launcher's {said}"]
 
 
 def fit(values, processes):

@@ -9,7 +9,6 @@ import errno
 import json
 import re
 import shutil
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from r1zero.files import broken_line, checksums, one_line, replaced
+from r1zero.files import checksums, one_line, replaced
 
 SEAL = "checksums.json"  # {"files": {name: [bytes, sha256]}}, written when all processes have saved
 # Settings that Trainer restores from a checkpoint, so that a new value has no effect; and the strategy that uses each
@@ -120,7 +119,7 @@ def choose(values, strategy, steps=None):
     found = Choice()
     if given.lower() in ("true", "1", "yes", "auto"):
         for checkpoint in reversed(by_step(output_dir)):
-            wrong = faults(checkpoint, strategy.processes)
+            wrong = faults(checkpoint)
             if not wrong:
                 found.checkpoint = checkpoint
                 break
@@ -130,7 +129,7 @@ def choose(values, strategy, steps=None):
             found.errors.append(f"{output_dir} holds no sound checkpoint to resume from: {how}")
     else:
         found.checkpoint = Path(given)
-        wrong = faults(found.checkpoint, strategy.processes)
+        wrong = faults(found.checkpoint)
         if wrong:
             how = "name an earlier one, or pass --resume_from_checkpoint auto for the newest sound one"
             found.errors.append(f"checkpoint {given} would not resume exactly ({'; '.join(wrong)}): {how}")
@@ -200,22 +199,18 @@ def check_processes(found, strategy):
         found.notices.append(f"{line}: it resumes, but with other random numbers")
 
 
-def faults(checkpoint, processes=1):
-    """Return what is wrong with a checkpoint (list[str]), [] if it is sound. Reads all of a sealed one.
-
-    processes: the number that must have saved a checkpoint without a seal, at least.
-    """
+def faults(checkpoint):
+    """Return what is wrong with a checkpoint (list[str]), [] if it is sound. Reads all of it."""
     if not checkpoint.is_dir():
         return ["there is no such folder"]
     try:
         sealed = json.loads((checkpoint / SEAL).read_text())["files"]
         sealed = {name: (length, found) for name, (length, found) in sealed.items()}
-    except FileNotFoundError:  # from an earlier version, or the process was killed just before
-        cut = [path.relative_to(checkpoint) for path in files_of(checkpoint) if not is_whole(path)]
-        return lacking(checkpoint, processes) or [f"{name} is cut short" for name in cut]
+    except FileNotFoundError:  # the process was killed before all files were there
+        return [f"it has no {SEAL}, which is written last"]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return [f"{SEAL} cannot be read ({error})"]
-    return lacking(checkpoint, 1) or changed(checkpoint, sealed)
+    return changed(checkpoint, sealed)
 
 
 def changed(checkpoint, sealed):
@@ -235,47 +230,9 @@ def changed(checkpoint, sealed):
     return wrong
 
 
-def lacking(checkpoint, processes):
-    """Return what a checkpoint of at least so many processes lacks (list[str]). Trainer would not say it of all."""
-    wrong = []
-    if not (checkpoint / "trainer_state.json").is_file():
-        wrong.append("no trainer_state.json")
-    saved = saved_by(checkpoint)
-    if (checkpoint / "rng_state_0.pth").is_file():
-        processes = max(2, processes)
-    if saved < processes:
-        wrong.append(f"the random state of {saved} of {processes} processes")
-    if not list(checkpoint.glob("global_step*")):
-        has_optimizer = list(checkpoint.glob("optimizer*"))  # a file, or FSDP's folder
-        return wrong if has_optimizer else [*wrong, "no optimizer"]
-    # DeepSpeed's folder, which `latest` names, has the optimizer of each process
-    latest = checkpoint / "latest"
-    if not latest.is_file():
-        return [*wrong, "no file latest with the name of DeepSpeed's folder"]
-    folder = checkpoint / latest.read_text().strip()
-    found, wanted = len(list(folder.glob("*optim_states.pt"))), max(saved, processes)
-    if found < wanted:
-        wrong.append(f"{folder.name} has the optimizer of {found} of {wanted} processes")
-    return wrong
-
-
 def saved_by(checkpoint):
     """Return how many processes have saved a checkpoint (int). Each saves its own random state."""
     return sum(RANDOM_STATE.fullmatch(path.name) is not None for path in checkpoint.glob("rng_state*"))
-
-
-def is_whole(path):
-    """Return whether a file is complete, by safetensors' header, the directory that ends torch's files, or JSON."""
-    if path.suffix == ".safetensors":
-        return broken_line(path) is None
-    if path.suffix in (".pt", ".pth", ".bin"):
-        return zipfile.is_zipfile(path)
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_text())
-        except ValueError:
-            return False
-    return True
 
 
 def newest_name(output_dir):
