@@ -284,14 +284,14 @@ def draw_curves(axis, found):
 def write_results(experiment, runs):
     """Write the table, the figure, what was measured of every run, and r1zero.report's comparison."""
     folder, found = experiment["folder"], {}
-    elsewhere = experiment.get("elsewhere", {}).items()
-    others = [(name, path, {}) for name, pattern in elsewhere for path in sorted(ROOT.glob(pattern))]
-    for setting, trained, evaluations in [*runs, *others]:
+    for setting, trained, evaluations in runs:
         record = record_of(trained) if trained else {}
         for name, evaluated in evaluations.items():
             record |= flat(name, json.loads((evaluated / "metrics.json").read_text()))
         of_run = {label: measure(record, path) for label, path in experiment["measured"].items()}
         found.setdefault(setting, []).append(of_run)
+    for name, values in experiment.get("elsewhere", {}).items():
+        found[name] = [dict.fromkeys(experiment["measured"]) | values]
     (folder / "results.json").write_text(json.dumps({"settings": experiment["settings"], "runs": found}, indent=1))
     rows = table_rows(found)
     lines = [f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
