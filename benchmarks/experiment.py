@@ -238,18 +238,20 @@ def table_rows(found):
     return rows
 
 
-def draw(question, found):
-    """Return the figure: a panel for each measure, with every run as a dot, mean and deviation."""
-    labels = list(next(iter(found.values()))[0])
-    lines = math.ceil(len(labels) / 3)
-    figure = Figure(figsize=(15, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
-    for place, label in enumerate(labels, 1):
-        axis = figure.add_subplot(lines, min(3, len(labels)), place)
+def draw(question, labels, found):
+    """Return the figure: a panel for each label, with every run as a dot, mean and deviation."""
+    columns = 2 if len(labels) == 4 else min(3, len(labels))
+    lines = math.ceil(len(labels) / columns)
+    figure = Figure(figsize=(4 * columns, 0.3 + lines * max(2.6, 0.8 + 0.27 * len(found))), layout="constrained")
+    for place, label in enumerate(labels):
+        axis = figure.add_subplot(lines, columns, place + 1)
         title, _, xlabel = label.partition(" over ")
         values = {name: [run[label] for run in runs if run[label] not in (None, {})] for name, runs in found.items()}
         (draw_curves if xlabel else draw_dots)(axis, values)
         axis.set(title=title, xlabel=xlabel)
         axis.grid(alpha=0.3)
+        if place % columns and not xlabel:  # the settings stand beside the first one of the line
+            axis.set_yticklabels([])
         if label.startswith(SHARES):
             (axis.set_ylim if xlabel else axis.set_xlim)(-0.02, 1.02)
     figure.suptitle(question)
@@ -278,25 +280,28 @@ def draw_curves(axis, found):
             charts.draw_curve(axis, points, f"C{number}", name, "-", 2)
             if 0 < 8 * grid[0] <= grid[-1]:
                 axis.set_xscale("log", base=2)
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+                axis.xaxis.set_major_formatter("{x:g}")
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(found) > 3 else {}
+    axis.legend(frameon=False, fontsize=8, **beside)
 
 
 def write_results(experiment, runs):
     """Write the table, the figure, what was measured of every run, and r1zero.report's comparison."""
     folder, found = experiment["folder"], {}
+    measured = experiment["measured"] | experiment.get("table", {})
     for setting, trained, evaluations in runs:
         record = record_of(trained) if trained else {}
         for name, evaluated in evaluations.items():
             record |= flat(name, json.loads((evaluated / "metrics.json").read_text()))
-        of_run = {label: measure(record, path) for label, path in experiment["measured"].items()}
+        of_run = {label: measure(record, path) for label, path in measured.items()}
         found.setdefault(setting, []).append(of_run)
     for name, values in experiment.get("elsewhere", {}).items():
-        found[name] = [dict.fromkeys(experiment["measured"]) | values]
+        found[name] = [dict.fromkeys(measured) | values]
     (folder / "results.json").write_text(json.dumps({"settings": experiment["settings"], "runs": found}, indent=1))
     rows = table_rows(found)
     lines = [f"| {' | '.join(row)} |\n" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
     (folder / "table.md").write_text("".join(lines))
-    draw(experiment["question"], found).savefig(folder / "figure.png", dpi=120)
+    draw(experiment["question"], list(experiment["measured"]), found).savefig(folder / "figure.png", dpi=120)
     page.compare([trained for _, trained, _ in runs if trained], folder / "comparison.html")
     page.print_table(rows)
     print(f"An answer: {experiment['answer']}\ntable.md, results.json and figure.png are in {folder}")
