@@ -54,8 +54,19 @@ def test_every_file_that_is_cut_short_empty_changed_or_missing_is_named(tmp_path
         assert checkpoints.faults(checkpoint) == [f"{name} is missing"]
         path.write_bytes(content)
     assert checkpoints.faults(checkpoint) == []
+
+
+def test_checkpoint_that_was_killed_before_it_was_sealed_is_taken_if_all_of_it_was_saved(tmp_path):
+    """Trainer may have deleted the one before."""
+    checkpoint = make(tmp_path / "checkpoint-4", OF_TWO)
     (checkpoint / checkpoints.SEAL).unlink()
-    assert checkpoints.faults(checkpoint) == ["it has no checksums.json, which is written last"]
+    assert checkpoints.faults(checkpoint, 2) == []
+    assert checkpoints.faults(checkpoint, 3) == ["no checksums.json, and not all of it was saved"]
+    state = checkpoint / "trainer_state.json"
+    state.write_text(state.read_text()[:-1])
+    assert checkpoints.faults(checkpoint, 2) == ["no checksums.json, and not all of it was saved"]
+    state.unlink()
+    assert checkpoints.faults(checkpoint, 2) == ["no checksums.json, and not all of it was saved"]
 
 
 def choose(folder, given, strategy=ONE, steps=None, **values):

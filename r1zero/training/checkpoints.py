@@ -119,7 +119,7 @@ def choose(values, strategy, steps=None):
     found = Choice()
     if given.lower() in ("true", "1", "yes", "auto"):
         for checkpoint in reversed(by_step(output_dir)):
-            wrong = faults(checkpoint)
+            wrong = faults(checkpoint, strategy.processes)
             if not wrong:
                 found.checkpoint = checkpoint
                 break
@@ -129,7 +129,7 @@ def choose(values, strategy, steps=None):
             found.errors.append(f"{output_dir} holds no sound checkpoint to resume from: {how}")
     else:
         found.checkpoint = Path(given)
-        wrong = faults(found.checkpoint)
+        wrong = faults(found.checkpoint, strategy.processes)
         if wrong:
             how = "name an earlier one, or pass --resume_from_checkpoint auto for the newest sound one"
             found.errors.append(f"checkpoint {given} would not resume exactly ({'; '.join(wrong)}): {how}")
@@ -199,18 +199,30 @@ def check_processes(found, strategy):
         found.notices.append(f"{line}: it resumes, but with other random numbers")
 
 
-def faults(checkpoint):
-    """Return what is wrong with a checkpoint (list[str]), [] if it is sound. Reads all of it."""
+def faults(checkpoint, processes=1):
+    """Return what is wrong with a checkpoint (list[str]), [] if it is sound. Reads all of a sealed one.
+
+    processes: how many must have saved it at least, if it has no seal.
+    """
     if not checkpoint.is_dir():
         return ["there is no such folder"]
     try:
         sealed = json.loads((checkpoint / SEAL).read_text())["files"]
         sealed = {name: (length, found) for name, (length, found) in sealed.items()}
-    except FileNotFoundError:  # the process was killed before all files were there
-        return [f"it has no {SEAL}, which is written last"]
+    except FileNotFoundError:  # killed before it was sealed, when Trainer may have deleted the checkpoint before it
+        return [] if is_saved(checkpoint, processes) else [f"no {SEAL}, and not all of it was saved"]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return [f"{SEAL} cannot be read ({error})"]
     return changed(checkpoint, sealed)
+
+
+def is_saved(checkpoint, processes):
+    """Return whether so many processes have saved a checkpoint. The main one writes trainer_state.json last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return saved_by(checkpoint) >= processes
 
 
 def changed(checkpoint, sealed):
