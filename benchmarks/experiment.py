@@ -42,8 +42,7 @@ SHARES = ("accuracy", "share", "pass@")  # how the names of measures between 0 a
 
 def words(flags):
     """Return a dict of flags as words. A list becomes several words."""
-    values = {name: value if isinstance(value, list) else [value] for name, value in flags.items()}
-    return [str(word) for name in values for word in (f"--{name}", *values[name])]
+    return [str(word) for name, value in flags.items() for word in (f"--{name}", *np.atleast_1d(value))]
 
 
 def slug(text):
@@ -52,8 +51,10 @@ def slug(text):
 
 
 def read_experiment(name, args):
-    """Return the YAML of an experiment (dict), with the recipe, settings and seeds that the flags ask for."""
+    """Return the YAML of an experiment (dict) with the recipe, settings and seeds of the flags. Exit if one lacks."""
     experiment = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    if lacking := {"question", "answer", "base_recipe", "seeds", "settings", "measured"} - experiment.keys():
+        sys.exit(f"{name}.yaml lacks {', '.join(sorted(lacking))}: docs/laboratory.md says what each key holds")
     path = args.base_recipe or experiment["base_recipe"]
     recipe = yaml.safe_load((ROOT / path).read_text())
     settings = {str(key): experiment.get("flags", {}) | flags for key, flags in experiment["settings"].items()}
@@ -61,11 +62,13 @@ def read_experiment(name, args):
     if not is_tiny:  # it has a model and data of its own, for all seeds
         settings = {key: flags for key, flags in settings.items() if "warm_up" not in flags}
         experiment["minutes"] = {}
+    if unknown := set(args.settings or ()) - settings.keys():
+        sys.exit(f"found --settings {', '.join(sorted(unknown))}, wanted some of {', '.join(map(repr, settings))}")
     asked = {key: settings[key] for key in args.settings or settings}
     folder = name if path == experiment["base_recipe"] else f"{name}-{Path(path).stem}"
     folder = (args.output_dir or ROOT / "outputs" / "experiments" / folder).resolve()
-    experiment |= {"settings": asked, "seeds": args.seeds or experiment["seeds"]}
-    return experiment | {"path": path, "recipe": recipe, "is_tiny": is_tiny, "folder": folder}
+    found = {"settings": asked, "seeds": args.seeds or experiment["seeds"], "path": path, "recipe": recipe}
+    return experiment | found | {"is_tiny": is_tiny, "folder": folder}
 
 
 def plan(experiment, more, bases):
@@ -130,7 +133,7 @@ def seconds_of(job):
 
 def minutes_of(some, experiment, jobs):
     """Return the minutes that some jobs will take, as text: as many as their kind took here, or else the YAML's."""
-    minutes = {"problems": 0.1} | experiment["minutes"]
+    minutes = {"problems": 0.1} | experiment.get("minutes", {})
     for kind in {job["kind"] for job in some}:
         took = [seconds_of(job) for job in jobs.values() if job["kind"] == kind and seconds_of(job)]
         minutes[kind] = fmean(took) / 60 if took else minutes.get(kind, math.nan)
@@ -156,11 +159,8 @@ def do(job, stop_after):
         while status is None:
             try:
                 status = process.wait(left)
-            except subprocess.TimeoutExpired:
-                left = None
-                process.send_signal(signal.SIGINT)
-            except KeyboardInterrupt:
-                interrupts += 1
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+                left, interrupts = None, interrupts + isinstance(reason, KeyboardInterrupt)
                 process.send_signal(signal.SIGINT)
     is_done = status == 0 or (status == 75 and stop_after and not interrupts)  # 75: its time was over
     if is_done:
@@ -191,8 +191,7 @@ def record_of(folder):
     """Return all that is known of a run's folder, as one dict.
 
     metrics.*: metrics.json. at.STEP.*: each logged metric; first.*, last.* and mean.*: over the steps that have it.
-    seconds.*: the held-out accuracy after so many seconds of optimizer steps, without evaluations. "seconds to 0.3":
-    until it first reaches a mark.
+    seconds.*: held-out accuracy by the seconds of optimizer steps. "seconds to 0.3": until it first reaches a mark.
     """
     run = page.read(folder)
     found, logged, points, seconds, before = flat("metrics", run.metrics), {}, [], 0.0, 0
