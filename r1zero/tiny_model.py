@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from r1zero import ROOT
 from r1zero.tasks import countdown
 from r1zero.tasks.prompts import fill_template, render_template
 
-# Functions import torch and transformers themselves: --help and a misspelt setting do without them
+# Functions import transformers' models themselves: --help and a misspelt setting do without them
 
 END_OF_TEXT = "<|endoftext|>"
 GIVE_UP = "\n</think>\n<answer>"
@@ -248,18 +249,41 @@ def padded_batches(examples, batch_size, rng, pad_id, buffered=8):
 
 def padded(rows, fill):
     """Return the (B, T) tensor of B lists, padded on the right with `fill`."""
-    import torch
-
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices, in float32.
+
+    Five Newton-Schulz steps orthogonalise the momentum, and the result is scaled to AdamW's typical update (Liu et al.
+    2025). torch.optim.Muon does the same in bfloat16. A CPU without native bfloat16 multiplies 27 times slower in it:
+    363 instead of 23 ms a step for this model. The rest of a step takes about 120 ms.
+    """
+
+    def __init__(self, params, lr, weight_decay, momentum=0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])  # (out, in)
+                wide = update.T if update.size(0) > update.size(1) else update
+                x = wide / wide.norm().clamp(min=1e-7)
+                for _ in range(5):
+                    gram = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                x = x.T if update.size(0) > update.size(1) else x
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
 def train(model, tokenizer, problems, args):
     """Train `model` on searches, in place. problems: list of (nums, target)."""
-    import torch
     from transformers import get_cosine_schedule_with_warmup
-
-    from r1zero.muon import Muon
 
     rng = random.Random(args.seed)
     examples = warm_up_examples(problems, tokenizer, args, rng)
@@ -340,7 +364,6 @@ def main(argv=None):
         words += [f"--{name}", str(getattr(args, name))]
     make_problems("tiny_model", args.output_dir, args.data_dir, words)
 
-    import torch
     from transformers import Qwen2ForCausalLM
 
     # Only problems of train, in every order of their numbers
