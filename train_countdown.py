@@ -23,7 +23,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 from r1zero.preflight import check
 from r1zero.report import console, page, run_folder
 from r1zero.tasks.problem_files import with_text_prompts
-from r1zero.training import checkpoints, generation, lora, nan_guard, phases, reward_functions, stopping, vllm
+from r1zero.training import checkpoints, generation, lora, nan_guard, phases, reward_functions, stopping
 
 
 def setting(default, text):
@@ -63,13 +63,11 @@ def main(script_args, training_args, model_args, reward_funcs):
     # Here, as a dry run, --help and a misspelt flag do without what takes another second
     from datasets import load_dataset
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
-    from trl.generation import vllm_generation
 
     from r1zero.training.trainer import TrimmedGRPOTrainer
 
     is_main = training_args.process_index == 0
     output_dir = Path(training_args.output_dir)
-    resumed = training_args.resume_from_checkpoint  # a sound checkpoint, or None
 
     # Data. A prompt is a plain string that holds the beginning of the assistant's turn, and the model goes on from it.
     # Every evaluation batch must be full, or TRL's mean over batches would not be the mean over problems.
@@ -78,10 +76,9 @@ def main(script_args, training_args, model_args, reward_funcs):
     )
     data = {split: with_text_prompts(rows) for split, rows in data.items()}  # TinyZero's files have them in a message
     eval_batch = training_args.per_device_eval_batch_size * training_args.world_size
-    held_out = data["test"].select(range(data["test"].num_rows // eval_batch * eval_batch))
+    held_out = data["test"].select(range(len(data["test"]) // eval_batch * eval_batch))
     if is_main:
-        total = data["test"].num_rows
-        print(f"{data['train'].num_rows:,} training problems, {held_out.num_rows:,} of {total:,} held-out ones")
+        print(f"problems: {len(data['train']):,} to train on, {len(held_out):,} of {len(data['test']):,} held out")
 
     # Rewards: functions of completions and of the data's columns, each of which scores the rows of its own task
     scorers = [reward_functions.Scorer(function) for function in reward_funcs]
@@ -93,9 +90,7 @@ def main(script_args, training_args, model_args, reward_funcs):
         "attn_implementation": model_args.attn_implementation,
         **(training_args.model_init_kwargs or {}),
     }
-    if training_args.use_vllm and training_args.vllm_mode == "colocate":
-        # vLLM takes the type of the update and the run's seed, for neither of which TRL has a setting
-        vllm_generation.LLM = vllm.engine(training_args, model_args)
+    generation.prepare_vllm(training_args, model_args)  # vLLM's type and seed: TRL has no setting for either
     training_args.ddp_broadcast_buffers = False  # before every pass, of which the ranks run different numbers
     with stopping.refused_in_one_line():
         trainer = (TrimmedGRPOTrainer if script_args.trim_padding else GRPOTrainer)(  # passes without padding
@@ -107,8 +102,6 @@ def main(script_args, training_args, model_args, reward_funcs):
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    if is_main and resumed is None:
-        run_folder.move_aside(output_dir)  # an earlier run's results are never overwritten
     trainer.tokens_per_pass = script_args.tokens_per_pass
 
     # What else is added to TRL; docs/differences-from-tinyzero.md lists all of it
@@ -120,23 +113,20 @@ def main(script_args, training_args, model_args, reward_funcs):
         generation.drop_finished_rows(trainer.model, trainer.accelerator.autocast)
     if script_args.stop_on_nan:
         nan_guard.watch(trainer)  # TRL takes a NaN reward for an abstention, and Trainer takes a step with a NaN loss
-    lines = console.Console(scorers, held_out.num_rows, script_args.price_per_hour, script_args.show_every)
+    lines = console.Console(scorers, len(held_out), script_args.price_per_hour, script_args.show_every)
     phases.watch(trainer, lines.show)  # TRL sends the time of each call to the trackers alone
     for callback in (ProgressCallback, PrinterCallback):  # they print dictionaries
         trainer.remove_callback(callback)
     run = stopping.Stopping(trainer)  # Ctrl-C, and what a scheduler sends: a checkpoint is saved before the run ends
     for callback in (lines, run, checkpoints.Sealer()):  # Trainer takes the newest checkpoint unseen
         trainer.add_callback(callback)
-    if is_main:
-        arguments = (script_args, training_args, model_args)
-        tables = {scorer.__name__: scorer.table for scorer in scorers}
-        run_folder.write_config(output_dir / "config.yaml", *arguments, tables=tables, resumed=bool(resumed))
-        run_folder.name_run(training_args)
+    if is_main:  # an earlier run's results are never overwritten
+        run_folder.begin(scorers, script_args, training_args, model_args)
 
     # Train, and evaluate once more if the last step did not
     with run:
         with contextlib.suppress(checkpoints.Complete):  # a resumed run may have done all of its steps
-            trainer.train(resume_from_checkpoint=resumed)
+            trainer.train(training_args.resume_from_checkpoint)  # of a sound checkpoint, or None
         if not run.is_early and run_folder.needs_evaluation(trainer.state, training_args):
             trainer.evaluate()
 

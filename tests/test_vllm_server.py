@@ -10,7 +10,7 @@ from trl import GRPOConfig, ModelConfig
 
 from r1zero.preflight import check as checks
 from r1zero.preflight import hardware
-from r1zero.training import vllm as vllm_settings
+from r1zero.training import generation
 
 
 def values(*flags):
@@ -45,7 +45,7 @@ def asked(monkeypatch, tmp_path):
         # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
         settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
-        llm = vllm_settings.engine(GRPOConfig(**settings), ModelConfig(dtype="float32"))
+        llm = generation.vllm_engine(GRPOConfig(**settings), ModelConfig(dtype="float32"))
         return llm(model="path", seed=group)
 
     return ask
@@ -61,7 +61,7 @@ def test_engine_has_the_updates_type_and_every_run_and_group_a_seed_of_its_own(a
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
 @pytest.mark.parametrize("sleeps", [True, False])
 def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch, sleeps):
-    monkeypatch.setattr(vllm_settings, "PLENTY", 1 << 30)
+    monkeypatch.setattr(generation, "PLENTY", 1 << 30)
     before = sys.getrefcount(None)
     asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
     assert (sys.getrefcount(None) - before > 1 << 29) == sleeps

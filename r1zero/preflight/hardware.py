@@ -12,7 +12,7 @@ import torch
 from trl.import_utils import is_vllm_available
 
 from r1zero import schedule
-from r1zero.training import vllm as vllm_settings
+from r1zero.training import generation
 
 DRIVER = 580  # the oldest of NVIDIA's drivers for CUDA 13; also in setup.sh
 ON_THE_CPU = "--config configs/tiny_cpu.yaml trains the tiny model on the CPU"
@@ -86,7 +86,7 @@ def serve_command(values):
     host = values.vllm_server_host
     words = ["vllm", "serve", values.model_name_or_path]
     words += ["--host", "127.0.0.1" if host == "0.0.0.0" else host, "--port", str(values.vllm_server_port)]
-    words += ["--dtype", str(vllm_settings.engine_type(values, values.dtype)), "--seed", str(values.seed)]
+    words += ["--dtype", str(generation.engine_type(values, values.dtype)), "--seed", str(values.seed)]
     if values.vllm_max_model_length:
         words += ["--max-model-len", str(values.vllm_max_model_length)]
     words += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]

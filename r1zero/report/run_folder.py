@@ -47,6 +47,20 @@ LEFT_OUT = (
 TABLES = "# tables "  # before the columns of each reward function in the table of completions, in config.yaml
 
 
+def begin(scorers, script_args, training_args, model_args):
+    """Write config.yaml into the run's folder, after moving an earlier run there aside unless this one resumes.
+
+    scorers: training.reward_functions.Scorers.
+    """
+    output_dir, resumed = Path(training_args.output_dir), bool(training_args.resume_from_checkpoint)
+    if not resumed:
+        move_aside(output_dir)
+    tables = {scorer.__name__: scorer.table for scorer in scorers}
+    arguments = (script_args, training_args, model_args)
+    write_config(output_dir / "config.yaml", *arguments, tables=tables, resumed=resumed)
+    name_run(training_args)
+
+
 def move_aside(output_dir):
     """Rename output_dir (Path) if it holds a file, so that nothing is overwritten or mixed.
 
