@@ -4,6 +4,7 @@ bash tests/run.sh --all tests/test_endings.py
 MOMENTS=20 bash tests/run.sh --all tests/test_endings.py -k random_moments
 """
 
+import errno
 import os
 import random
 import re
@@ -158,6 +159,28 @@ def test_sigterm_after_ctrl_c_is_the_second_one_of_a_launcher_of_several(monkeyp
         return
     with pytest.raises(KeyboardInterrupt):
         signals.note(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), stopping.AT_ONCE, "stopped at once in step 1: there is no checkpoint to go on from"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            1,
+            "nowhere cannot be written to in step 1 .*: free some of that disk",
+        ),
+    ],
+    ids=["a second Ctrl-C", "a full disk"],
+)
+def test_what_ends_a_run_at_once_is_said_in_one_line(capsys, error, status, said):
+    signals = new_stopping()
+    with pytest.raises(SystemExit) as stopped:
+        with signals:
+            raise error
+        signals.leave()
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert stopped.value.code == status == signals.status and re.match(f"train_countdown.py: {said}", line)
 
 
 @pytest.mark.parametrize("launched", [False, True])

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from test_lora import adapted
+from transformers import AutoTokenizer
 
 from r1zero.evaluate import engines
 from r1zero.evaluate.command import up_to_end
@@ -47,12 +47,9 @@ def test_a_checkpoint_has_the_name_of_its_run_before_it_also_from_there(tiny_mod
 
 class TestTransformers:
     def test_a_lora_adapter_is_its_merged_model(self, tiny_model, prompts, tmp_path):
-        torch.manual_seed(0)
-        base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-        adapted = get_peft_model(base, lora)
-        adapted.save_pretrained(tmp_path / "adapter")
-        adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+        model = adapted(tiny_model, torch.float32)
+        model.save_pretrained(tmp_path / "adapter")
+        model.merge_and_unload().save_pretrained(tmp_path / "merged")
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
         found = generated(tmp_path / "adapter", prompts)
         assert found == generated(tmp_path / "merged", prompts) != generated(tiny_model, prompts)

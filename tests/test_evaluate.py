@@ -302,6 +302,18 @@ class TestRefusals:
         flags |= json.loads(case["flags"] or "{}")
         assert case["said"] in refused([flags.pop("model")], **flags)
 
+    def test_two_models_whose_folders_have_one_name(self, refused, tiny_model, tmp_path):
+        models = [shutil.copytree(tiny_model, tmp_path / folder / "model") for folder in ("a", "b")]
+        assert refused(models).endswith("b/model would write to one folder: give each its own --output_dir")
+
+    @pytest.mark.parametrize(
+        "flags", [{"temperature": -1}, {"temperature": "inf"}, {"n": 4, "temperature": 0}], ids=str
+    )
+    def test_temperature_that_cannot_be_sampled_at(self, tiny_model, problems, tmp_path, capsys, flags):
+        with pytest.raises(SystemExit):
+            command.main(words([tiny_model], problems, tmp_path / "out", **flags))
+        assert "wanted above 0, such as 0.6, or 0 with --n 1" in capsys.readouterr().err
+
     def test_card_that_torch_does_not_see_unless_the_cpu_is_asked_for(
         self, refused, saying, tiny_model, problems, tmp_path, monkeypatch, capsys
     ):

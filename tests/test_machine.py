@@ -1,6 +1,7 @@
 """The machine of a run, its recipe and strategy, and what is made there.   bash tests/run.sh tests/test_machine.py"""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,13 @@ class TestStrategy:
         assert DeepSpeedPlugin().zero_stage == 3, "which accelerate makes of it"
         path.write_text(json.dumps({"zero_optimization": {"stage": "auto"}}))
         assert read_strategy(variables | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}).name == "DeepSpeed ZeRO-1"
+
+
+def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():
+    """Its flags are those of TRL's own, which ends with 2.0; tests/test_vllm.py starts one."""
+    flags = "--bf16 true --seed 7 --vllm_server_host 10.0.0.2".split()
+    for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
+        variable, *words = shlex.split(hardware.serve_command(settings(*given)))
+        assert variable == "VLLM_SERVER_DEV_MODE=1" and words[:3] == ["vllm", "serve", "models/tiny"]
+        assert tuple(words[words.index(name) + 1] for name in ("--dtype", "--seed", "--host")) == expected
+        assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= set(words)

@@ -31,6 +31,21 @@ def test_flags_come_before_the_recipe_and_the_recipe_before_the_defaults(own, mo
     assert os.environ["OF_THE_RECIPE"] == "7"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nseed: 2", "seed stands there twice"),
+        ("- seed: 1", "found .*, wanted lines as max_steps: 96"),
+        ("seed: [", "expected the node content"),
+        ("env: on", "env is True, wanted lines as NCCL_DEBUG: INFO"),
+    ],
+)
+def test_recipe_that_cannot_be_read_is_named(tmp_path, text, said):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=rf"(?s)x.yaml .*{said}"):
+        settings(config=tmp_path / "x.yaml")
+
+
 @pytest.mark.parametrize("flags", [[], ["--learning_rate", "1e-5", "--no_trim_padding", "--reward_weights", "2"]])
 def test_dataclasses_are_those_that_trls_own_parser_makes(flags):
     built = recipe.build(parser(), settings(*flags))

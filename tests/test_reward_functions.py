@@ -1,5 +1,8 @@
 """A user's own reward functions: where they are found, what is refused, and what training logs of any of them."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from conftest import each_case
 
 import rewards
 from r1zero.grading.behaviours import BEHAVIOURS
+from r1zero.grading.sandbox import why_unavailable
 from r1zero.training.reward_functions import Scorer, resolve, score
 
 OWN = '''
@@ -83,6 +87,17 @@ class TestResolve:
         with pytest.raises(ValueError) as refused:
             score(resolve(names, folder / "data")[0], ["p"] * 2, ["c"] * 2, {})
         assert case["said"] in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_code_is_worth_the_share_of_its_tests_that_it_passes():
+    if why_unavailable() and os.environ.get("CI") != "true":
+        pytest.skip(why_unavailable())
+    programs = ["print(int(input()) + 1)", "print(2)", None, "print(2)"]
+    completions = [f"```python\n{program}\n```" if program else "no program" for program in programs]
+    tests = [json.dumps({"inputs": ["1\n", "2\n"], "outputs": ["2\n", "3\n"]})] * 3 + [None]
+    given, _, table = logged_by(rewards.code_reward, completions, tests=tests)
+    assert given == [1.0, 0.5, 0.0, None] == table["tests_passed"]
+    assert table["code_verdict"] == ["correct", "wrong", "no answer", ""]
 
 
 def test_code_without_bubblewrap_is_refused_unless_plain_processes_are_allowed(no_bubblewrap):

@@ -1,15 +1,18 @@
-"""The loop that drops finished rows against transformers' own generation.   bash tests/run.sh tests/test_sampler.py"""
+"""The loop that drops finished rows against transformers' own generation, and what vLLM's engine is built with."""
 
 import collections
 import contextlib
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from test_lora import adapted
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig, ModelConfig
 
 from r1zero import processes
 from r1zero.training import generation as sampler
@@ -111,20 +114,9 @@ def test_sampling_draws_from_generates_distribution(model, how):
         assert abs(pair[0] - pair[1]) <= 5 * (sum(pair) + 1) ** 0.5, outcome
 
 
-def test_one_seed_samples_the_same_twice_and_another_one_does_not(model):
-    found, given, how = [], prompts(16), settings(do_sample=True, top_k=0)
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        found.append(model.generate(**given, generation_config=how, custom_generate=sample_unfinished))
-    assert torch.equal(found[0], found[1])
-    assert found[0].shape != found[2].shape or not torch.equal(found[0], found[2])
-
-
 @pytest.mark.parametrize("lora", [False, True], ids=["the model itself", "a PEFT model around it"])
 def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    if lora:
-        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2))
+    model = adapted(tiny_model, torch.float32) if lora else AutoModelForCausalLM.from_pretrained(tiny_model)
     given = {"input_ids": torch.tensor([[5, 6, 7]] * 4), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
     how = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=[0], pad_token_id=0)
     expected = model.generate(**given, generation_config=how)
@@ -151,3 +143,36 @@ def test_generate_of_the_model_uses_the_loop(tiny_model, lora, monkeypatch):
 def test_what_the_loop_does_not_do_is_refused(model, how):
     with pytest.raises(ValueError, match="needs one beam, a model with a cache"):
         model.generate(**prompts(2), generation_config=settings(**how), custom_generate=sample_unfinished)
+
+
+# vLLM
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the engine of a process is built with, as a dict, for a run's settings."""
+
+    def ask(group=0, **settings):
+        # TRL asks for the engine by keywords, `seed` among them: the number of the tensor-parallel group
+        monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **kwargs: kwargs))
+        settings = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path)} | settings
+        llm = sampler.vllm_engine(GRPOConfig(**settings), ModelConfig(dtype="float32"))
+        return llm(model="path", seed=group)
+
+    return ask
+
+
+def test_engine_has_the_updates_type_and_every_run_and_group_a_seed_of_its_own(asked):
+    assert [asked(bf16=bf16)["dtype"] for bf16 in (True, False)] == ["bfloat16", "float32"]
+    seeds = [asked(group, seed=run)["seed"] for run in (0, 1, 42) for group in (0, 1, 2, 63)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)  # what numpy takes
+    assert seeds[0] == asked(0, seed=0)["seed"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python counts no references to None there")
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_none_outlives_an_allocator_that_takes_its_references(asked, monkeypatch, sleeps):
+    monkeypatch.setattr(sampler, "PLENTY", 1 << 30)
+    before = sys.getrefcount(None)
+    asked(use_vllm=True, vllm_enable_sleep_mode=sleeps)
+    assert (sys.getrefcount(None) - before > 1 << 29) == sleeps

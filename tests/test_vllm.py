@@ -17,7 +17,6 @@ from conftest import (
     TWO_STEPS,
     accelerate,
     assert_same,
-    distance,
     free_port,
     make_tiny_model,
     run_to_end,
@@ -25,9 +24,8 @@ from conftest import (
     settings,
     words,
 )
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from test_evaluate import words as of_evaluation
+from test_lora import adapted
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.generation.vllm_client import VLLMClient
 
@@ -52,13 +50,6 @@ class TestProcesses:
     def alone(self, launch_tiny):
         """The reference: one process with the whole batch."""
         return launch_tiny("single", processes=1, use_vllm=True)
-
-    def test_reference_run_learns_something_to_compare(self, alone, tiny_model):
-        assert alone.said("ran as") == ["1 processes on 1 machines, NO"]
-        assert alone.said("engine computes in") == ["torch.float32"]
-        assert min(alone.grad_norms()) > 0.1
-        assert distance(load_file(tiny_model / "model.safetensors"), alone.weights()) > 0.1
-        assert_agree(alone.history)
 
     @pytest.mark.parametrize(
         ("strategy", "kind", "parallel"),
@@ -179,10 +170,7 @@ def test_engine_and_trainer_agree_at_every_push_of_an_adapter(tmp_path, tiny_mod
 
 
 def test_evaluation_of_an_adapter_gives_the_texts_of_transformers(tiny_model, tiny_data, tmp_path):
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    adapted(tiny_model, torch.float32).save_pretrained(tmp_path / "adapter")
     flags = {"limit": 12, "max_completion_length": 24}
     (found,), (expected,) = (
         evaluate([tmp_path / "adapter"], tiny_data, tmp_path / backend, backend=backend, **flags)
