@@ -164,6 +164,7 @@ class TestOwnRewards:
         assert metrics["reward"] == pytest.approx(-(18 + 2) / 2 / 100)
         assert [metrics[name] for name in ("accuracy", "accuracy_interval", "format_rate")] == [None] * 3
         assert metrics["pass@k"] == {"1": None}
+        assert metrics["cells"] == {}, "an own task's columns may have the names of Countdown's"
         shown = dict(re.findall(r"│ (\S.*?) +│ (\S+) +│", capsys.readouterr().out))
         assert shown["accuracy (95 % interval)"] == "-" and shown["mean reward"] == "-0.100"
 

@@ -59,7 +59,7 @@ def test_config_holds_all_settings_but_those_that_would_be_refused(tmp_path):
     assert not {"prepare", "generation_batch_size", "resume_from_checkpoint"} & settings.keys()
 
 
-def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path, capsys):
+def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path, monkeypatch, capsys):
     settings = {"data_dir": str(tmp_path), "model_name_or_path": str(tmp_path), "learning_rate": 1e-5, "beta": 0.0}
     for name in ("train.parquet", "test.parquet", "model.safetensors"):
         (tmp_path / name).write_text(name)
@@ -69,6 +69,9 @@ def test_resumed_run_says_which_settings_data_and_weights_have_changed(tmp_path,
     assert f"\n# sha256 {digest} {tmp_path}/model.safetensors\n" in path.read_text()
     run_folder.write_config(path, settings, resumed=True)
     assert capsys.readouterr().out == ""
+    monkeypatch.chdir(tmp_path)
+    run_folder.write_config(tmp_path / "evaluation.yaml", {"model": "another"})
+    assert "sha256" not in (tmp_path / "evaluation.yaml").read_text(), "of files that happen to lie here"
     (tmp_path / "test.parquet").write_text("other problems")
     (tmp_path / "model.safetensors").unlink()
     run_folder.write_config(path, settings | {"learning_rate": 2e-5, "seed": 1}, resumed=True)

@@ -21,7 +21,6 @@ import math
 import shutil
 import signal
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def completion_table(model, args, functions, batch, ids):
         columns[name] = [value for value in values for _ in range(args.n)]
     places, prompts = columns.pop("row"), columns.pop("prompt")
     kinds = nothing = [None] * len(ids)
-    if {"nums", "target"} <= columns.keys():  # Countdown's, None in rows of another task
+    if "countdown_reward" in functions:  # None in rows of another task
         kinds = [cell and ", ".join(cell) for cell in cells(columns["nums"], columns["target"])]
     table = {
         "row": places,
@@ -120,21 +119,10 @@ def generate_missing(model, args, exam, parts, state):
             number = int(part.stem)
             batch = exam.problems[number * args.batch_size : (number + 1) * args.batch_size]
             seeds = np.random.SeedSequence([args.seed, number]).generate_state(len(batch["prompt"]) * args.n).tolist()
-            started = time.monotonic()
             ids = generate(model.tokenizer(batch["prompt"])["input_ids"], seeds)
-            seconds = time.monotonic() - started
             table = completion_table(model, args, exam.functions, batch, ids)
             with replaced(part) as unfinished:
-                pq.write_table(table.replace_schema_metadata({"seconds": str(seconds)}), unfinished)
-
-
-def join_parts(parts, path):
-    """Join the parts into one file at `path`. Return the seconds that generation took."""
-    tables = [pq.read_table(part) for part in parts]
-    joined = pa.concat_tables(tables, promote_options="permissive")  # a column without values in a part has no type
-    with replaced(path) as unfinished:
-        pq.write_table(joined.replace_schema_metadata(), unfinished)
-    return sum(float(table.schema.metadata[b"seconds"]) for table in tables)
+                pq.write_table(table, unfinished)
 
 
 def evaluate_model(model, args, exam, state):
@@ -152,7 +140,10 @@ def evaluate_model(model, args, exam, state):
         generate_missing(model, args, exam, parts, state)
         state.wait_for_everyone()
         if state.is_main_process:
-            metrics = measure(completions, args.n, join_parts(parts, completions))
+            tables = [pq.read_table(part) for part in parts]
+            with replaced(completions) as unfinished:  # permissive: a column without values in a part has no type
+                pq.write_table(pa.concat_tables(tables, promote_options="permissive"), unfinished)
+            metrics = measure(completions, args.n)
             with replaced(results) as unfinished:
                 unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
             shutil.rmtree(folder / "parts")

@@ -10,12 +10,12 @@ from r1zero.intervals import accuracy_interval, accuracy_text, pass_at_k, text_o
 SHARE = "{:.1%}"
 
 
-def measure(path, n, seconds):
+def measure(path, n):
     """Return metrics.json (dict) from a file of completions, read without its texts.
 
-    path: of the file, with the n completions of a problem next to each other; seconds: that generation took. Shares
-    are fractions, lengths tokens, None if there is nothing to take them from. Accuracies are of the problems that were
-    judged: all of them, unless a reward of the user's own gives no verdicts. tokens_per_second is of one process.
+    path: of the file, with the n completions of a problem next to each other. Shares are fractions, lengths tokens,
+    None if there is nothing to take them from. Accuracies are of the problems that were judged: all of them, unless a
+    reward of the user's own gives no verdicts.
     """
     names = ["data_source", "cell", "correct", "answered", "reward", "tokens", "truncated", *BEHAVIOURS]
     rows = pq.read_table(path, columns=names).to_pandas()
@@ -39,7 +39,6 @@ def measure(path, n, seconds):
         "truncated": mean(rows["truncated"]),
         "mean_completion_tokens": mean(rows["tokens"]),
         "median_completion_tokens": float(rows["tokens"].median()),
-        "tokens_per_second": float(rows["tokens"].sum() / seconds),
         "cells": split_by("cell", rows, judged, n),
         "data_sources": split_by("data_source", rows, judged, n),
         "behaviours": behaviours,
@@ -97,7 +96,6 @@ def table_sections(metrics):
         "truncated": text_of(metrics["truncated"], SHARE),
         "mean reward": f"{metrics['reward']:.3f}",
         "tokens, mean / median": "{mean_completion_tokens:.1f} / {median_completion_tokens:g}".format(**metrics),
-        "tokens a second": f"{metrics['tokens_per_second']:,.0f}",
     }
     sources, cells, behaviours = {}, {}, {}
     if len(metrics["data_sources"]) > 1:

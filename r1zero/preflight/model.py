@@ -133,7 +133,10 @@ def adapter_base(name):
     """Return the model that the LoRA adapter in a folder is for. Raises ValueError with a line if it does not say."""
     path = Path(name, ADAPTER_CONFIG)
     try:
-        return json.loads(path.read_text())["base_model_name_or_path"]
+        base = json.loads(path.read_text())["base_model_name_or_path"]
+        if not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path is {base}")
+        return base
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} names no base model ({one_line(error)}): name a whole checkpoint") from error
 

@@ -111,8 +111,12 @@ def write_config(path, *arguments, tables=None, resumed=False):
         for name, value in group.items():
             if value is not None and name not in LEFT_OUT:
                 settings[name] = value
-    data = [Path(settings.get("data_dir", ""), f"{split}.parquet") for split in ("train", "test")]
-    files = [*(file for file in data if file.is_file()), *weight_files(settings)]
+    files = []  # an evaluation names neither a data_dir nor a model_name_or_path
+    if "data_dir" in settings:
+        data = [Path(settings["data_dir"], f"{split}.parquet") for split in ("train", "test")]
+        files += [file for file in data if file.is_file()]
+    if "model_name_or_path" in settings:
+        files += weight_files(settings)
     lines = [f"# commit {git_commit()}", f"# {', '.join(versions())}", f"# {' '.join(sys.argv)}"]
     for file, found in zip(files, checksums(files), strict=True):
         lines.append(f"# sha256 {found} {file}")
@@ -143,7 +147,7 @@ def name_run(training_args):
 
 def weight_files(settings):
     """Return the files of the base model's weights (list[Path]), [] if they are not here. settings: dict."""
-    folder = Path(settings.get("model_name_or_path", ""))
+    folder = Path(settings["model_name_or_path"])
     if not folder.is_dir():
         try:
             source = {"revision": settings.get("model_revision"), "local_files_only": True}

@@ -189,7 +189,8 @@ def vllm_engine(training_args, model_args):
     dtype = engine_type(training_args, model_args.dtype)
 
     def build(*, seed, **settings):
-        return LLM(dtype=dtype, seed=mixed_seed(training_args.seed, seed), **settings)
+        mixed = np.random.SeedSequence([training_args.seed, seed]).generate_state(1)[0]  # 32 bits
+        return LLM(dtype=dtype, seed=int(mixed), **settings)
 
     return build
 
@@ -207,14 +208,3 @@ def keep_none():
 def engine_type(training_args, dtype):
     """Return the name of the type that the update uses. dtype: the model's own, for a run without mixed precision."""
     return {"bf16": "bfloat16", "fp16": "float16", None: dtype}[schedule.mixed_precision(training_args)]
-
-
-def mixed_seed(run, group):
-    """Return a seed of 32 bits for a tensor-parallel group (int) of a run with the seed `run` (int).
-
-    Any other pair has an unrelated seed.
-
-    >>> mixed_seed(0, 1) == mixed_seed(1, 0)
-    False
-    """
-    return int(np.random.SeedSequence([run, group]).generate_state(1)[0])
