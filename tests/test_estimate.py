@@ -161,6 +161,16 @@ def test_bound_of_a_pass_is_what_torch_allocates_or_up_to_twice_that(tmp_path, m
         assert 1 <= parts["evaluation"] / peak_bytes(score, tmp_path / "evaluation.json") <= 2
 
 
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "up_proj"], r".*\.(q|v)_proj", ["layers.1.self_attn.q_proj"]], ids=str
+)
+def test_adapters_have_the_parameters_that_peft_makes(tiny_model, targets):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    counted = memory.trained_parameters(model, values(use_peft=True, lora_target_modules=targets))
+    adapted = get_peft_model(model, LoraConfig(r=32, target_modules=targets))
+    assert counted == adapted.get_nb_trainable_parameters()[0] > 0
+
+
 def test_plan_says_what_fits_and_what_is_not_known_yet(model):
     """Its other lines are in tests/test_preflight.py."""
     planned = plan.make_plan(values(), model, 327_680, 256, ONE, 80 * memory.GIB)

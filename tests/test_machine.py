@@ -37,6 +37,7 @@ class TestRecipe:
             ('echo "Tesla T4, 550.54.15"', None, "found a Tesla T4 with driver 550.54.15, and torch .* sees no GPU:"),
             ('echo "NVIDIA H100, 580.1"; echo "NVIDIA H200, 580.1"', "-1", ".*H100 .* CUDA_VISIBLE_DEVICES='-1'"),
             ("exit 0", None, None),  # no card
+            ('echo "No devices were found"', None, None),
             (None, None, None),  # no nvidia-smi
         ],
     )
@@ -124,8 +125,13 @@ class TestStrategy:
 def test_command_of_a_server_has_the_type_seed_and_address_of_the_run():
     """Its flags are those of TRL's own, which ends with 2.0; tests/test_vllm.py starts one."""
     flags = "--bf16 true --seed 7 --vllm_server_host 10.0.0.2".split()
-    for given, expected in ((flags, ("bfloat16", "7", "10.0.0.2")), ([], ("float32", "0", "127.0.0.1"))):
+    other = "--vllm_server_base_url http://10.0.0.3:9000".split()
+    for given, expected in (
+        (flags, ("bfloat16", "7", "10.0.0.2", "8000")),
+        (other, ("float32", "0", "10.0.0.3", "9000")),
+        ([], ("float32", "0", "127.0.0.1", "8000")),
+    ):
         variable, *words = shlex.split(hardware.serve_command(settings(*given)))
         assert variable == "VLLM_SERVER_DEV_MODE=1" and words[:3] == ["vllm", "serve", "models/tiny"]
-        assert tuple(words[words.index(name) + 1] for name in ("--dtype", "--seed", "--host")) == expected
+        assert tuple(words[words.index(name) + 1] for name in ("--dtype", "--seed", "--host", "--port")) == expected
         assert {"--weight-transfer-config", "--logprobs-mode", "--max-logprobs"} <= set(words)

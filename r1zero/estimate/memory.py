@@ -5,10 +5,12 @@ share. Upper bounds: a forward and backward pass, TRL's head and an evaluation (
 with what torch allocates). Assumed, as no formula gives them: CONTEXT and VLLM_ASLEEP.
 """
 
+import re
+
 from r1zero import schedule
 from r1zero.schedule import ROWS
 
-GIB, GB = 2**30, 10**9  # the plan is in GiB; makers of cards count in GB
+GIB = 2**30
 CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS, NCCL and fragmentation
 # Assumed: vLLM's sleep frees weights, keys and values, but neither CUDA graphs nor NCCL's buffers (its pull request
 # 45623). Its own logs report graphs of 0.21 GiB for Llama-3.2-1B (11349) to 1.62 GiB for a Qwen3.5 (39559).
@@ -89,12 +91,17 @@ def trained_parameters(model, values):
     import torch  # here, as it takes a second
 
     targets = values.lora_target_modules or ["q_proj", "v_proj"]  # PEFT's own for Qwen and Llama
-    if isinstance(targets, str):
-        targets = [targets]
+
+    def is_chosen(name):
+        if targets in ("all-linear", ["all-linear"]):
+            return "lm_head" not in name
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name)
+        return any(f".{name}".endswith(f".{target}") for target in targets)
+
     trained = 0
     for name, module in model.named_modules():
-        chosen = name.rpartition(".")[2] in targets or (targets == ["all-linear"] and "lm_head" not in name)
-        if isinstance(module, torch.nn.Linear) and chosen:
+        if isinstance(module, torch.nn.Linear) and is_chosen(name):
             trained += values.lora_r * (module.in_features + module.out_features)
     return trained
 

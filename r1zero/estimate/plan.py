@@ -142,28 +142,19 @@ def checkpoint_size(parameters, strategy):
     return each * parameters
 
 
-def most_at_once(values, steps):
-    """Return the most checkpoints that a run has on its disk at once. steps: of the whole run, None if not known.
-
-    Trainer deletes the oldest one after it has written the newest.
-    """
-    written = math.ceil(values.num_train_epochs)
-    if values.save_strategy == "steps":
-        every = values.save_steps if values.save_steps >= 1 else values.save_steps * (steps or 1)
-        written = math.ceil((steps or 1) / every)
-    if values.save_total_limit:
-        written = min(written, values.save_total_limit + 1)
-    return written
-
-
 def disk(values, parameters, rows, strategy, there=0):
     """Return the disk space that a run's checkpoints and final model take: words such as "3 checkpoints", and bytes.
 
     parameters: of the model; rows: training problems, or None; there: checkpoints that exist already. The bytes are 0
     if the run saves adapters alone, or no checkpoints.
     """
-    copies = max(1, most_at_once(values, schedule.schedule(values, rows, strategy.processes)["steps"]) - there)
-    words = f"{copies} checkpoint{'s' * (copies > 1)}"
     if values.use_peft or values.save_strategy == "no":
-        return words, 0
-    return words, checkpoint_size(parameters, strategy) * copies + 4 * parameters
+        return "", 0
+    steps = schedule.schedule(values, rows, strategy.processes)["steps"] or 1
+    copies = math.ceil(values.num_train_epochs)
+    if values.save_strategy == "steps":
+        copies = math.ceil(steps / (values.save_steps if values.save_steps >= 1 else values.save_steps * steps))
+    if values.save_total_limit:  # Trainer deletes the oldest one after it has written the newest
+        copies = min(copies, values.save_total_limit + 1)
+    copies = max(1, copies - there)
+    return f"{copies} checkpoint{'s' * (copies > 1)}", checkpoint_size(parameters, strategy) * copies + 4 * parameters

@@ -66,7 +66,7 @@ def read_model(path, trust_remote_code=False):
     preflight.without_weights(config, trust_remote_code)
     has_tokenizer = Path(path, "tokenizer_config.json").is_file()
     tokenizer = preflight.read_tokenizer(path if has_tokenizer else base, trust_remote_code)
-    errors += preflight.weight_errors(base, config, trust_remote_code=trust_remote_code)
+    errors += preflight.weight_errors(base, config, trust_remote_code)
     if errors:
         raise ValueError(errors[0])
     return Model(

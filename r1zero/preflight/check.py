@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -34,8 +35,8 @@ def check(parser, argv):
     machine = Machine.described(flags) if is_described else Machine.here()
     path, values = recipe.resolve(parser, flags, machine)
     notices = recipe.fit(values, machine.processes)
-    if machine.is_here:
-        notices += recipe.overrule_launcher(values)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # of a launcher: transformers would else train with it
+        os.environ["ACCELERATE_MIXED_PRECISION"] = schedule.mixed_precision(values) or "no"
     if machine.is_here and (values.use_cpu or machine.strategy.offload):  # DeepSpeed's AdamW is then on the CPU
         processes.take_threads()
 
@@ -93,7 +94,7 @@ def check(parser, argv):
         print("\n".join([*notices, *planned.lines]), flush=True)
     if machine.is_here and not errors:
         try:
-            script_args, training_args, model_args = recipe.build(parser, values)
+            script_args, training_args, model_args = parser.parse_dict(vars(values), allow_extra_keys=True)
             errors = late_errors(training_args, shape, steps)
         except ValueError as error:  # of TRL or transformers
             errors = [str(error)]

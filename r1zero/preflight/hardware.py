@@ -7,6 +7,7 @@ import subprocess
 import timeit
 from functools import partial
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import torch
 from trl.import_utils import is_vllm_available
@@ -28,9 +29,9 @@ def why_unseen(on_the_cpu=ON_THE_CPU):
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):  # not installed, no driver, or no card
         return None
-    if not shown:
+    if not shown or ", " not in shown[0]:
         return None
-    name, driver = (word.strip() for word in shown[0].rsplit(",", 1))
+    name, driver = shown[0].rsplit(", ", 1)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = "" if visible is None else f", with CUDA_VISIBLE_DEVICES={visible!r}"
     return (
@@ -77,15 +78,15 @@ def errors(values, machine):
 
 
 def serve_command(values):
-    """Return what starts vLLM's server for this run (str), on this machine unless vllm_server_host names another.
+    """Return what starts vLLM's server for this run (str), on this machine unless the settings name another.
 
     The settings are those with which `trl vllm-serve` starts it, which ends with TRL 2.0, but for the endpoints for
     images and the address: it answers whoever reaches it, and its development endpoints would obey them. The seed is
     the run's, since the server has one of its own, 0, and TRL's requests have none.
     """
-    host = values.vllm_server_host
+    url = urlsplit(values.vllm_server_base_url or f"http://{values.vllm_server_host}:{values.vllm_server_port}")
     words = ["vllm", "serve", values.model_name_or_path]
-    words += ["--host", "127.0.0.1" if host == "0.0.0.0" else host, "--port", str(values.vllm_server_port)]
+    words += ["--host", "127.0.0.1" if url.hostname == "0.0.0.0" else url.hostname, "--port", str(url.port or 80)]
     words += ["--dtype", str(generation.engine_type(values, values.dtype)), "--seed", str(values.seed)]
     if values.vllm_max_model_length:
         words += ["--max-model-len", str(values.vllm_max_model_length)]

@@ -107,6 +107,9 @@ class Machine:
             if name == "single" and gpus > 1:
                 name = WITH_SEVERAL
         file = STRATEGIES / f"{name}.yaml"
+        if not file.is_file():
+            known = ", ".join(sorted(path.stem for path in STRATEGIES.glob("*.yaml")))
+            processes.stop(f"there is no configs/accelerate/{name}.yaml", [f"pass --strategy with one of {known}"])
         strategy = read_strategy(launcher_variables(file, gpus))
         if not gpus:
             return cls(strategy, file=file)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,10 +16,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from r1zero.estimate import model_shapes
-from r1zero.files import broken_line, is_folder_name, one_line, shown
+from r1zero.files import is_folder_name, one_line, shown
 from r1zero.tasks.prompts import begins_with_two_bos
 from r1zero.training import lora
 
@@ -65,7 +64,7 @@ def read(values, elsewhere=False):
             'knows, as "eos_token": "<|endoftext|>", into its tokenizer_config.json'
         )
     if not elsewhere:
-        errors += weight_errors(name, config, values.model_revision, values.trust_remote_code)
+        errors += weight_errors(name, config, values.trust_remote_code)
     return model, errors
 
 
@@ -144,75 +143,37 @@ def adapter_base(name):
 # Weights
 
 
-def weight_errors(name, config, revision=None, trust_remote_code=False):
-    """Return weights that are missing, pickled, cut short or of another config (list of lines).
+def weight_errors(name, config, trust_remote_code=False):
+    """Return why the weights in a model's folder cannot be loaded, or which of them it lacks (list of one line).
 
-    config: as read_config gives it. Of a model that only the hub has, no more is known than the names of its files.
+    transformers would draw the latter at random. Loading onto the meta device reads no weight. config: as read_config
+    gives it. Weights of the hub, and quantized ones, whose files hold other shapes, are not looked at.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        there = {path.name for path in folder.iterdir()}
-    else:
-        try:
-            folder, there = None, set(HfApi().list_repo_files(name, revision=revision))
-        except Exception:  # its client's own kinds. Without a network, what is in the cache is what will be loaded
-            folder = Path(try_to_load_from_cache(name, "config.json", revision=revision)).parent
-            there = {path.name for path in folder.iterdir()}
-    if not there & {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME}:
-        return [no_safetensors_line(name, there)]
-    if folder is None:
+    if not Path(name).is_dir() or getattr(config, "quantization_config", None):
         return []
-    files = [SAFE_WEIGHTS_NAME]
-    if SAFE_WEIGHTS_NAME not in there:
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return [f"{index} cannot be read ({one_line(error)}): copy or download it again, or name another model"]
-    broken = [line for line in (broken_line(folder / file) for file in files) if line]
-    return broken or misfit_errors(name, folder, config, trust_remote_code)
-
-
-def misfit_errors(name, folder, config, trust_remote_code):
-    """Return weights that a config asks for and the files in folder (Path) lack (list of lines).
-
-    transformers would draw them at random. Loading onto the meta device reads no weight.
-    """
-    if getattr(config, "quantization_config", None):  # its files hold more, and other shapes
-        return []
+    advice = "copy or download the whole folder again, or name another model"
     settings = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its own report has many lines
     logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code, **settings)
+        _, loaded = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=trust_remote_code, **settings
+        )
+    except Exception as error:  # of safetensors, json or transformers
+        found = f"{type(error).__name__}: {one_line(error)[:300]}"
+        return [f"the weights of model {name} cannot be loaded ({found}): {advice}"]
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:
             logging.enable_progress_bar()
-    misfits = [f"{key} is missing" for key in sorted(loaded[1]["missing_keys"])]
-    for key, stored, wanted in sorted(loaded[1]["mismatched_keys"]):
+    misfits = [f"{key} is missing" for key in sorted(loaded["missing_keys"])]
+    for key, stored, wanted in sorted(loaded["mismatched_keys"]):
         misfits.append(f"{key} is {list(stored)}, wanted {list(wanted)}")
     if not misfits:
         return []
     more = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
-    return [
-        f"the weights of model {name} are not those that its config.json asks for ({misfits[0]}{more}): copy or "
-        "download the whole folder again, or name another model"
-    ]
-
-
-def no_safetensors_line(name, there):
-    """Return the line of a model without safetensors. there: the names of its files."""
-    pickled = sorted(file for file in there if file.startswith("pytorch_model") and file.endswith(".bin"))
-    if not pickled:
-        return f"model {name} has no weights ({SAFE_WEIGHTS_NAME}): name the folder of a whole model, or a hub id"
-    return (
-        f"model {name} has pickled weights ({pickled[0]}), which may run code when they are loaded, wanted "
-        f"{SAFE_WEIGHTS_NAME}: name another model or, if you trust this one, download it and type in its folder "
-        "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('.', dtype='auto')"
-        ".save_pretrained('.')\""
-    )
+    return [f"the weights of model {name} are not those that its config.json asks for ({misfits[0]}{more}): {advice}"]
 
 
 # Prompts and the model together

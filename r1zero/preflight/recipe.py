@@ -1,7 +1,6 @@
 """The settings of a run: the recipe's YAML, then the flags, as one namespace, and the batch for its processes."""
 
 import argparse
-import dataclasses
 import difflib
 import math
 import os
@@ -104,18 +103,6 @@ def unknown_settings(words, known):
     return errors
 
 
-def overrule_launcher(values):
-    """Have the recipe decide on mixed precision, as transformers else trains with what accelerate's launcher says.
-
-    Return what to tell the user of the launcher (list[str]).
-    """
-    said, wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), schedule.mixed_precision(values) or "no"
-    if said in ("no", wanted):
-        return []
-    os.environ["ACCELERATE_MIXED_PRECISION"] = wanted
-    return [f"mixed precision: {wanted}, as the recipe says, and not the launcher's {said}"]
-
-
 def fit(values, processes):
     """Set gradient_accumulation_steps, and the batch a device if need be, so that a step has completions_per_step.
 
@@ -154,22 +141,17 @@ def fit(values, processes):
 
 def nearest_batch(values, wanted, processes):
     """Return the batch a device and the accumulation (ints) that make the number nearest to the completions wanted."""
-    options = []
+    options = []  # (how far from it, the batch a device, the accumulation)
     for per_device in range(values.per_device_train_batch_size, 0, -1):
-        nearest = wanted // (per_device * processes)
-        for accumulation in range(max(1, nearest - values.num_generations), nearest + values.num_generations + 1):
-            made = per_device * processes * accumulation
-            if made * (values.steps_per_generation or 1) % values.num_generations == 0:  # whole groups
-                options.append((per_device, accumulation))
-    if not options:  # TRL says that the groups do not divide
-        return values.per_device_train_batch_size, 1
-
-    def distance(option):
-        return abs(option[0] * option[1] * processes - wanted)
-
-    own = [option for option in options if option[0] == values.per_device_train_batch_size]
-    chosen = min(own or options, key=distance)
-    return chosen if distance(chosen) <= CLOSE * wanted else min(options, key=distance)
+        at_once = per_device * processes
+        generated = at_once * (values.steps_per_generation or 1)
+        whole = values.num_generations // math.gcd(values.num_generations, generated)  # the least for whole groups
+        accumulation = whole * max(1, round(wanted / (at_once * whole)))
+        options.append((abs(at_once * accumulation - wanted), per_device, accumulation))
+    off, per_device, accumulation = options[0]
+    if off > CLOSE * wanted:
+        _, per_device, accumulation = min(options, key=lambda option: option[0])
+    return per_device, accumulation
 
 
 def fit_evaluation(values, rows, processes):
@@ -200,18 +182,6 @@ def fit_vllm(values, peaks, card):
         return []
     values.vllm_gpu_memory_utilization = share
     return [f"vLLM: vllm_gpu_memory_utilization is {share}, what this card leaves it"]
-
-
-def build(parser, values):
-    """Return the parser's dataclasses with the settings of a namespace, as parse_args_into_dataclasses makes them.
-
-    Raises ValueError if TRL or transformers find an error.
-    """
-    built = []
-    for dataclass_type in parser.dataclass_types:
-        names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
-        built.append(dataclass_type(**{name: getattr(values, name) for name in names}))
-    return tuple(built)
 
 
 def save_errors(values, processes):
