@@ -107,3 +107,12 @@ def test_rows_are_counted_in_the_file_and_not_in_its_parts(examine, monkeypatch)
     prompts = ["" if row in (37, 81) else "a" for row in range(95)]
     (error,) = examine({"prompt": prompts}, "mine:reward", row_group_size=25)[1]
     assert "row 37 is ''" in error and "(2 such of 95 rows)" in error
+
+
+@pytest.mark.parametrize("last", ["Solve: <think>", "Solve:"])
+def test_chats_are_taken_as_texts_if_all_of_the_file_are_rendered(examine, monkeypatch, last):
+    monkeypatch.setattr(of_data, "ROWS_AT_A_TIME", 2)
+    chats = [[{"role": "user", "content": text}] for text in ("1 + 1? <think>", "1 + 2? <think>", last)]
+    file, _ = examine({"prompt": chats}, "mine:reward")
+    are_texts = last.endswith("<think>")
+    assert len(file.notices) == are_texts and isinstance(file.first["prompt"][0], str) == are_texts

@@ -211,11 +211,15 @@ def survey(path, parquet, names, first_rows):
     read = columns_read(names, parquet.schema_arrow)
     golds = [columns[-1] for columns in read.values()]  # null in rows of another task
     file, faults, longest = File(Path(path), metadata=parquet.schema_arrow.metadata), {}, []
+    are_taken_as_texts = False
+    if pa.types.is_nested(parquet.schema_arrow.field("prompt").type):
+        prompts = parquet.read(["prompt"])
+        are_taken_as_texts = with_texts(prompts) is not prompts
+    if are_taken_as_texts:
+        file.notices = [f"{path}: each prompt is one user message that ends in <think>, and is taken as its text"]
     # All columns, as a page that is damaged would otherwise be found by the run
-    for whole in parquet.iter_batches(ROWS_AT_A_TIME):
-        batch = with_texts(whole)
-        if batch is not whole:
-            file.notices = [f"{path}: each prompt is one user message that ends in <think>, and is taken as its text"]
+    for batch in parquet.iter_batches(ROWS_AT_A_TIME):
+        batch = with_texts(batch) if are_taken_as_texts else batch
         file.first = file.first or batch.slice(0, first_rows).to_pydict()
         wrong = [("prompt", is_blank(batch["prompt"]), COLUMNS["prompt"][0])]
         for gold in golds:
