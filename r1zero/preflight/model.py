@@ -1,6 +1,6 @@
 """What can be wrong with a model, found before any weight is loaded: each error is one line that says what to do.
 
-A model is a folder or a hub id. Its weights are safetensors alone, since to unpickle a file is to run what it says.
+A model is a folder, whose weights are safetensors alone, or a hub id. transformers runs no code of a pickle there.
 """
 
 import json
